@@ -1,0 +1,100 @@
+"""The errors a user can act on.
+
+    PeftkitError                 exit 1   base of the tree: what went wrong, where, what to do
+    ├── InputError               exit 2   the recipe, the data or the command line is wrong
+    │   ├── RecipeError          exit 2   every problem of one recipe, together
+    │   ├── DataError            exit 2   a data file or a row in it
+    │   ├── BaseError            exit 2   a base model that cannot be used as the recipe asks
+    │   └── TargetError          exit 2   a folder named on the command line is not what is needed
+    └── RunError                 exit 1   a run that started and could not end as promised
+
+They are raised where the cause is known. Only the command line turns them into text and an exit status.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+__all__ = [
+    "BaseError",
+    "DataError",
+    "InputError",
+    "PeftkitError",
+    "Problem",
+    "RecipeError",
+    "RunError",
+    "TargetError",
+]
+
+
+class PeftkitError(Exception):
+    """Something that a user can act on: what is wrong, where, and what to do about it."""
+
+    exit_status: ClassVar[int] = 1
+
+    def __init__(self, what: str, *, where: str | None = None, remedy: str | None = None) -> None:
+        self.what = what
+        self.where = where
+        self.remedy = remedy
+        super().__init__(str(self))
+
+    def __str__(self) -> str:
+        line = f"{self.where}: {self.what}" if self.where else self.what
+        return f"{line} {self.remedy}" if self.remedy else line
+
+    def lines(self) -> list[str]:
+        """The messages to show, one for each thing that is wrong."""
+        return [str(self)]
+
+
+class InputError(PeftkitError):
+    """The recipe, the data or the command line is wrong."""
+
+    exit_status = 2
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One thing that is wrong in a recipe.
+
+    `where` names the file and line, or the `--set` option, that it comes from; `field` is the dotted path.
+    """
+
+    where: str
+    field: str
+    what: str
+    remedy: str | None = None
+
+    def __str__(self) -> str:
+        subject = f"{self.field}: " if self.field else ""
+        line = f"{self.where}: {subject}{self.what}"
+        return f"{line} {self.remedy}" if self.remedy else line
+
+
+class RecipeError(InputError):
+    """Every problem of one recipe, reported together."""
+
+    def __init__(self, problems: Sequence[Problem]) -> None:
+        self.problems = tuple(problems)
+        super().__init__("\n".join(str(problem) for problem in self.problems))
+
+    def lines(self) -> list[str]:
+        return [str(problem) for problem in self.problems]
+
+
+class DataError(InputError):
+    """A data file, or a row in one, cannot be used."""
+
+
+class BaseError(InputError):
+    """A base model cannot be found, read or changed in the way the recipe asks."""
+
+
+class TargetError(InputError):
+    """A folder named on the command line is missing or is not what the command needs."""
+
+
+class RunError(PeftkitError):
+    """A run that started could not end as promised."""

@@ -1,0 +1,186 @@
+"""The sections that carry a library's own arguments: training, LoRA and quantisation."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, Field, model_validator
+
+from peftkit.recipe.installed import LibraryClass, enum_values
+from peftkit.recipe.names import LORA_OWNED, QUANTIZATION_OWNED, TRAINING_OWNED, TRAINING_REMOVED, nearest
+from peftkit.recipe.section import LibrarySection
+
+__all__ = ["Lora", "Quantization", "Training"]
+
+_MODULE = "transformers.training_args"
+Positive = Annotated[int, Field(gt=0)]
+Share = Annotated[float, Field(ge=0, lt=1)]
+Interval = Literal["no", "steps", "epoch"]
+
+
+def _one_of(name: str, valid: tuple[str, ...]) -> str:
+    """Check a value against the names of the installed library."""
+    if name not in valid:
+        guess = nearest(name, valid)
+        hint = f"Did you mean {guess}?" if guess else f"There are: {', '.join(valid)}."
+        raise ValueError(f"{name!r} is not one of Transformers' names. {hint}")
+    return name
+
+
+def _optimizer(name: str) -> str:
+    return _one_of(name, enum_values(_MODULE, "OptimizerNames"))
+
+
+def _scheduler(name: str) -> str:
+    return _one_of(name, enum_values("transformers.trainer_utils", "SchedulerType"))
+
+
+class Training(LibrarySection):
+    """Hyperparameters. Beside these, every other argument of `TrainingArguments` may be set by its name."""
+
+    library = LibraryClass(_MODULE, "TrainingArguments")
+    owned = {**TRAINING_REMOVED, **TRAINING_OWNED}
+
+    learning_rate: Annotated[float, Field(gt=0)] = 5e-5
+    """Size of a step, at its highest. Full fine-tuning takes 1e-5 to 5e-5 (Devlin et al. 2019, 5e-5 to 2e-5), LoRA
+    about ten times that: 2e-4 for GPT-2 medium (Hu et al. 2021, table 11)."""
+
+    per_device_train_batch_size: Positive = 8
+    """Sequences per device in one forward pass. Times `gradient_accumulation_steps` and the number of devices, it is
+    the batch that one optimizer step sees. Larger needs more memory and gives steadier gradients."""
+
+    per_device_eval_batch_size: Positive = 8
+    """Sequences per device in one evaluation pass. It changes memory and speed, never the result."""
+
+    gradient_accumulation_steps: Positive = 1
+    """Forward passes whose gradients are summed before one optimizer step: a larger batch in the same memory."""
+
+    num_train_epochs: Annotated[float, Field(gt=0)] = 3.0
+    """Times the whole training set is seen. 1 to 5 is usual for fine-tuning; more overfits small data."""
+
+    max_steps: int = -1
+    """Optimizer steps to take, instead of counting epochs; -1 leaves it to `num_train_epochs`."""
+
+    weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    """Share of each weight taken off per step, times the learning rate (Loshchilov & Hutter 2019); biases and layer
+    norms are spared. 0.01 to 0.1 is usual."""
+
+    warmup_steps: Annotated[float, Field(ge=0)] = 0
+    """Steps in which the learning rate rises from 0; below 1 it is a share of all steps. 0 to 10% of the steps is
+    usual: it keeps the first, badly scaled updates of Adam small."""
+
+    max_grad_norm: Annotated[float, Field(ge=0)] = 1.0
+    """Gradient clipping: a gradient whose norm over all trained weights is larger is scaled down to it (Pascanu et
+    al. 2013). 1.0 is usual; 0 turns it off."""
+
+    optim: Annotated[str, AfterValidator(_optimizer)] = "adamw_torch"
+    """Optimizer, by Transformers' name: `adamw_torch`, `adamw_torch_fused`, `adafactor`, `sgd`, or, with less memory,
+    `adamw_bnb_8bit` and `paged_adamw_8bit` (Dettmers et al. 2022)."""
+
+    lr_scheduler_type: Annotated[str, AfterValidator(_scheduler)] = "linear"
+    """How the learning rate falls after the warm-up: `linear` to 0, `cosine`, `constant_with_warmup` and others."""
+
+    adam_beta1: Share = 0.9
+    """Memory of AdamW's mean of the gradients."""
+
+    adam_beta2: Share = 0.999
+    """Memory of AdamW's mean of the squared gradients; 0.95 is usual for training from scratch."""
+
+    adam_epsilon: Annotated[float, Field(gt=0)] = 1e-8
+    """Keeps AdamW's division finite."""
+
+    label_smoothing_factor: Share = 0.0
+    """Probability taken from the right token and spread over all (Szegedy et al. 2016). The LoRA paper uses 0.1 on
+    E2E. Evaluation never smooths."""
+
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = 42
+    """Start of every random choice: new weights, adapters, dropout and the order of the data."""
+
+    logging_steps: Annotated[float, Field(gt=0)] = 10
+    """Steps between two lines of metrics; below 1 it is a share of all steps."""
+
+    eval_strategy: Interval = "no"
+    """When to evaluate on `data.validation`: never, every `eval_steps`, or after each epoch."""
+
+    save_strategy: Interval = "epoch"
+    """When to write a checkpoint: never, every `save_steps`, or after each epoch."""
+
+    save_total_limit: Positive | None = 2
+    """Checkpoints to keep, the newest ones; null keeps all."""
+
+    activation_checkpointing: bool = False
+    """Compute activations again in the backward pass instead of keeping them: about a third slower, far less
+    memory (Chen et al. 2016)."""
+
+    @model_validator(mode="after")
+    def _steps_are_counted(self) -> Training:
+        if self.max_steps != -1 and self.max_steps < 1:
+            raise ValueError("max_steps is a number of steps, or -1 to count epochs.")
+        extras = self.model_extra or {}
+        if extras.get("load_best_model_at_end") and self.eval_strategy != self.save_strategy:
+            raise ValueError("load_best_model_at_end needs eval_strategy and save_strategy to be the same.")
+        return self
+
+
+class Lora(LibrarySection):
+    """The adapter (Hu et al. 2021). Beside these, every other argument of PEFT's `LoraConfig` may be set by name."""
+
+    library = LibraryClass("peft.tuners.lora.config", "LoraConfig")
+    owned = LORA_OWNED
+
+    r: Positive = 8
+    """Rank: the width of the two small matrices that stand for the change of a weight. 4 to 16 is usual."""
+
+    lora_alpha: Annotated[float, Field(gt=0)] = 16
+    """Scale: the change is multiplied by `lora_alpha / r`, or by `lora_alpha / sqrt(r)` with `use_rslora`."""
+
+    lora_dropout: Share = 0.05
+    """Probability with which an adapter's inputs are dropped while training. 0 to 0.1 is usual."""
+
+    target_modules: str | list[str] = "auto"
+    """Layers that get an adapter: `auto` (the attention's input projections: `c_attn` for GPT-2), `all-linear`
+    (every layer but the head), a list of names, or one regular expression over whole module names."""
+
+    bias: Literal["none", "all", "lora_only"] = "none"
+    """Biases that are trained with the adapter."""
+
+    use_rslora: bool = False
+    """Scale by `lora_alpha / sqrt(r)` (Kalajdzievski 2023), steadier at high ranks."""
+
+    use_dora: bool = False
+    """Learn a weight's size apart from its direction (Liu et al. 2024)."""
+
+    modules_to_save: list[str] | None = None
+    """Modules trained whole beside the adapter and saved with it."""
+
+
+class Quantization(LibrarySection):
+    """How the base is quantised. Beside these, other arguments of `BitsAndBytesConfig` may be set by name."""
+
+    library = LibraryClass("transformers.utils.quantization_config", "BitsAndBytesConfig")
+    owned = QUANTIZATION_OWNED
+
+    load_in_4bit: bool | None = None
+    """Hold the base's linear layers in 4 bits. Unset: true unless `load_in_8bit` is."""
+
+    load_in_8bit: bool = False
+    """Hold the base's linear layers in 8 bits (LLM.int8(), Dettmers et al. 2022)."""
+
+    bnb_4bit_quant_type: Literal["nf4", "fp4"] = "nf4"
+    """The 4-bit numbers: `nf4`, made for normally distributed weights (Dettmers et al. 2023), or `fp4`."""
+
+    bnb_4bit_use_double_quant: bool = True
+    """Quantise the scales too, which saves 0.37 bits for each weight (Dettmers et al. 2023)."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _choose_width(cls, value: Any) -> Any:
+        if isinstance(value, dict) and value.get("load_in_4bit") is None:
+            return {**value, "load_in_4bit": not value.get("load_in_8bit", False)}
+        return value
+
+    @model_validator(mode="after")
+    def _one_width(self) -> Quantization:
+        if self.load_in_4bit == self.load_in_8bit:
+            raise ValueError("Set exactly one of load_in_4bit and load_in_8bit.")
+        return self

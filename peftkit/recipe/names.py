@@ -1,0 +1,100 @@
+"""Names that a recipe section does not take, and what to write instead."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Mapping
+
+__all__ = ["LORA_OWNED", "QUANTIZATION_OWNED", "TRAINING_OWNED", "TRAINING_REMOVED", "nearest"]
+
+TRAINING_REMOVED: Mapping[str, str] = {
+    "evaluation_strategy": "Use eval_strategy.",
+    "warmup_ratio": "Use warmup_steps: a value below 1 is a share of all steps.",
+    "no_cuda": "Use precision and the machine's own devices; peftkit finds the GPU.",
+    "logging_dir": "Remove it: metrics go to metrics.jsonl in the run folder.",
+    "overwrite_output_dir": "Remove it: peftkit never overwrites a run.",
+    "save_safetensors": "Remove it: weights are always safetensors.",
+    "group_by_length": "Use train_sampling_strategy: group_by_length, or data.packing: true.",
+    "tokenizer": "Remove it: the base brings its tokenizer.",
+    "include_tokens_per_second": "Remove it: tokens per second are always measured.",
+    "adafactor": "Use optim: adafactor.",
+    "gradient_checkpointing": "Use activation_checkpointing.",
+    "gradient_checkpointing_kwargs": "Use activation_checkpointing_kwargs.",
+    "per_gpu_train_batch_size": "Use per_device_train_batch_size.",
+    "per_gpu_eval_batch_size": "Use per_device_eval_batch_size.",
+    "fp16_opt_level": "Use precision: fp16.",
+    "half_precision_backend": "Use precision: fp16 or bf16.",
+    "torchdynamo": "Use torch_compile_backend.",
+    "push_to_hub_token": "Set HF_TOKEN in the environment.",
+    "use_mps_device": "Remove it: the device is found.",
+    "dispatch_batches": "Use accelerator_config.",
+    "split_batches": "Use accelerator_config.",
+    "past_index": "Remove it: it has no successor.",
+    "batch_size": "Use per_device_train_batch_size.",
+    "lr": "Use learning_rate.",
+    "epochs": "Use num_train_epochs.",
+    "gradient_clipping": "Use max_grad_norm.",
+    "optimizer": "Use optim.",
+    "scheduler": "Use lr_scheduler_type.",
+}
+"""Names that Transformers had once, or that other tools use, with their successors (Transformers 5.23)."""
+
+_USE_PRECISION = "Set precision: fp32, fp16 or bf16 at the top level of the recipe."
+_FROM_ENVIRONMENT = "Remove it: a recipe holds no secrets, and training does not upload."
+
+TRAINING_OWNED: Mapping[str, str] = {
+    "output_dir": "Set output at the top level of the recipe.",
+    "run_name": "Set name at the top level of the recipe.",
+    "fp16": _USE_PRECISION,
+    "bf16": _USE_PRECISION,
+    "fp16_full_eval": _USE_PRECISION,
+    "bf16_full_eval": _USE_PRECISION,
+    "use_cpu": "Remove it: the device is found.",
+    "do_train": "Remove it: train always trains.",
+    "do_eval": "Set eval_strategy.",
+    "do_predict": "Remove it and use peftkit generate.",
+    "resume_from_checkpoint": "Remove it: resuming belongs to the command line.",
+    "logging_nan_inf_filter": "Remove it: a loss that is not finite always stops the run.",
+    "remove_unused_columns": "Remove it: peftkit builds the batches.",
+    "label_names": "Remove it: peftkit builds the batches.",
+    "disable_tqdm": "Remove it: peftkit draws its own progress.",
+    "prediction_loss_only": "Remove it: evaluation computes a token-weighted loss.",
+    "local_rank": "Remove it: the launcher sets it.",
+    "push_to_hub": _FROM_ENVIRONMENT,
+    "hub_token": _FROM_ENVIRONMENT,
+    "hub_model_id": _FROM_ENVIRONMENT,
+    "hub_strategy": _FROM_ENVIRONMENT,
+    "hub_private_repo": _FROM_ENVIRONMENT,
+    "hub_always_push": _FROM_ENVIRONMENT,
+    "hub_revision": _FROM_ENVIRONMENT,
+}
+"""Arguments of `TrainingArguments` that peftkit sets itself, and what a recipe says instead."""
+
+LORA_OWNED: Mapping[str, str] = {
+    "task_type": "Remove it: peftkit trains causal language models.",
+    "peft_type": "Remove it: this section is LoRA.",
+    "inference_mode": "Remove it: train trains and generate infers.",
+    "base_model_name_or_path": "Set base.model.",
+    "fan_in_fan_out": "Remove it: it follows from the layer that the adapter is put on.",
+    "runtime_config": "Remove it: peftkit does not offload.",
+    "rank": "Use r.",
+    "lora_r": "Use r.",
+    "alpha": "Use lora_alpha.",
+    "dropout": "Use lora_dropout.",
+}
+"""Names that the `lora` section does not take."""
+
+QUANTIZATION_OWNED: Mapping[str, str] = {
+    "bnb_4bit_compute_dtype": "Set precision at the top level of the recipe; the products are computed in it.",
+    "kwargs": "Name the argument itself.",
+    "quant_type": "Use bnb_4bit_quant_type.",
+    "double_quant": "Use bnb_4bit_use_double_quant.",
+    "bits": "Use load_in_4bit: true or load_in_8bit: true.",
+}
+"""Names that the `quantization` section does not take."""
+
+
+def nearest(name: str, valid: Iterable[str]) -> str | None:
+    """The valid name that is most like `name`, if one is like enough to be meant."""
+    matches = difflib.get_close_matches(name, list(valid), n=1, cutoff=0.6)
+    return matches[0] if matches else None

@@ -1,0 +1,195 @@
+"""What a recipe may say. Every field's docstring is its documentation, and every default lives here alone."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from peftkit.recipe.hyperparameters import Lora, Quantization, Training
+from peftkit.recipe.section import Section
+
+__all__ = ["Base", "Data", "Init", "Method", "Precision", "Recipe", "Source"]
+
+Method = Literal["full", "lora", "qlora"]
+Precision = Literal["auto", "fp32", "bf16", "fp16"]
+Positive = Annotated[int, Field(gt=0)]
+
+
+class Init(Section):
+    """The shape of a new GPT-2, made with random weights instead of loading a pretrained base."""
+
+    n_layer: Positive = 12
+    """Layers: transformer blocks stacked on each other. GPT-2 small has 12, medium 24, large 36, xl 48."""
+
+    n_head: Positive = 12
+    """Attention heads in each layer; `n_embd` must be a multiple of it. GPT-2 small has 12."""
+
+    n_embd: Positive = 768
+    """Hidden size: the width of the vectors that run through the model. GPT-2 small has 768."""
+
+    vocab_size: Positive = 50257
+    """Tokens the model knows. A byte-level BPE tokenizer of this size is trained on the training text, so at least
+    258: the 256 bytes, the end of text and the padding."""
+
+    n_positions: Positive = 1024
+    """Longest sequence, in tokens, that the model can see."""
+
+    tokenizer: str | None = None
+    """Hub name or folder of a tokenizer to use instead of training one; `vocab_size` must have room for it."""
+
+
+class Base(Section):
+    """The model that training starts from."""
+
+    model: str | None = None
+    """Hub name (`gpt2`), a folder in the Transformers format, or `builtin:tiny-gpt2`, which is part of peftkit."""
+
+    revision: str | None = None
+    """Commit, tag or branch of a hub model. A commit's hash is the only name that never moves."""
+
+    init: Init | None = None
+    """Make a new GPT-2 of this shape instead of loading one. Only `method: full` can train it."""
+
+    dropout: Annotated[float, Field(ge=0, lt=1)] | None = None
+    """Probability with which values are dropped after embeddings, attention and each block while training. GPT-2 was
+    trained with 0.1 (Radford et al. 2019). Unset: the base's own."""
+
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    """Number type in which frozen weights of the base are held. `auto`: bfloat16 on a GPU that computes in it and
+    float32 elsewhere. Weights that are trained are always float32."""
+
+    @model_validator(mode="after")
+    def _one_origin(self) -> Base:
+        if (self.model is None) == (self.init is None):
+            raise ValueError("Give exactly one of model and init.")
+        if self.init and self.revision:
+            raise ValueError("revision belongs to a hub model; a base made from init has none.")
+        return self
+
+
+class Source(Section):
+    """Where rows come from: files, or a data set of the hub."""
+
+    path: str | list[str] | None = None
+    """File or files: .txt, .jsonl, .json, .csv, .tsv or .parquet, relative to the recipe's folder."""
+
+    dataset: str | None = None
+    """Hub name of a data set (`wikitext`), or `builtin:grammar`, the small world that peftkit writes itself."""
+
+    name: str | None = None
+    """Configuration of the data set (`wikitext-2-raw-v1`)."""
+
+    split: str | None = None
+    """Split of the data set: train, validation or test. Slices such as `train[:1000]` work."""
+
+    revision: str | None = None
+    """Commit, tag or branch of a hub data set."""
+
+    limit: Positive | None = None
+    """Take only the first rows."""
+
+    @model_validator(mode="after")
+    def _one_origin(self) -> Source:
+        if (self.path is None) == (self.dataset is None):
+            raise ValueError("Give exactly one of path and dataset.")
+        stray = [field for field in ("name", "split", "revision") if self.path and getattr(self, field)]
+        if stray:
+            raise ValueError(f"{' and '.join(stray)} cannot act on files; they belong to a dataset.")
+        return self
+
+
+class Data(Section):
+    """What the model is trained on, and what of it is taught."""
+
+    train: Source
+    """Rows to train on."""
+
+    validation: Source | None = None
+    """Rows held out to measure on. Without them there is no evaluation."""
+
+    format: Literal["text", "completion", "instruction"] = "text"
+    """`text`: every token is taught. `completion`: columns `prompt` and `completion`, only the completion is taught.
+    `instruction`: columns `instruction`, `input` (may be empty) and `output`, only the output is taught."""
+
+    columns: dict[str, str] = {}
+    """Other names of the format's columns in your files, as `prompt: question`."""
+
+    template: str | None = None
+    """How a row becomes the prompt; names in braces are the format's columns. Unset: `{prompt}` for completion, and
+    the template of Stanford Alpaca (Taori et al. 2023) for instruction."""
+
+    sample_by: Literal["line", "paragraph", "document"] = "line"
+    """What one document is in a .txt file: a line, a paragraph between empty lines, or the whole file."""
+
+    max_length: Annotated[int, Field(ge=2)] = 512
+    """Longest sequence in tokens, the end token included; at most what the base can see."""
+
+    truncation: Literal["split", "cut", "error"] | None = None
+    """What happens to a document longer than `max_length`: `split` goes on in a further sequence and loses nothing,
+    `cut` drops the rest and counts it, `error` stops. Unset: split for text, cut for the other formats."""
+
+    packing: bool | None = None
+    """Put several documents into one sequence, isolated from each other, so that no step is spent on padding. Unset:
+    true for text, false for the other formats."""
+
+    @model_validator(mode="after")
+    def _template_acts(self) -> Data:
+        if self.template is not None and self.format == "text":
+            raise ValueError("template cannot act on format: text, which has no prompt.")
+        if self.truncation == "split" and self.format != "text":
+            raise ValueError("truncation: split cuts a prompt from its completion; use cut or error.")
+        return self
+
+
+class Recipe(Section):
+    """One fine-tuning run, complete."""
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
+    """Name of the run: letters, digits, dots, dashes and underscores."""
+
+    description: str | None = None
+    """One line that says what the recipe is for; `peftkit recipes list` shows it."""
+
+    method: Method = "lora"
+    """`full` trains every weight, `lora` adapters on a full-precision base, `qlora` adapters on a quantised one."""
+
+    base: Base
+    """The model that training starts from."""
+
+    lora: Lora = Lora()
+    """The adapter, for `lora` and `qlora`: arguments of PEFT's `LoraConfig`."""
+
+    quantization: Quantization = Quantization()
+    """The quantised base, for `qlora`: arguments of Transformers' `BitsAndBytesConfig`."""
+
+    data: Data
+    """What the model is trained on."""
+
+    training: Training = Training()
+    """Hyperparameters, the same for all three methods: arguments of Transformers' `TrainingArguments`."""
+
+    precision: Precision = "auto"
+    """Number type of the products while training. `auto`: bf16 where the GPU has it, fp16 on older GPUs, fp32 on a
+    CPU. Trained weights are kept in fp32 whatever this says."""
+
+    methods: dict[Method, dict[str, object]] = {}
+    """Differences that one method needs, as `full: {training: {learning_rate: 1e-5}}`. By default there are none."""
+
+    output: str | None = None
+    """The run folder, relative to the working directory. Unset: `runs/` and the recipe's name."""
+
+    @model_validator(mode="after")
+    def _parts_agree(self) -> Recipe:
+        if self.base.init and self.method != "full":
+            raise ValueError("base.init makes a new base, which only method: full can train.")
+        if self.training.eval_strategy != "no" and self.data.validation is None:
+            raise ValueError("training.eval_strategy needs data.validation. Add it, or set eval_strategy: no.")
+        if self.base.init and self.data.max_length > self.base.init.n_positions:
+            raise ValueError(f"data.max_length {self.data.max_length} is more than base.init.n_positions.")
+        return self
+
+    @property
+    def trains_adapter(self) -> bool:
+        """Whether the run ends in an adapter rather than a whole model."""
+        return self.method != "full"

@@ -1,0 +1,82 @@
+"""What every section of a recipe has in common."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError, model_validator
+from pydantic_core import InitErrorDetails, PydanticCustomError
+from pydantic_core.core_schema import ModelWrapValidatorHandler
+
+from peftkit.recipe.installed import LibraryClass
+
+__all__ = ["LibrarySection", "Section"]
+
+
+class Section(BaseModel):
+    """A part of a recipe: frozen, strict about types, and without room for a name it does not know."""
+
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", strict=True, use_attribute_docstrings=True, allow_inf_nan=False
+    )
+
+
+class LibrarySection(Section):
+    """A section that takes, beside its own documented fields, every other argument of one library class.
+
+    Those arguments are checked against the installed library: a name that it does not have is an error like any
+    other unknown name, and so is a value of the wrong type.
+    """
+
+    model_config = ConfigDict(extra="allow")
+
+    library: ClassVar[LibraryClass]
+    owned: ClassVar[Mapping[str, str]]
+    """Names that are refused, with what to write instead."""
+
+    @classmethod
+    def passed_through_types(cls) -> dict[str, Any]:
+        """Name and type of every library argument that this section takes without documenting it."""
+        types = cls.library.argument_types()
+        return {name: kind for name, kind in types.items() if name not in cls.model_fields and name not in cls.owned}
+
+    @model_validator(mode="wrap")
+    @classmethod
+    def _check_passed_through(cls, value: Any, validate: ModelWrapValidatorHandler[Any]) -> Any:
+        extras = {name: item for name, item in value.items() if name not in cls.model_fields} if value else {}
+        errors = cls._extra_errors(extras) if extras else []
+        try:
+            section = validate(value)
+        except ValidationError as error:
+            errors += [_again(detail) for detail in error.errors(include_url=False)]
+        if errors:
+            # pydantic takes the details of a nested error over as its own, each with its place
+            raise ValidationError.from_exception_data(cls.__name__, errors)
+        return section
+
+    @classmethod
+    def _extra_errors(cls, extras: Mapping[str, Any]) -> list[InitErrorDetails]:
+        known = cls.passed_through_types()
+        errors: list[InitErrorDetails] = []
+        for name, item in extras.items():
+            if name in cls.owned or name not in known:
+                errors.append({"type": "extra_forbidden", "loc": (name,), "input": item})
+                continue
+            try:
+                TypeAdapter(known[name], config=ConfigDict(arbitrary_types_allowed=True)).validate_python(
+                    item, strict=True
+                )
+            except ValidationError as error:
+                errors += [_again(detail, name) for detail in error.errors(include_url=False)[:1]]
+        return errors
+
+
+def _again(detail: Any, name: str | None = None) -> InitErrorDetails:
+    """An error detail as an input for a new error, below `name` if given."""
+    message = detail["msg"].replace("{", "{{").replace("}", "}}")
+    location = detail["loc"] if name is None else (name,)
+    kind: Any = detail["type"]
+    if kind in ("extra_forbidden", "missing"):
+        return {"type": kind, "loc": location, "input": detail["input"]}
+    return {"type": PydanticCustomError(kind, message), "loc": location, "input": detail["input"]}

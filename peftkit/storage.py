@@ -1,0 +1,141 @@
+"""Files that are either whole or not there.
+
+A folder is written beside its place under a hidden name, synced to the disk, given a manifest of sizes and hashes as
+its last file, and renamed. Whoever finds it under its own name finds all of it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import secrets
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from peftkit.errors import RunError
+
+__all__ = [
+    "MANIFEST_NAME",
+    "append_json_line",
+    "atomic_folder",
+    "folder_hashes",
+    "folder_size",
+    "read_json",
+    "sha256_of_file",
+    "sha256_of_json",
+    "write_json",
+    "write_text",
+]
+
+MANIFEST_NAME = "manifest.json"
+_CHUNK_BYTES = 1 << 20
+
+
+def sha256_of_file(path: Path) -> str:
+    """Hex SHA-256 of a file's content."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(_CHUNK_BYTES):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def sha256_of_json(value: Any) -> str:
+    """Hex SHA-256 of a JSON value, the same for equal values whatever the order of their keys."""
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def folder_hashes(folder: Path) -> dict[str, str]:
+    """SHA-256 of every file below `folder`, by POSIX path relative to it, in sorted order."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    return {path.relative_to(folder).as_posix(): sha256_of_file(path) for path in files}
+
+
+def folder_size(folder: Path) -> int:
+    """Bytes of all files below `folder`."""
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+
+
+def read_json(path: Path) -> Any:
+    """The JSON value in a UTF-8 file."""
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file so that a reader sees the old content or the new, never a part of it."""
+    part = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
+    try:
+        with part.open("w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)
+    _sync(path.parent)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write a JSON document in one step; a NaN in it raises ValueError, because JSON has none."""
+    write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def append_json_line(path: Path, value: Any) -> None:
+    """Add one line to a JSON Lines file."""
+    with path.open("a", encoding="utf-8") as file:
+        file.write(json.dumps(value, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+@contextlib.contextmanager
+def atomic_folder(place: Path) -> Iterator[Path]:
+    """Give a new folder to write into; it appears at `place`, whole and synced, when the block ends well.
+
+    The folder gets a `manifest.json` with the size and SHA-256 of each file. If the block raises, nothing is left.
+
+    Raises:
+        RunError: `place` exists and is not an empty folder.
+    """
+    if place.exists() and (not place.is_dir() or any(place.iterdir())):
+        raise RunError("exists already and is not empty.", where=str(place), remedy="Choose another output folder.")
+    place.parent.mkdir(parents=True, exist_ok=True)
+    part = place.with_name(f".{place.name}.{secrets.token_hex(4)}.part")
+    part.mkdir()
+    try:
+        yield part
+        _finish_folder(part)
+        part.replace(place)
+        _sync(place.parent)
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+
+
+def _finish_folder(folder: Path) -> None:
+    """Set modes by the umask, sync every file, and write the manifest last."""
+    mode = 0o666 & ~_current_umask()
+    for path in sorted(folder.rglob("*")):
+        if path.is_file():
+            path.chmod(mode)  # safetensors creates its files with mode 0600; a shared model folder wants the umask's
+            _sync(path)
+    hashes = folder_hashes(folder)
+    files = {name: {"bytes": (folder / name).stat().st_size, "sha256": digest} for name, digest in hashes.items()}
+    write_json(folder / MANIFEST_NAME, {"files": files})
+
+
+def _current_umask() -> int:
+    umask = os.umask(0o022)
+    os.umask(umask)
+    return umask
+
+
+def _sync(path: Path) -> None:
+    """Ask the system to put a file or a folder's entries on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
