@@ -3,6 +3,7 @@
     PeftkitError                 exit 1   base of the tree: what went wrong, where, what to do
     ├── InputError               exit 2   the recipe, the data or the command line is wrong
     │   ├── RecipeError          exit 2   every problem of one recipe, together
+    │   ├── FieldError           exit 2   one recipe field that the machine, the base or the data cannot meet
     │   ├── DataError            exit 2   a data file or a row in it
     │   ├── BaseError            exit 2   a base model that cannot be used as the recipe asks
     │   └── TargetError          exit 2   a folder named on the command line is not what is needed
@@ -20,6 +21,7 @@ from typing import ClassVar
 __all__ = [
     "BaseError",
     "DataError",
+    "FieldError",
     "InputError",
     "PeftkitError",
     "Problem",
@@ -82,6 +84,17 @@ class RecipeError(InputError):
 
     def lines(self) -> list[str]:
         return [str(problem) for problem in self.problems]
+
+
+class FieldError(InputError):
+    """A recipe field that cannot be met, found where files and lines are not known.
+
+    Whoever holds the recipe's file turns it into a `RecipeError` that names file and line.
+    """
+
+    def __init__(self, field: str, what: str, *, remedy: str | None = None) -> None:
+        self.field = field
+        super().__init__(what, where=field, remedy=remedy)
 
 
 class DataError(InputError):
