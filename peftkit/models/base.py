@@ -1,0 +1,186 @@
+"""Where a base model is and how it is opened: as a configuration, a tokenizer, an empty structure, or with its weights."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedConfig
+
+from peftkit.errors import BaseError, FieldError
+from peftkit.recipe.schema import Base
+from peftkit.storage import sha256_of_file, sha256_of_json
+
+__all__ = ["BUILTIN_PREFIX", "LocatedBase", "locate_base", "set_dropout", "take_quiet"]
+
+BUILTIN_PREFIX = "builtin:"
+_ASSETS = Path(__file__).resolve().parents[1] / "assets"
+_DROPOUT_NAMES = ("resid_pdrop", "embd_pdrop", "attn_pdrop", "attention_dropout", "hidden_dropout", "embedding_dropout")
+# What Transformers needs from a hub repository; weights in any other form than safetensors can run code when opened.
+_WANTED_FILES = ("*.safetensors", "*.safetensors.index.json", "*.json", "*.txt", "*.model")
+
+
+@dataclass(frozen=True)
+class LocatedBase:
+    """A base whose files are on this machine."""
+
+    reference: str
+    """What the recipe calls it: a hub name, a folder, or `builtin:…`."""
+
+    folder: Path
+    revision: str | None
+    """The commit of a hub model."""
+
+    def config(self, dropout: float | None = None) -> PreTrainedConfig:
+        """The architecture, with `dropout` in the places where it has dropout.
+
+        Raises:
+            BaseError: the folder holds no configuration of a causal language model that Transformers has.
+            FieldError: the architecture has no dropout to set.
+        """
+        try:
+            config = AutoConfig.from_pretrained(self.folder, trust_remote_code=False)
+        except (OSError, ValueError, KeyError) as error:
+            raise _unusable(self.reference, error) from error
+        return set_dropout(config, dropout) if dropout is not None else config
+
+    def tokenizer(self) -> Any:
+        """The base's own tokenizer.
+
+        Raises:
+            BaseError: the base has none.
+        """
+        try:
+            return AutoTokenizer.from_pretrained(self.folder, trust_remote_code=False)
+        except (OSError, ValueError, KeyError) as error:
+            raise _unusable(self.reference, error) from error
+
+    def structure(self, config: PreTrainedConfig) -> Any:
+        """The model's modules without weights, on the meta device: what is in it, known in milliseconds."""
+        with torch.device("meta"):
+            return AutoModelForCausalLM.from_config(config, trust_remote_code=False)
+
+    def load(self, config: PreTrainedConfig, dtype: str, **options: Any) -> Any:
+        """The model with its weights, `dtype` being torch's name of their number type; `options` go to Transformers.
+
+        Raises:
+            BaseError: the weights are not there as safetensors, or do not fit the configuration.
+        """
+        try:
+            model, report = AutoModelForCausalLM.from_pretrained(
+                self.folder,
+                config=config,
+                dtype=getattr(torch, dtype),
+                use_safetensors=True,
+                trust_remote_code=False,
+                output_loading_info=True,
+                **options,
+            )
+        except (OSError, ValueError, RuntimeError) as error:
+            raise _unusable(self.reference, error) from error
+        missing = sorted(report["missing_keys"]) + sorted(str(key) for key in report["mismatched_keys"])
+        if missing:
+            raise BaseError(
+                f"has no fitting weights for {', '.join(missing[:3])}{' and others' if len(missing) > 3 else ''}.",
+                where=self.reference,
+                remedy="Use a whole checkpoint of the architecture that its config.json names.",
+            )
+        return model
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """SHA-256 over the hashes of the configuration and of every weight file.
+
+        Adapters are stored with it: on another base they load without complaint and mean nothing.
+        """
+        files = sorted(self.folder.glob("*.safetensors")) + [self.folder / "config.json"]
+        return sha256_of_json({file.name: sha256_of_file(file) for file in files})
+
+    def record(self) -> dict[str, str | None]:
+        """What a manifest says about the base."""
+        return {"model": self.reference, "revision": self.revision, "sha256": self.fingerprint}
+
+
+def locate_base(base: Base, *, weights: bool = True) -> LocatedBase:
+    """Find a base's folder; for a hub name, in the cache or by fetching it, without its weights if these can wait.
+
+    Raises:
+        FieldError: there is no such base, or it cannot be fetched.
+    """
+    if base.model is None:
+        raise FieldError("base.model", "is not set; a base made from init has no files.")
+    if base.model.startswith(BUILTIN_PREFIX):
+        return LocatedBase(base.model, _builtin_folder(base.model), None)
+    if Path(base.model).expanduser().is_dir():
+        folder = Path(base.model).expanduser().resolve()
+        if weights and not any(folder.glob("*.safetensors")):
+            raise FieldError(
+                "base.model",
+                f"{base.model} holds no .safetensors file.",
+                remedy="Save the model with save_pretrained of a current Transformers; pickled weights are not opened.",
+            )
+        return LocatedBase(str(folder), folder, None)
+    return _fetch(base.model, base.revision, weights)
+
+
+def _builtin_folder(reference: str) -> Path:
+    folder = _ASSETS / reference.removeprefix(BUILTIN_PREFIX)
+    if not (folder / "config.json").is_file():
+        names = sorted(path.parent.name for path in _ASSETS.glob("*/config.json"))
+        raise FieldError("base.model", f"there is no {reference}.", remedy=f"There are: {', '.join(names) or 'none'}.")
+    return folder
+
+
+def _fetch(name: str, revision: str | None, weights: bool) -> LocatedBase:
+    """A hub model's snapshot folder; without a network it is what the cache has."""
+    from huggingface_hub import snapshot_download
+
+    wanted = [pattern for pattern in _WANTED_FILES if weights or not pattern.endswith(".safetensors")]
+    try:
+        folder = snapshot_download(name, revision=revision, allow_patterns=wanted, ignore_patterns=["*/*"])
+    except (OSError, ValueError) as error:  # every error of the hub's client is one of these
+        raise FieldError(
+            "base.model",
+            f"{name!r} is no folder here and cannot be fetched from the hub: {_first_line(error)}",
+            remedy="Check the name and the network, name a folder, or use builtin:tiny-gpt2.",
+        ) from error
+    return LocatedBase(name, Path(folder), Path(folder).name)
+
+
+def set_dropout(config: PreTrainedConfig, dropout: float) -> PreTrainedConfig:
+    """Set every dropout probability that the architecture has.
+
+    Raises:
+        FieldError: it has none.
+    """
+    names = [name for name in _DROPOUT_NAMES if hasattr(config, name)]
+    if not names:
+        raise FieldError("base.dropout", f"{config.model_type} has no dropout to set.", remedy="Remove it.")
+    for name in names:
+        setattr(config, name, dropout)
+    return config
+
+
+def take_quiet() -> None:
+    """Keep the libraries' progress bars and notes off the terminal; peftkit says what users need to know."""
+    import datasets
+    from transformers.utils import logging
+
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    datasets.disable_progress_bars()
+
+
+def _unusable(reference: str, error: Exception) -> BaseError:
+    return BaseError(
+        f"cannot be opened: {_first_line(error)}",
+        where=reference,
+        remedy="It must be a causal language model in the Transformers format, with safetensors and a tokenizer.",
+    )
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

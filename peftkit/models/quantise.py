@@ -1,0 +1,89 @@
+"""The quantised base: made by bitsandbytes while the weights are read, and turned back into plain numbers."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import warnings
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from transformers import BitsAndBytesConfig, PreTrainedConfig
+from transformers.pytorch_utils import Conv1D
+
+from peftkit.errors import BaseError
+from peftkit.models.base import LocatedBase
+from peftkit.recipe.schema import Quantization
+
+__all__ = ["dequantised_base", "load_quantised", "quantised_modules"]
+
+
+def load_quantised(
+    base: LocatedBase, config: PreTrainedConfig, quantization: Quantization, compute_dtype: str, device: str
+) -> Any:
+    """Load a base with its linear layers quantised; `compute_dtype` is what the products are computed in.
+
+    Raises:
+        BaseError: nothing in the base was quantised.
+    """
+    with _hushed():
+        model = base.load(
+            config,
+            compute_dtype,
+            quantization_config=BitsAndBytesConfig(
+                **quantization.model_dump(), bnb_4bit_compute_dtype=getattr(torch, compute_dtype)
+            ),
+            device_map={"": device},
+        )
+    if not quantised_modules(model):
+        raise BaseError("has no linear layer to quantise.", where=base.reference, remedy="Use method: lora.")
+    return model
+
+
+def quantised_modules(model: Any) -> dict[str, Any]:
+    """The modules whose weights bitsandbytes holds, by name."""
+    from bitsandbytes.nn import Linear4bit, Linear8bitLt
+
+    return {name: module for name, module in model.named_modules() if isinstance(module, Linear4bit | Linear8bitLt)}
+
+
+@torch.no_grad()
+def dequantised_base(quantised: Any, base: LocatedBase, config: PreTrainedConfig) -> Any:
+    """A plain float32 model that computes what the quantised one does: its rounded weights, with nothing left to round.
+
+    The weights go into a freshly loaded model, whose layers keep their own kind: a quantised layer is always a Linear,
+    whose weight is the transpose of a Conv1D's, and a square one would fit the wrong way round.
+    """
+    fresh = base.load(config, "float32")
+    for name, module in quantised_modules(quantised).items():
+        weight = _dequantised_weight(module)
+        place = fresh.get_submodule(name)
+        place.weight.copy_(weight.T if isinstance(place, Conv1D) else weight)
+    return fresh
+
+
+def _dequantised_weight(module: Any) -> torch.Tensor:
+    """A quantised layer's weight as float32 on the CPU, [out features, in features]."""
+    import bitsandbytes
+
+    weight = module.weight
+    if isinstance(module, bitsandbytes.nn.Linear4bit):
+        return bitsandbytes.functional.dequantize_4bit(weight.data, weight.quant_state).float().cpu()
+    scales = weight.SCB if weight.SCB is not None else module.state.SCB
+    values = weight.CB if getattr(weight, "CB", None) is not None else weight.data
+    return values.float().cpu() * (scales.float().cpu()[:, None] / 127)
+
+
+@contextlib.contextmanager
+def _hushed() -> Iterator[None]:
+    """Without bitsandbytes' notes on which of its kernels this machine has."""
+    logger = logging.getLogger("bitsandbytes")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", module="bitsandbytes")
+            yield
+    finally:
+        logger.setLevel(level)
