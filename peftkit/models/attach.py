@@ -1,0 +1,129 @@
+"""LoRA adapters on a base: which modules they go on, and whether they do anything."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import torch
+from torch import nn
+from transformers.pytorch_utils import Conv1D
+
+from peftkit.errors import FieldError
+from peftkit.recipe.schema import Lora
+
+__all__ = ["adapter_has_effect", "attach_adapter", "count_parameters", "resolve_targets"]
+
+AUTO_TARGETS = {"gpt2": ["c_attn"], "llama": ["q_proj", "v_proj"], "gpt_neox": ["query_key_value"]}
+"""The attention's input projections, which the LoRA paper adapts (Hu et al. 2021, section 7.1). GPT-2 holds query, key
+and value in one matrix."""
+_FALLBACK = ("q_proj", "v_proj")
+_TARGETS = "lora.target_modules"
+
+
+def resolve_targets(structure: Any, target_modules: str | list[str]) -> list[str]:
+    """The full names of the modules that get an adapter, from the model's structure alone (the meta device will do).
+
+    A name matches a module that is called so, or whose path ends in it; one string other than `auto` and `all-linear`
+    is a regular expression over whole paths.
+
+    Raises:
+        FieldError: a name or the expression matches nothing, or matches the tied embedding or head.
+    """
+    linear = [name for name, module in structure.named_modules() if isinstance(module, nn.Linear | Conv1D)]
+    head = _name_of(structure, structure.get_output_embeddings())
+    tied = {head, _name_of(structure, structure.get_input_embeddings())} if _is_tied(structure) else set()
+    adaptable = [name for name in linear if name != head]
+    if target_modules == "all-linear":
+        return adaptable
+    if target_modules == "auto":
+        wanted = AUTO_TARGETS.get(structure.config.model_type) or [
+            name for name in _FALLBACK if any(_matches(module, name) for module in adaptable)
+        ]
+        if not wanted:
+            raise FieldError(
+                _TARGETS, f"auto knows no targets for {structure.config.model_type}.", remedy=_choices(adaptable)
+            )
+        target_modules = wanted
+    names = [*linear, *(name for name in tied if name not in linear)]
+    chosen = _select(names, target_modules, adaptable)
+    for name in chosen:
+        if name in tied:
+            raise FieldError(
+                _TARGETS,
+                f"{name} is tied: input embedding and head are one matrix, so an adapter on it cannot be merged.",
+                remedy=_choices(adaptable),
+            )
+    return chosen
+
+
+def _select(names: list[str], target_modules: str | list[str], adaptable: list[str]) -> list[str]:
+    """The names that a regular expression matches whole, or that a list's entries end; every entry must match."""
+    if isinstance(target_modules, str):
+        try:
+            chosen = [name for name in names if re.fullmatch(target_modules, name)]
+        except re.error as error:
+            raise FieldError(_TARGETS, f"is no regular expression: {error}.", remedy=_choices(adaptable)) from error
+        if not chosen:
+            raise FieldError(_TARGETS, f"{target_modules!r} matches no module.", remedy=_choices(adaptable))
+        return chosen
+    for pattern in target_modules:
+        if not any(_matches(name, pattern) for name in names):
+            raise FieldError(_TARGETS, f"{pattern!r} matches no module.", remedy=_choices(adaptable))
+    if not target_modules:
+        raise FieldError(_TARGETS, "is empty.", remedy=_choices(adaptable))
+    return [name for name in names if any(_matches(name, pattern) for pattern in target_modules)]
+
+
+def attach_adapter(model: Any, lora: Lora, targets: list[str], base_reference: str) -> Any:
+    """Put new LoRA adapters on the target modules and freeze the rest; the caller has set the seed.
+
+    The adapter's weights are float32 whatever the base is held in.
+    """
+    from peft import LoraConfig, TaskType, get_peft_model
+
+    first = model.get_submodule(targets[0])
+    arguments = lora.model_dump(exclude={"target_modules"})
+    config = LoraConfig(
+        **arguments,
+        target_modules=targets,
+        task_type=TaskType.CAUSAL_LM,
+        fan_in_fan_out=isinstance(first, Conv1D),
+    )
+    adapted = get_peft_model(model, config)
+    adapted.peft_config["default"].base_model_name_or_path = base_reference
+    return adapted
+
+
+def adapter_has_effect(model: Any) -> bool:
+    """Whether any trained adapter changes what its module computes: LoRA's B starts at zero and must have left it."""
+    trained = [parameter for name, parameter in model.named_parameters() if "lora_B" in name or "lora_embedding_B" in name]
+    return any(bool(torch.count_nonzero(parameter)) for parameter in trained)
+
+
+def count_parameters(model: Any) -> tuple[int, int]:
+    """Trainable parameters and all parameters; a quantised weight counts as the numbers it stands for."""
+    from peftkit.models.quantise import quantised_modules
+
+    trainable = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+    packed = {id(module.weight): module.in_features * module.out_features for module in quantised_modules(model).values()}
+    total = sum(packed.get(id(parameter), parameter.numel()) for parameter in model.parameters())
+    return trainable, total
+
+
+def _is_tied(structure: Any) -> bool:
+    return bool(getattr(structure.config, "tie_word_embeddings", False))
+
+
+def _name_of(structure: Any, wanted: Any) -> str | None:
+    return next((name for name, module in structure.named_modules() if module is wanted), None)
+
+
+def _matches(name: str, pattern: str) -> bool:
+    return name == pattern or name.endswith(f".{pattern}")
+
+
+def _choices(adaptable: list[str]) -> str:
+    """What the model has, each kind of module once, by the part of its path after the layer's number."""
+    kinds = dict.fromkeys(re.sub(r"^.*\.\d+\.", "", name) for name in adaptable)
+    return f"The model has: {', '.join(kinds)}; or use auto or all-linear."
