@@ -97,7 +97,9 @@ def attach_adapter(model: Any, lora: Lora, targets: list[str], base_reference: s
 
 def adapter_has_effect(model: Any) -> bool:
     """Whether any trained adapter changes what its module computes: LoRA's B starts at zero and must have left it."""
-    trained = [parameter for name, parameter in model.named_parameters() if "lora_B" in name or "lora_embedding_B" in name]
+    trained = [
+        parameter for name, parameter in model.named_parameters() if "lora_B" in name or "lora_embedding_B" in name
+    ]
     return any(bool(torch.count_nonzero(parameter)) for parameter in trained)
 
 
@@ -106,7 +108,9 @@ def count_parameters(model: Any) -> tuple[int, int]:
     from peftkit.models.quantise import quantised_modules
 
     trainable = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
-    packed = {id(module.weight): module.in_features * module.out_features for module in quantised_modules(model).values()}
+    packed = {
+        id(module.weight): module.in_features * module.out_features for module in quantised_modules(model).values()
+    }
     total = sum(packed.get(id(parameter), parameter.numel()) for parameter in model.parameters())
     return trainable, total
 

@@ -1,0 +1,71 @@
+"""What a run says about itself: `manifest.json`, and the numbers that every command calls by the same names."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
+
+__all__ = ["RunManifest", "RunMetrics", "Status"]
+
+Status = Literal["running", "stopped", "failed", "finished"]
+
+
+@dataclass
+class RunMetrics:
+    """What was measured; None is what is not known."""
+
+    trainable_parameters: int | None = None
+    total_parameters: int | None = None
+    train_tokens: int | None = None
+    """Tokens that the model was trained on, without padding, over all epochs."""
+
+    train_seconds: float | None = None
+    """Time of the training loop, its evaluations and checkpoints included."""
+
+    tokens_per_second: float | None = None
+    """Useful tokens for each second of the training steps alone."""
+
+    peak_memory_bytes: int | None = None
+    """Of the GPU, or the process's largest resident set on a CPU."""
+
+    train_loss: float | None = None
+    """Mean over the last logged steps."""
+
+    eval_loss: float | None = None
+    """Nats for each taught token of the validation data, after training."""
+
+    perplexity: float | None = None
+    base_perplexity: float | None = None
+    """Of the same data before the first step."""
+
+
+@dataclass
+class RunManifest:
+    """The content of `manifest.json`."""
+
+    name: str
+    method: str
+    recipe_sha256: str
+    base: dict[str, Any]
+    data: dict[str, Any]
+    versions: dict[str, str | None]
+    hardware: dict[str, Any]
+    status: Status = "running"
+    error: str | None = None
+    outputs: dict[str, str] = field(default_factory=dict)
+    """SHA-256 of each file that the run made to be shipped, by its path in the run folder."""
+
+    metrics: RunMetrics = field(default_factory=RunMetrics)
+
+    def to_json(self) -> dict[str, Any]:
+        """The manifest as a JSON value."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, values: dict[str, Any]) -> RunManifest:
+        """The manifest that a JSON value stands for.
+
+        Raises:
+            TypeError: the value lacks a field or has one too many.
+        """
+        return cls(**{**values, "metrics": RunMetrics(**values["metrics"])})
