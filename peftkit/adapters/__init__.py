@@ -1,0 +1,1 @@
+"""Adapters as files: what is in them, read without torch."""

@@ -1,0 +1,1 @@
+"""Bases: found, made, loaded, quantised, adapted and exported."""

@@ -10,7 +10,7 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from peftkit.errors import FieldError
-from peftkit.recipe.schema import Lora
+from peftkit.recipe.hyperparameters import Lora
 
 __all__ = ["adapter_has_effect", "attach_adapter", "count_parameters", "resolve_targets"]
 

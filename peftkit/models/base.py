@@ -1,4 +1,4 @@
-"""Where a base model is and how it is opened: as a configuration, a tokenizer, an empty structure, or with its weights."""
+"""Where a base is, and how it is opened: as a configuration, a tokenizer, an empty structure, or with its weights."""
 
 from __future__ import annotations
 
@@ -96,7 +96,7 @@ class LocatedBase:
 
         Adapters are stored with it: on another base they load without complaint and mean nothing.
         """
-        files = sorted(self.folder.glob("*.safetensors")) + [self.folder / "config.json"]
+        files = [*sorted(self.folder.glob("*.safetensors")), self.folder / "config.json"]
         return sha256_of_json({file.name: sha256_of_file(file) for file in files})
 
     def record(self) -> dict[str, str | None]:

@@ -14,7 +14,7 @@ from transformers.pytorch_utils import Conv1D
 
 from peftkit.errors import BaseError
 from peftkit.models.base import LocatedBase
-from peftkit.recipe.schema import Quantization
+from peftkit.recipe.hyperparameters import Quantization
 
 __all__ = ["dequantised_base", "load_quantised", "quantised_modules"]
 
@@ -58,7 +58,7 @@ def dequantised_base(quantised: Any, base: LocatedBase, config: PreTrainedConfig
     fresh = base.load(config, "float32")
     for name, module in quantised_modules(quantised).items():
         weight = _dequantised_weight(module)
-        place = fresh.get_submodule(name)
+        place = fresh.get_submodule(name.removesuffix(".base_layer"))  # PEFT's name of a layer inside its adapter
         place.weight.copy_(weight.T if isinstance(place, Conv1D) else weight)
     return fresh
 
@@ -69,10 +69,12 @@ def _dequantised_weight(module: Any) -> torch.Tensor:
 
     weight = module.weight
     if isinstance(module, bitsandbytes.nn.Linear4bit):
-        return bitsandbytes.functional.dequantize_4bit(weight.data, weight.quant_state).float().cpu()
-    scales = weight.SCB if weight.SCB is not None else module.state.SCB
-    values = weight.CB if getattr(weight, "CB", None) is not None else weight.data
-    return values.float().cpu() * (scales.float().cpu()[:, None] / 127)
+        numbers: torch.Tensor = bitsandbytes.functional.dequantize_4bit(weight.data, weight.quant_state)
+        return numbers.float().cpu()
+    # after its first forward pass, an 8-bit layer keeps its numbers and their scales in its state
+    integers: torch.Tensor = weight.data if weight.CB is None else weight.CB
+    scales: torch.Tensor = module.state.SCB if weight.SCB is None else weight.SCB
+    return integers.float().cpu() * (scales.float().cpu()[:, None] / 127)
 
 
 @contextlib.contextmanager

@@ -12,7 +12,16 @@ from peftkit.models.quantise import load_quantised
 from peftkit.recipe.schema import Base, Recipe
 from peftkit.storage import read_json
 
-__all__ = ["RECORD_NAME", "AdapterRecord", "Opened", "Target", "find_target", "open_adapter", "open_target"]
+__all__ = [
+    "RECORD_NAME",
+    "AdapterRecord",
+    "Opened",
+    "Target",
+    "find_target",
+    "open_adapter",
+    "open_target",
+    "put_adapter",
+]
 
 RECORD_NAME = "peftkit.json"
 """What peftkit writes beside an adapter's or a model's own files: how it was made."""
@@ -145,11 +154,12 @@ def open_adapter(folder: Path, device: str) -> tuple[Any, Any, LocatedBase]:
 
 def put_adapter(model: Any, folder: Path, adapter_config: Any) -> Any:
     """Put a saved adapter on a model, and see that every tensor of it found its place."""
-    from peft import PeftModel
+    from peft import PeftModel, get_peft_model_state_dict
+    from peft.tuners.tuners_utils import check_target_module_exists
     from safetensors import SafetensorError, safe_open
     from transformers.pytorch_utils import Conv1D
 
-    first = model.get_submodule(next(iter(sorted(adapter_config.target_modules))))
+    first = next(module for name, module in model.named_modules() if check_target_module_exists(adapter_config, name))
     adapter_config.fan_in_fan_out = isinstance(first, Conv1D)
     try:
         with safe_open(folder / "adapter_model.safetensors", framework="pt") as file:
@@ -161,8 +171,6 @@ def put_adapter(model: Any, folder: Path, adapter_config: Any) -> Any:
             where=str(folder),
             remedy="The file is damaged or belongs to another base; train or copy it again.",
         ) from error
-    from peft import get_peft_model_state_dict
-
     if set(get_peft_model_state_dict(adapted)) != saved:
         raise TargetError(
             "does not hold the tensors that its configuration calls for.",

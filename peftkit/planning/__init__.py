@@ -1,0 +1,1 @@
+"""Decisions about a machine, as functions of plain values."""

@@ -1,0 +1,1 @@
+"""The recipe: its schema, its loader and the shipped ones."""
