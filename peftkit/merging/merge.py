@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -10,7 +9,7 @@ from typing import Any, Literal
 import torch
 
 from peftkit.errors import RunError, TargetError
-from peftkit.merging.proof import logits_in_fresh_process
+from peftkit.merging.proof import logits_in_fresh_process, logits_of, probe_ids, relative_error
 from peftkit.models.quantise import dequantised_base
 from peftkit.models.target import RECORD_NAME, AdapterRecord, open_adapter, put_adapter
 from peftkit.storage import atomic_folder, folder_hashes, read_json, write_json
@@ -22,7 +21,6 @@ MERGE_DTYPES = {"float32": 1e-5, "float16": 5e-3, "bfloat16": 5e-2}
 """Number types to save in, and the relative error of the logits that is accepted. Measured for an adapter on NF4:
 3.8e-7 in float32, 8e-4 in float16, 6e-3 in bfloat16."""
 _INT8_TOLERANCE = 0.1  # LLM.int8() rounds activations too, which no weights can reproduce
-_PROBE_SHAPE = (4, 32)
 RECEIPT_NAME = "merge.json"
 
 
@@ -57,8 +55,8 @@ def merge_adapter(adapter: Path, output: Path, *, onto: Onto = "dequantized", dt
     _check_places(adapter, output)
     record = AdapterRecord.read(adapter)
     adapted, tokenizer, base = open_adapter(adapter, "cpu")
-    probe = _probe(tokenizer)
-    expected = _logits(adapted.eval(), probe)
+    probe = probe_ids(len(tokenizer))
+    expected = logits_of(adapted, probe)
     config = base.config(record.recipe.base.dropout)
     if record.recipe.method == "qlora" and onto == "dequantized":
         plain = dequantised_base(adapted.base_model.model, base, config)
@@ -66,12 +64,12 @@ def merge_adapter(adapter: Path, output: Path, *, onto: Onto = "dequantized", dt
         plain = base.load(config, "float32")
     merged = put_adapter(plain, adapter, adapted.peft_config["default"]).merge_and_unload(safe_merge=True)
     merged.config.use_cache = True
-    with atomic_folder(output) as folder, tempfile.TemporaryDirectory() as work:
+    with atomic_folder(output) as folder:
         merged.to(getattr(torch, dtype)).save_pretrained(folder)
         tokenizer.save_pretrained(folder)
-        found = logits_in_fresh_process(folder, probe, Path(work))
+        found = logits_in_fresh_process(folder, probe)
         tolerance = _tolerance(record, onto, dtype)
-        error = _relative_error(found, expected)
+        error = relative_error(found, expected)
         if tolerance is not None and not error <= tolerance:
             raise RunError(
                 f"the merged model's logits are {error:.1e} off the adapter's, more than {tolerance:.0e}.",
@@ -114,19 +112,3 @@ def _tolerance(record: AdapterRecord, onto: Onto, dtype: str) -> float | None:
         return max(_INT8_TOLERANCE, MERGE_DTYPES[dtype])
     held = 1e-5 if record.base_dtype == "float32" else MERGE_DTYPES["bfloat16"]
     return max(held, MERGE_DTYPES[dtype])
-
-
-def _probe(tokenizer: Any) -> torch.Tensor:
-    """Token ids [rows, tokens] spread over the vocabulary, the same on every machine."""
-    generator = torch.Generator().manual_seed(0)
-    return torch.randint(0, len(tokenizer), _PROBE_SHAPE, generator=generator)
-
-
-@torch.inference_mode()
-def _logits(model: Any, input_ids: torch.Tensor) -> torch.Tensor:
-    logits: torch.Tensor = model(input_ids=input_ids).logits
-    return logits.float()
-
-
-def _relative_error(found: torch.Tensor, expected: torch.Tensor) -> float:
-    return float((found - expected).abs().max() / expected.abs().max())

@@ -14,7 +14,7 @@ from peftkit.errors import BaseError, FieldError
 from peftkit.recipe.schema import Base
 from peftkit.storage import sha256_of_file, sha256_of_json
 
-__all__ = ["BUILTIN_PREFIX", "LocatedBase", "locate_base", "set_dropout", "take_quiet"]
+__all__ = ["BUILTIN_PREFIX", "LocatedBase", "locate_base", "open_tokenizer", "set_dropout", "take_quiet"]
 
 BUILTIN_PREFIX = "builtin:"
 _ASSETS = Path(__file__).resolve().parents[1] / "assets"
@@ -53,10 +53,7 @@ class LocatedBase:
         Raises:
             BaseError: the base has none.
         """
-        try:
-            return AutoTokenizer.from_pretrained(self.folder, trust_remote_code=False)
-        except (OSError, ValueError, KeyError) as error:
-            raise _unusable(self.reference, error) from error
+        return open_tokenizer(self.folder)
 
     def structure(self, config: PreTrainedConfig) -> Any:
         """The model's modules without weights, on the meta device: what is in it, known in milliseconds."""
@@ -148,6 +145,21 @@ def _fetch(name: str, revision: str | None, weights: bool) -> LocatedBase:
             remedy="Check the name and the network, name a folder, or use builtin:tiny-gpt2.",
         ) from error
     return LocatedBase(name, Path(folder), Path(folder).name)
+
+
+def open_tokenizer(folder: Path) -> Any:
+    """The tokenizer in a folder.
+
+    Raises:
+        BaseError: there is none, or it marks no end of text, so that a model could not learn to stop.
+    """
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+    except (OSError, ValueError, KeyError) as error:
+        raise _unusable(str(folder), error) from error
+    if tokenizer.eos_token_id is None:
+        raise BaseError("its tokenizer has no end-of-text token.", where=str(folder), remedy="Set eos_token in it.")
+    return tokenizer
 
 
 def set_dropout(config: PreTrainedConfig, dropout: float) -> PreTrainedConfig:

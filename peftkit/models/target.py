@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from peftkit.errors import BaseError, FieldError, TargetError
-from peftkit.models.base import LocatedBase, locate_base
+from peftkit.errors import FieldError, TargetError
+from peftkit.models.base import LocatedBase, locate_base, open_tokenizer
 from peftkit.models.quantise import load_quantised
 from peftkit.recipe.schema import Base, Recipe
 from peftkit.storage import read_json
@@ -181,11 +181,4 @@ def put_adapter(model: Any, folder: Path, adapter_config: Any) -> Any:
 
 
 def _tokenizer(folder: Path, base: LocatedBase) -> Any:
-    from transformers import AutoTokenizer
-
-    if (folder / "tokenizer_config.json").is_file():
-        try:
-            return AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
-        except (OSError, ValueError) as error:
-            raise BaseError("its tokenizer cannot be opened.", where=str(folder)) from error
-    return base.tokenizer()
+    return open_tokenizer(folder) if (folder / "tokenizer_config.json").is_file() else base.tokenizer()

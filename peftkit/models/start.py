@@ -1,0 +1,121 @@
+"""The model that a run trains: what it will be is known from its structure, before a weight is loaded."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from transformers import set_seed
+
+from peftkit.errors import FieldError
+from peftkit.models.attach import attach_adapter, resolve_targets
+from peftkit.models.base import LocatedBase, locate_base, open_tokenizer
+from peftkit.models.initialise import initialise_model, train_tokenizer
+from peftkit.models.quantise import load_quantised
+from peftkit.planning.hardware import Dtype
+from peftkit.recipe.schema import Base, Init, Recipe
+
+__all__ = ["Start", "check_isolation", "new_start", "padding_id", "pretrained_start"]
+
+
+@dataclass(frozen=True)
+class Start:
+    """A base, checked against the recipe, and what will be trained on it."""
+
+    tokenizer: Any
+    targets: list[str]
+    """Full names of the modules that get an adapter; none for method full."""
+
+    located: LocatedBase | None
+    """None for a base made from `init`."""
+
+    config: Any
+    """None for a base made from `init`, which makes its own."""
+
+    def load(self, recipe: Recipe, base_dtype: Dtype, device: str) -> Any:
+        """The model on its device, ready to train. The seed is set first: the same recipe starts from the same weights."""
+        set_seed(recipe.training.seed)
+        if self.located is None:
+            model: Any = initialise_model(recipe.base.init or Init(), self.tokenizer, recipe.base.dropout)
+            return model.to(device)
+        if recipe.method == "qlora":
+            base = load_quantised(self.located, self.config, recipe.quantization, base_dtype, device)
+        else:
+            base = self.located.load(self.config, base_dtype).to(device)
+        if not recipe.trains_adapter:
+            return base
+        if recipe.training.activation_checkpointing:
+            base.enable_input_require_grads()  # frozen inputs would cut the graph at the first checkpoint
+        return attach_adapter(base, recipe.lora, self.targets, self.located.reference)
+
+    def record(self) -> dict[str, Any]:
+        """What a manifest says about the base."""
+        return self.located.record() if self.located else {"model": None, "revision": None, "sha256": None}
+
+
+def pretrained_start(recipe: Recipe) -> Start:
+    """A pretrained base, of which only the structure has been looked at.
+
+    Raises:
+        FieldError: targets that it has not, or sequences longer than it can see.
+        BaseError: it cannot be opened.
+    """
+    outline = locate_base(recipe.base, weights=False)
+    config = outline.config(recipe.base.dropout)
+    _check_length(recipe, getattr(config, "max_position_embeddings", None))
+    targets = resolve_targets(outline.structure(config), recipe.lora.target_modules) if recipe.trains_adapter else []
+    located = locate_base(recipe.base)
+    return Start(located.tokenizer(), targets, located, config)
+
+
+def new_start(recipe: Recipe, init: Init, texts: Iterable[str]) -> Start:
+    """A base from nothing, with its tokenizer trained on `texts` unless the recipe names one.
+
+    Raises:
+        FieldError: vocabulary or lengths do not fit.
+    """
+    _check_length(recipe, init.n_positions)
+    if init.tokenizer is None:
+        return Start(train_tokenizer(texts, init), [], None, None)
+    return Start(open_tokenizer(locate_base(Base(model=init.tokenizer), weights=False).folder), [], None, None)
+
+
+def padding_id(tokenizer: Any) -> int:
+    """The token to fill rows with. Labels are masked by place, so a real end of text is taught even where it pads."""
+    return int(tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id)
+
+
+@torch.inference_mode()
+def check_isolation(model: Any) -> None:
+    """See that documents packed into one row do not see each other: a probe of two, together and alone.
+
+    Raises:
+        FieldError: this architecture mixes them.
+    """
+    was_training = model.training
+    model.eval()
+    first, second = torch.arange(2, 10, device=model.device), torch.arange(10, 18, device=model.device)
+    together = torch.cat([first, second])[None]
+    positions = torch.arange(8, device=model.device).repeat(2)[None]
+    packed = model(input_ids=together, position_ids=positions, use_cache=False).logits[0, 8:].float()
+    alone = model(input_ids=second[None], position_ids=positions[:, :8], use_cache=False).logits[0].float()
+    model.train(was_training)
+    held = next(parameter.dtype for parameter in model.parameters() if parameter.is_floating_point())
+    tolerance = 1e-4 if held == torch.float32 else 5e-2
+    if float((packed - alone).abs().max()) > tolerance * float(alone.abs().max()):
+        raise FieldError(
+            "data.packing",
+            f"{model.config.model_type} lets packed documents see each other.",
+            remedy="Set packing: false.",
+        )
+
+
+def _check_length(recipe: Recipe, positions: int | None) -> None:
+    if positions is not None and recipe.data.max_length > positions:
+        raise FieldError(
+            "data.max_length",
+            f"is {recipe.data.max_length}, but the base sees at most {positions} tokens.",
+            remedy=f"Set it to {positions} or less.",
+        )

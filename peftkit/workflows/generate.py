@@ -1,0 +1,38 @@
+"""Text from a target, prompted the way it was trained."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from transformers import set_seed
+
+from peftkit.data.formats import prompt_of
+from peftkit.evaluation.generation import write
+from peftkit.models.device import detect_hardware
+from peftkit.models.target import find_target, open_target
+
+__all__ = ["generate"]
+
+
+def generate(
+    name: str,
+    prompts: Sequence[str],
+    *,
+    max_new_tokens: int,
+    temperature: float = 0.0,
+    seed: int = 42,
+    raw: bool = False,
+) -> list[str]:
+    """Continue each prompt with the target; greedily at temperature 0.
+
+    Where the target's recipe is recorded, a prompt is put into that recipe's template, unless it is `raw`.
+
+    Raises:
+        TargetError: the target cannot be opened.
+    """
+    target = find_target(name)
+    if target.recipe is not None and not raw:
+        prompts = [prompt_of(prompt, target.recipe.data) for prompt in prompts]
+    opened = open_target(target, detect_hardware().device)
+    set_seed(seed)
+    return write(opened.model, opened.tokenizer, prompts, max_new_tokens=max_new_tokens, temperature=temperature)

@@ -1,0 +1,122 @@
+"""One run, from a recipe to a finished folder."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from peftkit import console
+from peftkit.data.prepare import prepare, texts
+from peftkit.errors import PeftkitError, RunError
+from peftkit.merging.proof import logits_in_fresh_process, logits_of, probe_ids, relative_error
+from peftkit.models.attach import count_parameters
+from peftkit.models.device import detect_hardware
+from peftkit.models.export import export, record_of
+from peftkit.models.start import Start, check_isolation, new_start, padding_id, pretrained_start
+from peftkit.models.target import open_adapter
+from peftkit.planning.hardware import ChosenPrecision, choose_base_dtype, choose_precision
+from peftkit.recipe.loader import RecipeFile
+from peftkit.recipe.schema import Recipe
+from peftkit.runs.folder import RunFolder
+from peftkit.runs.manifest import RunManifest, RunMetrics
+from peftkit.runs.versions import installed_versions
+from peftkit.storage import folder_hashes, sha256_of_json
+from peftkit.training.train import RunData, train
+
+__all__ = ["run"]
+
+_TOLERANCE: dict[ChosenPrecision, float] = {"fp32": 1e-4, "bf16": 5e-2, "fp16": 5e-2}
+"""Relative difference of logits between the model in memory and what was saved of it: rounding, and no more."""
+
+
+def run(file: RecipeFile) -> tuple[RunFolder, RunManifest]:
+    """Train what a recipe says and leave a run folder whose output has been opened again and found right.
+
+    Raises:
+        InputError: recipe, base or data are wrong; nothing has been written then.
+        RunError: training or its check failed; the folder's manifest says so.
+    """
+    recipe = file.recipe
+    folder = RunFolder(file.output)
+    folder.check_free()
+    with file.locating():
+        hardware = detect_hardware()
+        precision = choose_precision(recipe.precision, hardware)
+        base_dtype = choose_base_dtype(recipe.base.dtype, recipe.method, precision)
+        start = _start(recipe)
+        data = RunData(*prepare(recipe.data, start.tokenizer))
+        console.info(f"train: {data.train.summary()}")
+        model = start.load(recipe, base_dtype, hardware.device)
+        if data.train.packed:
+            check_isolation(model)
+    trainable, total = count_parameters(model)
+    console.info(
+        f"{recipe.method} on {hardware.name} in {precision}: {trainable:,} of {total:,} parameters are trained"
+    )
+    manifest = RunManifest(
+        name=recipe.name,
+        method=recipe.method,
+        recipe_sha256=sha256_of_json(recipe.model_dump(mode="json")),
+        base=start.record(),
+        data={
+            "train": data.train.record(),
+            "validation": data.validation.record() if data.validation else None,
+        },
+        versions=installed_versions(),
+        hardware=hardware.record(),
+    )
+    folder.create(file.resolved_yaml(), manifest)
+    with _recorded(folder, manifest), file.locating():
+        result = train(model, padding_id(start.tokenizer), data, recipe, folder, hardware, precision)
+        measured = {name: value for name, value in asdict(result).items() if name in RunMetrics.__dataclass_fields__}
+        manifest.metrics = RunMetrics(trainable_parameters=trainable, total_parameters=total, **measured)
+        place = folder.adapter if recipe.trains_adapter else folder.model
+        export(model, start.tokenizer, place, record_of(recipe, start.record(), base_dtype, manifest.metrics))
+        _verify(model, place, recipe, len(start.tokenizer), precision)
+        manifest.outputs = {f"{place.name}/{name}": digest for name, digest in folder_hashes(place).items()}
+        manifest.status = "finished"
+    return folder, manifest
+
+
+def _start(recipe: Recipe) -> Start:
+    if recipe.base.init is None:
+        return pretrained_start(recipe)
+    return new_start(recipe, recipe.base.init, texts(recipe.data.train, recipe.data, "data.train"))
+
+
+def _verify(model: Any, place: Path, recipe: Recipe, vocabulary: int, precision: ChosenPrecision) -> None:
+    """Open what was saved as a user would, and see that it computes what the model in memory computes.
+
+    Raises:
+        RunError: it does not.
+    """
+    probe = probe_ids(vocabulary)
+    expected = logits_of(model, probe)
+    if recipe.trains_adapter:
+        found = logits_of(open_adapter(place, str(model.device))[0], probe)
+    else:
+        found = logits_in_fresh_process(place, probe)
+    error = relative_error(found, expected)
+    if not error <= _TOLERANCE[precision]:
+        raise RunError(
+            f"what was saved computes other logits than what was trained: {error:.1e} off.", where=str(place)
+        )
+
+
+@contextlib.contextmanager
+def _recorded(folder: RunFolder, manifest: RunManifest) -> Iterator[None]:
+    """Write the manifest when the run ends, whichever way it ends."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        manifest.status = "stopped"
+        raise
+    except BaseException as error:
+        manifest.status = "failed"
+        manifest.error = str(error) if isinstance(error, PeftkitError) else f"{type(error).__name__}: {error}"
+        raise
+    finally:
+        folder.write(manifest)
