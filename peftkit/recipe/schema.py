@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Final, Literal
 
 from pydantic import Field, model_validator
 
 from peftkit.recipe.hyperparameters import Lora, Quantization, Training
 from peftkit.recipe.section import Section
 
-__all__ = ["Base", "Data", "Init", "Method", "Precision", "Recipe", "Source"]
+__all__ = ["COLUMNS", "Base", "Data", "Init", "Method", "Precision", "Recipe", "Source"]
 
 Method = Literal["full", "lora", "qlora"]
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
 Positive = Annotated[int, Field(gt=0)]
+
+
+COLUMNS: Final[dict[str, tuple[str, ...]]] = {
+    "text": ("text",),
+    "completion": ("prompt", "completion"),
+    "instruction": ("instruction", "input", "output"),
+}
+"""The columns that each format reads, the taught one last; `input` may be missing."""
 
 
 class Init(Section):

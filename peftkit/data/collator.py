@@ -1,0 +1,50 @@
+"""Batches for training and evaluation."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from peftkit.data.prepare import NO_LABEL, Features
+
+__all__ = ["Collator"]
+
+
+@dataclass(frozen=True)
+class Collator:
+    """Pads rows on the right, to the longest of the batch.
+
+    There is no attention mask: no token sees what stands after it, padding has no labels, and a mask would let packed
+    documents see each other.
+    """
+
+    pad_token_id: int
+
+    def __call__(self, features: Sequence[Features]) -> dict[str, torch.Tensor]:
+        """The batch: `input_ids`, `labels` and, if packed, `position_ids` [rows, tokens]; `num_tokens` [rows].
+
+        In a packed row the padding is a document of its own, with positions from 0.
+        """
+        lengths = [len(row["input_ids"]) for row in features]
+        batch = {
+            "input_ids": self._padded(features, "input_ids", self.pad_token_id),
+            "labels": self._padded(features, "labels", NO_LABEL),
+            "num_tokens": torch.tensor(lengths),
+        }
+        if "position_ids" in features[0]:
+            positions = self._padded(features, "position_ids", 0)
+            for row, length in enumerate(lengths):
+                positions[row, length:] = torch.arange(positions.shape[1] - length)
+            batch["position_ids"] = positions
+        return batch
+
+    @staticmethod
+    def _padded(features: Sequence[Features], name: str, filling: int) -> torch.Tensor:
+        longest = max(len(row[name]) for row in features)
+        padded = np.full((len(features), longest), filling, dtype=np.int64)
+        for index, row in enumerate(features):
+            padded[index, : len(row[name])] = row[name]
+        return torch.from_numpy(padded)
