@@ -45,7 +45,9 @@ def print_json(value: Any) -> None:
     stdout.print(json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False), markup=False)
 
 
-def print_table(title: str | None, columns: Sequence[str], rows: Sequence[Sequence[str]], numeric: bool = False) -> None:
+def print_table(
+    title: str | None, columns: Sequence[str], rows: Sequence[Sequence[str]], numeric: bool = False
+) -> None:
     """Print a result as a table; with `numeric`, every column but the first is set flush right."""
     table = Table(title=title, title_justify="left", title_style="bold", box=None, pad_edge=False, padding=(0, 2, 0, 0))
     for index, column in enumerate(columns):

@@ -83,6 +83,7 @@ class RecipeError(InputError):
         super().__init__("\n".join(str(problem) for problem in self.problems))
 
     def lines(self) -> list[str]:
+        """One message for each problem."""
         return [str(problem) for problem in self.problems]
 
 

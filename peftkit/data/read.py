@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import tempfile
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import datasets
 from datasets import Dataset
@@ -74,7 +74,7 @@ def _from_files(paths: list[Path], data: Data, field: str) -> Dataset:
             remedy=f"Use files of one kind: {', '.join(_LOADERS)}.",
         )
     suffix = kinds.pop()
-    options = {".txt": {"sample_by": data.sample_by}, ".tsv": {"sep": "\t"}}.get(suffix, {})
+    options: dict[str, Any] = {".txt": {"sample_by": data.sample_by}, ".tsv": {"sep": "\t"}}.get(suffix, {})
     names = [str(path) for path in paths]
     try:
         with tempfile.TemporaryDirectory() as cache:
@@ -97,19 +97,19 @@ def _unreadable(paths: list[Path], error: Exception) -> DataError:
                     return DataError(
                         f"is not a JSON object: {cause}.", where=f"{path}:{number}", remedy="Mend or remove the line."
                     )
-    cause: BaseException = error
-    while cause.__cause__ is not None:  # the library wraps the reason in an error of its own
-        cause = cause.__cause__
-    reason = str(cause).strip().splitlines()
+    root: BaseException = error
+    while root.__cause__ is not None:  # the library wraps the reason in an error of its own
+        root = root.__cause__
+    reason = str(root).strip().splitlines()
     return DataError(
-        f"cannot be read: {reason[0] if reason else type(cause).__name__}",
+        f"cannot be read: {reason[0] if reason else type(root).__name__}",
         where=", ".join(map(str, paths)),
         remedy="Check that its content is what its suffix says.",
     )
 
 
 def _from_grammar(source: Source, field: str) -> Dataset:
-    split: Literal["train", "validation"] = "validation" if _split(source, field) == "validation" else "train"
+    split: grammar.Split = "validation" if _split(source, field) == "validation" else "train"
     if source.name == "corpus":
         return Dataset.from_dict({"text": grammar.corpus(split)})
     if source.name == "task":

@@ -15,5 +15,6 @@ __all__ = ["measure_loss"]
 
 def measure_loss(model: Any, data: Prepared, pad_token_id: int, batch_size: int) -> Loss:
     """The loss over all taught tokens of the data; the batch size changes memory and speed, never the result."""
-    batches: Any = DataLoader(data.dataset, batch_size=batch_size, collate_fn=Collator(pad_token_id))
+    dataset: Any = data.dataset
+    batches: Any = DataLoader(dataset, batch_size=batch_size, collate_fn=Collator(pad_token_id))
     return evaluate_loss(model, batches)

@@ -30,7 +30,7 @@ def probe_ids(vocabulary: int) -> torch.Tensor:
 
 @torch.inference_mode()
 def logits_of(model: Any, input_ids: torch.Tensor) -> torch.Tensor:
-    """What a model says to token ids [rows, tokens], in evaluation mode: float32 [rows, tokens, vocabulary] on the CPU."""
+    """A model's logits for token ids [rows, tokens], in evaluation mode: float32 [rows, tokens, vocabulary]."""
     logits: torch.Tensor = model.eval()(input_ids=input_ids.to(model.device)).logits
     return logits.float().cpu()
 

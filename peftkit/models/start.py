@@ -35,7 +35,7 @@ class Start:
     """None for a base made from `init`, which makes its own."""
 
     def load(self, recipe: Recipe, base_dtype: Dtype, device: str) -> Any:
-        """The model on its device, ready to train. The seed is set first: the same recipe starts from the same weights."""
+        """The model on its device, ready to train; the seed is set first, so a recipe always starts from the same."""
         set_seed(recipe.training.seed)
         if self.located is None:
             model: Any = initialise_model(recipe.base.init or Init(), self.tokenizer, recipe.base.dropout)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import AfterValidator, Field, model_validator
 
@@ -39,7 +39,7 @@ class Training(LibrarySection):
     """Hyperparameters. Beside these, every other argument of `TrainingArguments` may be set by its name."""
 
     library = LibraryClass(_MODULE, "TrainingArguments")
-    owned = {**TRAINING_REMOVED, **TRAINING_OWNED}
+    owned: ClassVar = {**TRAINING_REMOVED, **TRAINING_OWNED}
 
     learning_rate: Annotated[float, Field(gt=0)] = 5e-5
     """Size of a step, at its highest. Full fine-tuning takes 1e-5 to 5e-5 (Devlin et al. 2019, 5e-5 to 2e-5), LoRA

@@ -46,6 +46,12 @@ class Init(Section):
     tokenizer: str | None = None
     """Hub name or folder of a tokenizer to use instead of training one; `vocab_size` must have room for it."""
 
+    @model_validator(mode="after")
+    def _heads_share_the_width(self) -> Init:
+        if self.n_embd % self.n_head:
+            raise ValueError(f"n_embd {self.n_embd} is not a multiple of n_head {self.n_head}. Change one of them.")
+        return self
+
 
 class Base(Section):
     """The model that training starts from."""
@@ -120,7 +126,7 @@ class Data(Section):
     """`text`: every token is taught. `completion`: columns `prompt` and `completion`, only the completion is taught.
     `instruction`: columns `instruction`, `input` (may be empty) and `output`, only the output is taught."""
 
-    columns: dict[str, str] = {}
+    columns: dict[str, str] = Field(default_factory=dict)
     """Other names of the format's columns in your files, as `prompt: question`."""
 
     template: str | None = None
@@ -142,9 +148,13 @@ class Data(Section):
     true for text, false for the other formats."""
 
     @model_validator(mode="after")
-    def _template_acts(self) -> Data:
+    def _format_agrees(self) -> Data:
         if self.template is not None and self.format == "text":
             raise ValueError("template cannot act on format: text, which has no prompt.")
+        strange = sorted(set(self.columns) - set(COLUMNS[self.format]))
+        if strange:
+            known = ", ".join(COLUMNS[self.format])
+            raise ValueError(f"columns names {', '.join(strange)}, which format: {self.format} has not. Use {known}.")
         if self.truncation == "split" and self.format != "text":
             raise ValueError("truncation: split cuts a prompt from its completion; use cut or error.")
         return self
@@ -181,7 +191,7 @@ class Recipe(Section):
     """Number type of the products while training. `auto`: bf16 where the GPU has it, fp16 on older GPUs, fp32 on a
     CPU. Trained weights are kept in fp32 whatever this says."""
 
-    methods: dict[Method, dict[str, object]] = {}
+    methods: dict[Method, dict[str, object]] = Field(default_factory=dict)
     """Differences that one method needs, as `full: {training: {learning_rate: 1e-5}}`. By default there are none."""
 
     output: str | None = None

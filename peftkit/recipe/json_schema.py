@@ -1,0 +1,36 @@
+"""The recipe as a JSON Schema, for editors that complete and check while one writes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic import PydanticSchemaGenerationError, TypeAdapter
+from pydantic.errors import PydanticInvalidForJsonSchema
+
+from peftkit.recipe.hyperparameters import Lora, Quantization, Training
+from peftkit.recipe.schema import Recipe
+
+__all__ = ["recipe_schema"]
+
+
+def recipe_schema() -> dict[str, Any]:
+    """JSON Schema (draft 2020-12) of a recipe, with the arguments of the installed libraries that it may name."""
+    schema = Recipe.model_json_schema()
+    for section in (Training, Lora, Quantization):
+        definition = schema["$defs"][section.__name__]
+        for name, kind in sorted(section.passed_through_types().items()):
+            definition["properties"][name] = {**_type_schema(kind), "description": _described(section, name)}
+        definition["additionalProperties"] = False
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": "peftkit recipe", **schema}
+
+
+def _described(section: type[Training | Lora | Quantization], name: str) -> str:
+    return f"{section.library.name}'s {name}, passed on as it is."
+
+
+def _type_schema(kind: Any) -> dict[str, Any]:
+    """The schema of a library's type, or of anything where JSON has no such type."""
+    try:
+        return TypeAdapter(kind).json_schema()
+    except (PydanticSchemaGenerationError, PydanticInvalidForJsonSchema):
+        return {}

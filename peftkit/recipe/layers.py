@@ -1,0 +1,114 @@
+"""A recipe's values from several places, one over the other, each remembering where it comes from."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path as FilePath
+from typing import Any
+
+from peftkit.recipe.document import Path, dotted
+
+__all__ = ["Layers", "Origin", "absolute_paths"]
+
+_DATA_PATHS: tuple[Path, ...] = (("data", "train", "path"), ("data", "validation", "path"))
+_MODEL_PATHS: tuple[Path, ...] = (("base", "model"), ("base", "init", "tokenizer"))
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Where a value was written."""
+
+    where: str
+    """File and line, or the option."""
+
+    field: str
+    """The dotted path it was written under, which for a method's own values begins with `methods`."""
+
+
+@dataclass
+class Layers:
+    """Merged values, and the origin of each."""
+
+    values: dict[str, Any] = field(default_factory=dict)
+    origins: dict[Path, Origin] = field(default_factory=dict)
+
+    def put(self, path: Path, value: Any, origin: Origin) -> None:
+        """Set one value, whatever was there, making the mappings that lead to it."""
+        place = self.values
+        for depth, part in enumerate(path[:-1], start=1):
+            inner = place.get(str(part))
+            if not isinstance(inner, dict):
+                inner = place[str(part)] = {}
+            place = inner
+            self.origins.setdefault(path[:depth], origin)
+        place[str(path[-1])] = value
+        self.origins = {known: at for known, at in self.origins.items() if known[: len(path)] != path}
+        self.origins[path] = origin
+
+    def merge(self, values: Mapping[str, Any], lines: Mapping[Path, int], file: str, prefix: Path = ()) -> None:
+        """Lay a file's values over what is there, mapping by mapping; `prefix` is where they stand in the file."""
+        self._merge(self.values, values, (), lines, file, prefix)
+
+    def _merge(
+        self,
+        into: dict[str, Any],
+        values: Mapping[str, Any],
+        path: Path,
+        lines: Mapping[Path, int],
+        file: str,
+        prefix: Path,
+    ) -> None:
+        for key, value in values.items():
+            here = (*path, key)
+            written = (*prefix, *here)
+            self.origins[here] = Origin(f"{file}:{lines[written]}", dotted(written))
+            if isinstance(value, dict):
+                inner = into.get(key)
+                into[key] = dict(inner) if isinstance(inner, dict) else {}
+                self._merge(into[key], value, here, lines, file, prefix)
+            else:
+                into[key] = value
+
+    def origin(self, path: Path) -> Origin | None:
+        """Where the value at `path` was written, or the nearest section around it that was."""
+        for end in range(len(path), 0, -1):
+            if path[:end] in self.origins:
+                return self.origins[path[:end]]
+        return None
+
+
+def absolute_paths(values: dict[str, Any], folder: FilePath) -> dict[str, Any]:
+    """The values with their paths to data and to local models made absolute, from `folder`."""
+    for path in _DATA_PATHS:
+        values = _changed(values, path, lambda name: str(_inside(folder, name)))
+    for path in _MODEL_PATHS:
+        values = _changed(values, path, lambda name: _model(folder, name))
+    return values
+
+
+def _inside(folder: FilePath, name: str) -> FilePath:
+    return (folder / FilePath(name).expanduser()).resolve()
+
+
+def _model(folder: FilePath, name: str) -> str:
+    """A name that is a folder's, or can be nothing else, as an absolute path; the hub's names as they are."""
+    if name.startswith("builtin:") or not name:
+        return name
+    place = _inside(folder, name)
+    return str(place) if place.is_dir() or name.startswith((".", "/", "~")) else name
+
+
+def _changed(values: dict[str, Any], path: Path, change: Any) -> dict[str, Any]:
+    """A copy with the text, or each text of the list, at `path` changed; anything else is left for the schema."""
+    key, rest = str(path[0]), path[1:]
+    if key not in values:
+        return values
+    inner = values[key]
+    if rest:
+        new = _changed(inner, rest, change) if isinstance(inner, dict) else inner
+    elif isinstance(inner, list):
+        new = [change(item) if isinstance(item, str) else item for item in inner]
+    else:
+        new = change(inner) if isinstance(inner, str) else inner
+    return {**values, key: new}

@@ -1,0 +1,37 @@
+"""The recipes that come with peftkit."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from peftkit.errors import InputError
+from peftkit.recipe.names import nearest
+
+__all__ = ["find_recipe", "shipped_recipes"]
+
+_PACKAGE = Path(__file__).resolve().parents[1]
+# An installed package carries the recipes inside it; a checkout has them beside it, where people look for them.
+_FOLDERS = (_PACKAGE / "assets" / "recipes", _PACKAGE.parent / "recipes")
+
+
+def shipped_recipes() -> dict[str, Path]:
+    """The shipped recipes' files by name."""
+    folder = next((folder for folder in _FOLDERS if folder.is_dir()), _FOLDERS[0])
+    return {path.stem: path for path in sorted(folder.glob("*.yaml"))}
+
+
+def find_recipe(name: str) -> Path:
+    """The file that a name on the command line stands for: a path, or a shipped recipe's name.
+
+    Raises:
+        InputError: there is neither.
+    """
+    path = Path(name).expanduser()
+    if path.is_file():
+        return path
+    shipped = shipped_recipes()
+    if name.removesuffix(".yaml") in shipped:
+        return shipped[name.removesuffix(".yaml")]
+    guess = nearest(path.stem, shipped)
+    remedy = f"Did you mean {guess}?" if guess else f"The shipped ones are: {', '.join(shipped)}."
+    raise InputError("is neither a recipe file nor a shipped recipe.", where=name, remedy=remedy)

@@ -1,0 +1,171 @@
+"""A recipe from its file and the command line, checked whole before anything is loaded."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from io import StringIO
+from pathlib import Path
+from typing import Any, get_args
+
+from pydantic import ValidationError
+from ruamel.yaml import YAML
+
+from peftkit.errors import FieldError, InputError, Problem, RecipeError
+from peftkit.recipe.document import Document, parse_document
+from peftkit.recipe.layers import Layers, Origin, absolute_paths
+from peftkit.recipe.names import nearest
+from peftkit.recipe.overrides import Override, parse_override
+from peftkit.recipe.problems import describe
+from peftkit.recipe.references import reference_errors
+from peftkit.recipe.schema import Method, Recipe
+
+__all__ = ["RecipeFile", "load_recipe"]
+
+_METHODS: tuple[str, ...] = get_args(Method)
+
+
+@dataclass(frozen=True)
+class RecipeFile:
+    """A checked recipe that remembers where each of its values was written."""
+
+    recipe: Recipe
+    path: Path
+    output: Path
+    """The run folder."""
+
+    layers: Layers
+
+    def where(self, field: str) -> str:
+        """File and line, or option, that a dotted field was written at, or the nearest section around it."""
+        origin = self.layers.origin(tuple(field.split(".")))
+        return origin.where if origin else str(self.path)
+
+    @contextlib.contextmanager
+    def locating(self) -> Iterator[None]:
+        """Give errors about a field, found further down, the place where the field was written."""
+        try:
+            yield
+        except FieldError as error:
+            raise RecipeError([Problem(self.where(error.field), error.field, error.what, error.remedy)]) from error
+
+    def notes(self) -> list[str]:
+        """What the recipe says that cannot act in this run."""
+        unused = {"full": ("lora", "quantization"), "lora": ("quantization",), "qlora": ()}[self.recipe.method]
+        return [
+            f"{section} is checked, and not used by method: {self.recipe.method}."
+            for section in unused
+            if (section,) in self.layers.origins
+        ]
+
+    def resolved_yaml(self) -> str:
+        """The complete recipe, every default written out: it trains the same run again."""
+        text = StringIO()
+        text.writelines(f"# {note}\n" for note in self.notes())
+        writer = YAML(typ="safe", pure=True)
+        writer.default_flow_style = False
+        writer.sort_base_mapping_type_on_output = False
+        writer.dump(self.recipe.model_dump(mode="json"), text)
+        return text.getvalue()
+
+
+def load_recipe(
+    path: Path, *, method: str | None = None, overrides: Sequence[str] = (), output: Path | None = None
+) -> RecipeFile:
+    """Read a recipe, apply `--method` and `--set`, and check it for every method that it has values of its own for.
+
+    Raises:
+        RecipeError: everything that is wrong, together.
+        InputError: the file cannot be read.
+    """
+    document = parse_document(_read(path), str(path))
+    problems: list[Problem] = []
+    changes = _parse(overrides, problems)
+    own = document.values.get("methods")
+    chosen = _chosen(document, changes, method)
+    variants = [chosen, *(name for name in (own if isinstance(own, dict) else {}) if name != chosen)]
+    recipe, layers = None, Layers()
+    for variant in variants:
+        candidate = _layered(path, document, changes, method if variant == chosen else variant, variant)
+        found, checked = _validate(candidate, path)
+        problems += [problem for problem in found if problem not in problems]
+        if variant == chosen:
+            recipe, layers = checked, candidate
+    if problems or recipe is None:
+        raise RecipeError(problems)
+    return RecipeFile(recipe, path, output or Path(recipe.output or f"runs/{recipe.name}"), layers)
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except FileNotFoundError as error:
+        raise InputError("there is no such recipe.", where=str(path), remedy="See `peftkit recipes list`.") from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"cannot be read: {error}.", where=str(path), remedy="Name a YAML file in UTF-8.") from error
+
+
+def _parse(overrides: Sequence[str], problems: list[Problem]) -> list[Override]:
+    changes: list[Override] = []
+    for text in overrides:
+        try:
+            changes.append(parse_override(text))
+        except RecipeError as error:
+            problems += error.problems
+    return changes
+
+
+def _chosen(document: Document, changes: list[Override], method: str | None) -> Any:
+    """The method of this run: from the command line, `--set`, the file, or the schema's default."""
+    set_to = next((change.value for change in reversed(changes) if change.path == ("method",)), None)
+    return method or set_to or document.values.get("method", Recipe.model_fields["method"].default)
+
+
+def _layered(path: Path, document: Document, changes: list[Override], method: str | None, variant: Any) -> Layers:
+    """The file, over it the variant's own values, over them what the command line sets."""
+    layers = Layers()
+    folder, file = path.resolve().parent, str(path)
+    layers.merge(absolute_paths(document.values, folder), document.lines, file)
+    methods = document.values.get("methods")
+    own = methods.get(variant) if isinstance(methods, dict) and isinstance(variant, str) else None
+    if variant in _METHODS and isinstance(own, dict):
+        layers.merge(absolute_paths(own, folder), document.lines, file, ("methods", variant))
+        layers.values["methods"] = {}
+    elif isinstance(methods, dict) and all(name in _METHODS and isinstance(at, dict) for name, at in methods.items()):
+        layers.values["methods"] = {}  # each is checked as a variant of its own
+    for change in changes:
+        nested: Any = change.value
+        for part in reversed(change.path):
+            nested = {part: nested}
+        value = absolute_paths(nested, Path.cwd())
+        for part in change.path:
+            value = value[part]
+        layers.put(change.path, value, Origin(change.where, change.where.removeprefix("--set ")))
+    if method is not None:
+        layers.put(("method",), method, Origin("--method", "method"))
+    return layers
+
+
+def _validate(layers: Layers, path: Path) -> tuple[list[Problem], Recipe | None]:
+    problems: list[Problem] = []
+    recipe = None
+    unknown = [name for name in layers.values.get("methods") or {} if name not in _METHODS]
+    if unknown and isinstance(layers.values["methods"], dict):
+        problems += [_unknown_method(name, layers) for name in unknown]
+        layers.values["methods"] = {}
+    try:
+        recipe = Recipe.model_validate(layers.values)
+    except ValidationError as error:
+        problems += describe(error, layers, str(path))
+    for error in reference_errors(layers.values):
+        origin = layers.origin(tuple(error.field.split(".")))
+        problems.append(Problem(origin.where if origin else str(path), error.field, error.what, error.remedy))
+    return problems, recipe
+
+
+def _unknown_method(name: str, layers: Layers) -> Problem:
+    origin = layers.origin(("methods", name))
+    guess = nearest(name, _METHODS)
+    remedy = f"Did you mean {guess}?" if guess else f"There are: {', '.join(_METHODS)}."
+    return Problem(origin.where if origin else "", f"methods.{name}", f"there is no method {name}.", remedy)

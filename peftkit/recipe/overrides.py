@@ -1,0 +1,40 @@
+"""`--set section.field=value`: one field of a recipe, changed on the command line."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from peftkit.errors import Problem, RecipeError
+from peftkit.recipe.document import Path, dotted, parse_document
+
+__all__ = ["Override", "parse_override"]
+
+
+@dataclass(frozen=True)
+class Override:
+    """A field's path and its new value."""
+
+    path: Path
+    value: Any
+
+    @property
+    def where(self) -> str:
+        """How errors name it."""
+        return f"--set {dotted(self.path)}"
+
+
+def parse_override(text: str) -> Override:
+    """Read `field=value`, the value being YAML as in a recipe.
+
+    Raises:
+        RecipeError: it is not of that form.
+    """
+    name, sign, value = text.partition("=")
+    path = tuple(name.strip().split("."))
+    if not sign or not all(path):
+        problem = Problem(f"--set {text}", "", "is not FIELD=VALUE.", "Write it as training.learning_rate=1e-4.")
+        raise RecipeError([problem])
+    # as the value of a key, so that a recipe's own rules of YAML apply
+    document = parse_document(f"value: {value}", f"--set {dotted(path)}")
+    return Override(path, document.values["value"])

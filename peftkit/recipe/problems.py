@@ -1,0 +1,143 @@
+"""What pydantic finds wrong with a recipe, in a user's words."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from typing import Any, get_args
+
+from pydantic import ValidationError
+
+from peftkit.errors import Problem
+from peftkit.recipe.document import Path, dotted
+from peftkit.recipe.layers import Layers
+from peftkit.recipe.names import nearest
+from peftkit.recipe.schema import Recipe
+from peftkit.recipe.section import LibrarySection, Section
+
+__all__ = ["describe"]
+
+_WANTED = {
+    "float_type": "a number",
+    "float_parsing": "a number",
+    "int_type": "a whole number",
+    "int_from_float": "a whole number",
+    "string_type": "text",
+    "bool_type": "true or false",
+    "list_type": "a list",
+    "dict_type": "a mapping",
+    "model_type": "a mapping of fields",
+    "model_attributes_type": "a mapping of fields",
+}
+
+
+def describe(error: ValidationError, layers: Layers, name: str) -> list[Problem]:
+    """Each thing that is wrong, once, at the place where it was written; `name` is the recipe's file."""
+    problems: dict[Path, Problem] = {}
+    for detail in error.errors(include_url=False):
+        path = _written(detail["loc"], layers.values, detail["type"])
+        what, remedy = _message(detail, path)
+        if path in problems:  # a field that may be of two kinds is wrong for both
+            continue
+        origin = layers.origin(path)
+        where = origin.where if origin else name
+        field = dotted(path)
+        if origin and origin.field.startswith("methods."):
+            known = next(end for end in range(len(path), 0, -1) if path[:end] in layers.origins)
+            field = dotted((origin.field, *path[known:]))
+        problems[path] = Problem(where, field, what, remedy)
+    return list(problems.values())
+
+
+def _written(location: Path, values: Any, kind: str) -> Path:
+    """The part of pydantic's location that the recipe shows; the rest names kinds of a union."""
+    path: list[str | int] = []
+    for part in location:
+        present = isinstance(values, dict) and part in values
+        item = isinstance(values, list) and isinstance(part, int) and part < len(values)
+        if not present and not item:
+            if kind == "missing":
+                path.append(part)
+            break
+        path.append(part)
+        values = values[part]
+    return tuple(path)
+
+
+def _message(detail: Any, path: Path) -> tuple[str, str | None]:
+    kind, value = detail["type"], detail["input"]
+    if kind == "extra_forbidden":
+        return _unknown(path)
+    if kind == "missing":
+        return "is missing.", "Add it."
+    if kind == "value_error":
+        return detail["msg"].removeprefix("Value error, "), None
+    wanted = re.sub(r"^Input should be ", "", detail["msg"])
+    if kind == "literal_error":
+        options = re.findall(r"'([^']+)'", wanted)
+        guess = nearest(value, options) if isinstance(value, str) else None
+        return f"is {_found(value)}, but must be {wanted}.", f"Did you mean {guess}?" if guess else "Choose one."
+    wanted = _WANTED.get(kind, wanted).removeprefix("a valid ")
+    remedy = "Change the value."
+    if kind in ("float_type", "int_type") and isinstance(value, str) and re.fullmatch(r"[-+.\deE_]+", value):
+        remedy = "Write it without quotes."
+    if kind == "string_pattern_mismatch":
+        wanted, remedy = "letters, digits, dots, dashes and underscores", "Choose another name."
+    return f"is {_found(value)}, but must be {wanted}.", remedy
+
+
+def _found(value: Any) -> str:
+    if value is None:
+        return "null"
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, str):
+        return f"the text {value!r}"
+    if isinstance(value, dict):
+        return "a mapping"
+    return "a list" if isinstance(value, list) else f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def _unknown(path: Path) -> tuple[str, str]:
+    """What to say about a name that its section does not have."""
+    section, name = _section(Recipe, path[:-1]), str(path[-1])
+    what = f"there is no {name} in {dotted(path[:-1]) or 'a recipe'}."
+    if section is None:
+        return what, "Remove it."
+    if issubclass(section, LibrarySection) and name in section.owned:
+        return what, section.owned[name]
+    guess = nearest(name, _fields(section))
+    if guess:
+        return what, f"Did you mean {guess}?"
+    home = next((home for home, inner in _sections(Recipe) if inner is not section and name in _fields(inner)), None)
+    if home:
+        return what, f"It belongs in {home}."
+    return what, f"There are: {', '.join(section.model_fields)}."
+
+
+def _fields(section: type[Section]) -> Iterable[str]:
+    passed = section.passed_through_types() if issubclass(section, LibrarySection) else {}
+    return [*section.model_fields, *passed]
+
+
+def _sections(section: type[Section]) -> Iterable[tuple[str, type[Section]]]:
+    """The sections directly in a section, by field."""
+    for field, info in section.model_fields.items():
+        inner = _as_section(info.annotation)
+        if inner:
+            yield field, inner
+
+
+def _section(section: type[Section], path: Path) -> type[Section] | None:
+    """The section at a path."""
+    for part in path:
+        inner = dict(_sections(section)).get(str(part))
+        if inner is None:
+            return None
+        section = inner
+    return section
+
+
+def _as_section(annotation: Any) -> type[Section] | None:
+    kinds = [annotation, *get_args(annotation)]
+    return next((kind for kind in kinds if isinstance(kind, type) and issubclass(kind, Section)), None)

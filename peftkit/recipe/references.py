@@ -1,0 +1,65 @@
+"""Whether what a recipe names is there, as far as that can be seen without opening it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from peftkit.errors import FieldError
+
+__all__ = ["DATA_SUFFIXES", "reference_errors"]
+
+DATA_SUFFIXES = (".txt", ".jsonl", ".json", ".csv", ".tsv", ".parquet")
+"""Files that data can be read from."""
+
+_ASSETS = Path(__file__).resolve().parents[1] / "assets"
+_BUILTIN = "builtin:"
+_BUILTIN_DATA = ("builtin:grammar",)
+
+
+def reference_errors(values: dict[str, Any]) -> Iterator[FieldError]:
+    """What is named in a recipe's values, paths already absolute, and is not there."""
+    for role in ("train", "validation"):
+        source = _at(values, "data", role)
+        if isinstance(source, dict):
+            yield from _source_errors(source, f"data.{role}")
+    for section, name in (("base", "model"), ("base.init", "tokenizer")):
+        model = _at(values, *section.split("."), name)
+        if isinstance(model, str):
+            yield from _model_errors(model, f"{section}.{name}")
+
+
+def _at(values: Any, *path: str) -> Any:
+    for part in path:
+        values = values.get(part) if isinstance(values, dict) else None
+    return values
+
+
+def _source_errors(source: dict[str, Any], field: str) -> Iterator[FieldError]:
+    named = source.get("path")
+    for name in [named] if isinstance(named, str) else named if isinstance(named, list) else []:
+        if not isinstance(name, str):
+            continue
+        path = Path(name)
+        if not path.is_file():
+            what = f"{name} is a folder, not a file." if path.is_dir() else f"there is no file {name}."
+            yield FieldError(f"{field}.path", what, remedy="Paths are relative to the recipe's folder.")
+        elif path.suffix.lower() not in DATA_SUFFIXES:
+            yield FieldError(
+                f"{field}.path",
+                f"{path.name} is of no kind that can be read.",
+                remedy=f"Use {', '.join(DATA_SUFFIXES)}.",
+            )
+    dataset = source.get("dataset")
+    if isinstance(dataset, str) and dataset.startswith(_BUILTIN) and dataset not in _BUILTIN_DATA:
+        yield FieldError(f"{field}.dataset", f"there is no {dataset}.", remedy=f"Use {', '.join(_BUILTIN_DATA)}.")
+
+
+def _model_errors(model: str, field: str) -> Iterator[FieldError]:
+    if model.startswith(_BUILTIN):
+        names = sorted(f"{_BUILTIN}{path.parent.name}" for path in _ASSETS.glob("*/config.json"))
+        if model not in names:
+            yield FieldError(field, f"there is no {model}.", remedy=f"Use {', '.join(names)}.")
+    elif model.startswith("/") and not Path(model).is_dir():
+        yield FieldError(field, f"there is no folder {model}.", remedy="Paths are relative to the recipe's folder.")
