@@ -74,7 +74,11 @@ def _from_files(paths: list[Path], data: Data, field: str) -> Dataset:
             remedy=f"Use files of one kind: {', '.join(_LOADERS)}.",
         )
     suffix = kinds.pop()
-    options: dict[str, Any] = {".txt": {"sample_by": data.sample_by}, ".tsv": {"sep": "\t"}}.get(suffix, {})
+    options: dict[str, Any] = {}
+    if suffix == ".txt":
+        options["sample_by"] = data.sample_by
+    elif suffix == ".tsv":
+        options["sep"] = "\t"
     names = [str(path) for path in paths]
     try:
         with tempfile.TemporaryDirectory() as cache:

@@ -96,6 +96,18 @@ def find_target(name: str) -> Target:
     )
 
 
+def find_adapter(folder: Path) -> Path:
+    """The adapter's own folder, given that or the run that made it.
+
+    Raises:
+        TargetError: there is no adapter.
+    """
+    target = find_target(str(folder))
+    if target.kind != "adapter" or not folder.exists():
+        raise TargetError("is not an adapter.", where=str(folder), remedy="Name the run or folder of an adapter.")
+    return Path(target.folder)
+
+
 def _recorded(kind: Literal["adapter", "model"], folder: Path) -> Target:
     place = folder / RECORD_NAME
     if not place.is_file():

@@ -72,6 +72,7 @@ class _Reader:
             return self._mapping(node, path)
         if isinstance(node, SequenceNode):
             return [self._item(item, (*path, index)) for index, item in enumerate(node.value)]
+        assert isinstance(node, ScalarNode)  # YAML has no fourth kind
         return self._scalar(node, path)
 
     def _item(self, node: Node, path: Path) -> Any:
@@ -96,7 +97,7 @@ class _Reader:
         return values
 
     def _scalar(self, node: ScalarNode, path: Path) -> Any:
-        text, kind = node.value, node.tag.removeprefix(_CORE)
+        text, kind = node.value, str(node.tag).removeprefix(_CORE)
         if kind == "null":
             return None
         if kind == "bool":

@@ -13,7 +13,7 @@ from pydantic import ValidationError
 from ruamel.yaml import YAML
 
 from peftkit.errors import FieldError, InputError, Problem, RecipeError
-from peftkit.recipe.document import Document, parse_document
+from peftkit.recipe.document import Document, dotted, parse_document
 from peftkit.recipe.layers import Layers, Origin, absolute_paths
 from peftkit.recipe.names import nearest
 from peftkit.recipe.overrides import Override, parse_override
@@ -52,7 +52,7 @@ class RecipeFile:
 
     def notes(self) -> list[str]:
         """What the recipe says that cannot act in this run."""
-        unused = {"full": ("lora", "quantization"), "lora": ("quantization",), "qlora": ()}[self.recipe.method]
+        unused = {"full": ("lora", "quantization"), "lora": ("quantization",)}.get(self.recipe.method, ())
         return [
             f"{section} is checked, and not used by method: {self.recipe.method}."
             for section in unused
@@ -84,8 +84,10 @@ def load_recipe(
     changes = _parse(overrides, problems)
     own = document.values.get("methods")
     chosen = _chosen(document, changes, method)
-    variants = [chosen, *(name for name in (own if isinstance(own, dict) else {}) if name != chosen)]
-    recipe, layers = None, Layers()
+    others = own if isinstance(own, dict) else {}
+    variants = [chosen, *(name for name in others if name in _METHODS and name != chosen)]
+    recipe: Recipe | None = None
+    layers = Layers()
     for variant in variants:
         candidate = _layered(path, document, changes, method if variant == chosen else variant, variant)
         found, checked = _validate(candidate, path)
@@ -140,8 +142,8 @@ def _layered(path: Path, document: Document, changes: list[Override], method: st
             nested = {part: nested}
         value = absolute_paths(nested, Path.cwd())
         for part in change.path:
-            value = value[part]
-        layers.put(change.path, value, Origin(change.where, change.where.removeprefix("--set ")))
+            value = value[str(part)]
+        layers.put(change.path, value, Origin(change.where, dotted(change.path)))
     if method is not None:
         layers.put(("method",), method, Origin("--method", "method"))
     return layers
@@ -158,9 +160,9 @@ def _validate(layers: Layers, path: Path) -> tuple[list[Problem], Recipe | None]
         recipe = Recipe.model_validate(layers.values)
     except ValidationError as error:
         problems += describe(error, layers, str(path))
-    for error in reference_errors(layers.values):
-        origin = layers.origin(tuple(error.field.split(".")))
-        problems.append(Problem(origin.where if origin else str(path), error.field, error.what, error.remedy))
+    for missing in reference_errors(layers.values):
+        origin = layers.origin(tuple(missing.field.split(".")))
+        problems.append(Problem(origin.where if origin else str(path), missing.field, missing.what, missing.remedy))
     return problems, recipe
 
 

@@ -60,6 +60,6 @@ def _model_errors(model: str, field: str) -> Iterator[FieldError]:
     if model.startswith(_BUILTIN):
         names = sorted(f"{_BUILTIN}{path.parent.name}" for path in _ASSETS.glob("*/config.json"))
         if model not in names:
-            yield FieldError(field, f"there is no {model}.", remedy=f"Use {', '.join(names)}.")
+            yield FieldError(field, f"there is no {model}.", remedy=f"There are: {', '.join(names) or 'none'}.")
     elif model.startswith("/") and not Path(model).is_dir():
         yield FieldError(field, f"there is no folder {model}.", remedy="Paths are relative to the recipe's folder.")

@@ -1,0 +1,58 @@
+"""`peftkit generate`: try a model."""
+
+from __future__ import annotations
+
+import click
+
+from peftkit import console
+from peftkit.cli import options
+from peftkit.errors import InputError
+
+__all__ = ["command"]
+
+
+@click.command("generate")
+@click.argument("target")
+@click.option("--prompt", "prompts", multiple=True, help="What to continue. May be given again. Unset: standard input.")
+@click.option("--max-new-tokens", type=click.IntRange(min=1), default=64, show_default=True, help="Longest answer.")
+@click.option(
+    "--temperature",
+    type=click.FloatRange(min=0),
+    default=0.0,
+    show_default=True,
+    help="0 always takes the likeliest token; higher values are more varied.",
+)
+@click.option("--seed", type=int, default=42, show_default=True, help="For a temperature above 0.")
+@click.option("--raw", is_flag=True, help="Do not put the prompt into the template of the target's recipe.")
+@options.as_json
+def command(
+    target: str,
+    prompts: tuple[str, ...],
+    max_new_tokens: int,
+    temperature: float,
+    seed: int,
+    raw: bool,
+    as_json: bool,
+) -> None:
+    r"""Let TARGET write: a run, an adapter, a model or a base.
+
+    A prompt is put into the template of the recipe that the target was made from. \n stands for a new line.
+
+    \b
+    Example:
+      peftkit generate runs/first --prompt "Once upon a time"
+    """
+    given = [prompt.replace("\\n", "\n") for prompt in prompts] or [click.get_text_stream("stdin").read()]
+    if not all(prompt.strip() for prompt in given):
+        raise InputError("is empty.", where="--prompt", remedy="Give some text to continue.")
+
+    from peftkit.models.base import take_quiet
+    from peftkit.workflows.generate import generate
+
+    take_quiet()
+    written = generate(target, given, max_new_tokens=max_new_tokens, temperature=temperature, seed=seed, raw=raw)
+    if as_json:
+        console.print_json([{"prompt": prompt, "text": text} for prompt, text in zip(given, written, strict=True)])
+        return
+    for text in written:
+        console.print_text(text.strip("\n"))
