@@ -44,7 +44,7 @@ class _Commands(click.Group):
 @click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.version_option(peftkit.__version__, message="peftkit %(version)s")
 def app() -> None:
-    """Fine-tune language models from one strict recipe: full, LoRA, or LoRA on a quantised base.
+    r"""Fine-tune language models from one strict recipe: full, LoRA, or LoRA on a quantised base.
 
     \b
     First steps:
@@ -85,7 +85,7 @@ def _status(arguments: Sequence[str] | None) -> int:
         for line in error.lines():
             console.error(line)
         return error.exit_status
-    except Exception as error:  # noqa: BLE001  no user is helped by a traceback
+    except Exception as error:
         if os.environ.get("PEFTKIT_TRACEBACK"):
             raise
         reason = str(error).strip().splitlines()

@@ -40,7 +40,7 @@ def command(
     max_new_tokens: int,
     as_json: bool,
 ) -> None:
-    """Perplexity of TARGET: a run, an adapter, a model or a base.
+    r"""Perplexity of TARGET: a run, an adapter, a model or a base.
 
     Without options, on the validation data of the recipe that it was made from.
 

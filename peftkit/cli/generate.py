@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 import click
 
 from peftkit import console
@@ -42,7 +44,7 @@ def command(
     Example:
       peftkit generate runs/first --prompt "Once upon a time"
     """
-    given = [prompt.replace("\\n", "\n") for prompt in prompts] or [click.get_text_stream("stdin").read()]
+    given = [prompt.replace("\\n", "\n") for prompt in prompts] or [sys.stdin.read()]
     if not all(prompt.strip() for prompt in given):
         raise InputError("is empty.", where="--prompt", remedy="Give some text to continue.")
 

@@ -32,7 +32,7 @@ __all__ = ["command"]
 )
 @options.as_json
 def command(adapter: Path, output: Path, onto: str, dtype: str, as_json: bool) -> None:
-    """Merge ADAPTER, an adapter or the run that made it, into a full model in OUTPUT, a new folder.
+    r"""Merge ADAPTER, an adapter or the run that made it, into a full model in OUTPUT, a new folder.
 
     The model is opened again by a process without PEFT and bitsandbytes, and must give the adapter's own logits;
     merge.json in the folder is the receipt.
@@ -57,7 +57,7 @@ def command(adapter: Path, output: Path, onto: str, dtype: str, as_json: bool) -
         )
     else:
         console.info(
-            f"opened by a process without PEFT and bitsandbytes: logits {receipt.relative_error:.1e} off the adapter's, "
+            f"opened without PEFT and bitsandbytes: logits {receipt.relative_error:.1e} off the adapter's own, "
             f"{receipt.tolerance:.0e} allowed"
         )
     console.print_text(str(output))

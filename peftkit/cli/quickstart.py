@@ -46,7 +46,8 @@ def command(output: Path, as_json: bool) -> None:
     console.print_table("Held-out data, before and after fine-tuning", _COLUMNS, rows, numeric=True)
     console.print_text("")
     console.print_text(
-        f"The qlora adapter merged into {result.merged}: logits {result.merge.relative_error:.1e} off the adapter's own."
+        f"The qlora adapter, merged into {result.merged}: "
+        f"logits {result.merge.relative_error:.1e} off the adapter's own."
     )
     for sample in result.samples:
         console.print_text(f"\n  {sample.prompt}\n  → {sample.written}")

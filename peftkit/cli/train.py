@@ -21,7 +21,7 @@ __all__ = ["command"]
 @options.overrides
 @options.as_json
 def command(recipe: str, method: str | None, output: Path | None, overrides: tuple[str, ...], as_json: bool) -> None:
-    """Train what RECIPE says: a file, or the name of a shipped recipe.
+    r"""Train what RECIPE says: a file, or the name of a shipped recipe.
 
     \b
     Examples:

@@ -10,6 +10,7 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from peftkit.errors import FieldError
+from peftkit.models.quantise import quantised_modules
 from peftkit.recipe.hyperparameters import Lora
 
 __all__ = ["adapter_has_effect", "attach_adapter", "count_parameters", "resolve_targets"]
@@ -105,8 +106,6 @@ def adapter_has_effect(model: Any) -> bool:
 
 def count_parameters(model: Any) -> tuple[int, int]:
     """Trainable parameters and all parameters; a quantised weight counts as the numbers it stands for."""
-    from peftkit.models.quantise import quantised_modules
-
     trainable = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
     packed = {
         id(module.weight): module.in_features * module.out_features for module in quantised_modules(model).values()

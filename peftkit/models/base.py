@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
+from logging import ERROR, getLogger
 from pathlib import Path
 from typing import Any
 
@@ -183,6 +184,7 @@ def take_quiet() -> None:
 
     logging.set_verbosity_error()
     logging.disable_progress_bar()
+    getLogger("bitsandbytes").setLevel(ERROR)  # it notes which of its kernels this machine lacks
     datasets.disable_progress_bars()
 
 

@@ -43,6 +43,8 @@ def load_quantised(
 
 def quantised_modules(model: Any) -> dict[str, Any]:
     """The modules whose weights bitsandbytes holds, by name."""
+    if not hasattr(model.config, "quantization_config"):
+        return {}
     from bitsandbytes.nn import Linear4bit, Linear8bitLt
 
     return {name: module for name, module in model.named_modules() if isinstance(module, Linear4bit | Linear8bitLt)}

@@ -63,7 +63,7 @@ class RecipeFile:
         """The complete recipe, every default written out: it trains the same run again."""
         text = StringIO()
         text.writelines(f"# {note}\n" for note in self.notes())
-        writer = YAML(typ="safe", pure=True)
+        writer: Any = YAML(typ="safe", pure=True)
         writer.default_flow_style = False
         writer.sort_base_mapping_type_on_output = False
         writer.dump(self.recipe.model_dump(mode="json"), text)
@@ -84,7 +84,7 @@ def load_recipe(
     changes = _parse(overrides, problems)
     own = document.values.get("methods")
     chosen = _chosen(document, changes, method)
-    others = own if isinstance(own, dict) else {}
+    others: list[Any] = list(own) if isinstance(own, dict) else []
     variants = [chosen, *(name for name in others if name in _METHODS and name != chosen)]
     recipe: Recipe | None = None
     layers = Layers()
