@@ -89,7 +89,8 @@ def test_a_completion_is_one_sentence_with_every_copied_fact(split: Split) -> No
         told = facts(row["prompt"])
         copied = {told[fact] for fact in ("name", "kind", "place", "dish")}
         assert {fact for fact in copied if fact not in row["completion"]} == set()
-        assert row["completion"].endswith(".") and row["completion"].count(".") == 1
+        assert row["completion"].endswith(".")
+        assert row["completion"].count(".") == 1
 
 
 def test_a_prompt_has_one_right_completion() -> None:

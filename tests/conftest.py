@@ -1,0 +1,59 @@
+"""What several rooms' tests share: a small base, small data, and the real command line."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+RECIPE = """\
+name: small
+method: lora
+base:
+  model: builtin:tiny-gpt2
+lora: {r: 4, lora_alpha: 8, lora_dropout: 0.05}
+data:
+  train: {path: train.jsonl}
+  validation: {path: validation.jsonl}
+  format: completion
+  max_length: 64
+training:
+  learning_rate: 3e-3
+  per_device_train_batch_size: 4
+  max_steps: 6
+  logging_steps: 1
+  eval_strategy: epoch
+  save_strategy: "no"
+"""
+
+
+@pytest.fixture
+def recipe_path(tmp_path: Path) -> Path:
+    """A recipe beside its data, small enough to train in a second."""
+    from peftkit.data.grammar import task
+
+    for split in ("train", "validation"):
+        rows = task("train" if split == "train" else "validation")[:24]
+        (tmp_path / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    path = tmp_path / "small.yaml"
+    path.write_text(RECIPE, encoding="utf-8")
+    return path
+
+
+@pytest.fixture
+def peftkit(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
+    """The `peftkit` command in a process of its own, started in the test's folder."""
+
+    def call(*arguments: str, stdin: str | None = None) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-m", "peftkit", *arguments]
+        return subprocess.run(command, cwd=tmp_path, input=stdin, capture_output=True, text=True, check=False)
+
+    return call

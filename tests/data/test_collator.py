@@ -1,0 +1,27 @@
+"""Batches are padded on the right, and padding teaches nothing."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from peftkit.data.collator import Collator
+
+
+def row(**columns: list[int]) -> dict[str, np.ndarray[tuple[int], np.dtype[np.int32]]]:
+    return {name: np.array(values, dtype=np.int32) for name, values in columns.items()}
+
+
+def test_rows_are_padded_to_the_longest_without_a_mask() -> None:
+    batch = Collator(9)([row(input_ids=[1, 2, 3], labels=[-100, 2, 3]), row(input_ids=[4], labels=[-100])])
+
+    assert set(batch) == {"input_ids", "labels", "num_tokens"}
+    assert batch["input_ids"].tolist() == [[1, 2, 3], [4, 9, 9]]
+    assert batch["labels"].tolist() == [[-100, 2, 3], [-100, -100, -100]]
+    assert batch["num_tokens"].tolist() == [3, 1]
+
+
+def test_the_padding_of_a_packed_row_is_a_document_of_its_own() -> None:
+    long = row(input_ids=[1, 2, 3, 4, 5], labels=[-100, 2, -100, 4, 5], position_ids=[0, 1, 0, 1, 2])
+    short = row(input_ids=[1, 2], labels=[-100, 2], position_ids=[0, 1])
+
+    assert Collator(0)([long, short])["position_ids"].tolist() == [[0, 1, 0, 1, 2], [0, 1, 0, 1, 2]]

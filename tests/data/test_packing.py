@@ -1,0 +1,35 @@
+"""Packing puts every document somewhere, once, and wastes little."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from peftkit.data.packing import pack
+
+LENGTHS = st.lists(st.integers(1, 64), max_size=60)
+
+
+@given(lengths=LENGTHS)
+def test_every_document_is_packed_once_and_no_sequence_overflows(lengths: list[int]) -> None:
+    packed = pack(lengths, 64)
+
+    assert sorted(index for sequence in packed for index in sequence) == list(range(len(lengths)))
+    assert all(sum(lengths[index] for index in sequence) <= 64 for sequence in packed)
+
+
+@given(lengths=LENGTHS)
+def test_no_more_sequences_are_used_than_the_bound_for_best_fit_decreasing(lengths: list[int]) -> None:
+    fewest = -(-sum(lengths) // 64)
+
+    assert len(pack(lengths, 64)) <= max(2 * fewest - 1, fewest)
+
+
+def test_a_document_goes_into_the_fullest_sequence_that_has_room() -> None:
+    assert pack([5, 7, 3, 4], 10) == [[0, 3], [1, 2]]
+
+
+def test_a_document_that_fits_nowhere_is_refused() -> None:
+    with pytest.raises(ValueError, match="document 1 has 11 tokens, more than 10"):
+        pack([3, 11], 10)

@@ -1,0 +1,140 @@
+"""A source becomes sequences, and every token of it is accounted for."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from peftkit.data.prepare import NO_LABEL, Prepared, pairs, prepare, prepare_source, texts
+from peftkit.errors import DataError, FieldError
+from peftkit.recipe.schema import Data, Source
+
+SHARED = Path(__file__).resolve().parents[2].parent / "shared"
+
+
+def data_of(path: Path, **fields: Any) -> Data:
+    return Data.model_validate({"train": {"path": str(path)}, **fields})
+
+
+def prepared(path: Path, tokenizer: Any, **fields: Any) -> Prepared:
+    data = data_of(path, **fields)
+    return prepare_source(data.train, data, tokenizer, "data.train")
+
+
+@pytest.fixture
+def lines(tmp_path: Path) -> Path:
+    path = tmp_path / "lines.txt"
+    path.write_text("alpha\n\nbeta gamma\n   \ndelta\n", encoding="utf-8")
+    return path
+
+
+@pytest.fixture
+def rows(tmp_path: Path) -> Path:
+    path = tmp_path / "rows.jsonl"
+    path.write_text('{"prompt": "ask:", "completion": "yes"}\n{"prompt": "long ask:", "completion": "no"}\n')
+    return path
+
+
+def test_packed_documents_restart_their_positions_and_their_first_token_is_not_taught(
+    lines: Path, tokenizer: Any
+) -> None:
+    result = prepared(lines, tokenizer, max_length=32)
+
+    assert result.packed
+    assert len(result.dataset) == 1
+    row = result.dataset[0]
+    starts = [index for index, position in enumerate(row["position_ids"]) if position == 0]
+    assert starts == [0, 6, 17]
+    assert [index for index, label in enumerate(row["labels"]) if label == NO_LABEL] == starts
+    assert tokenizer.decode(row["input_ids"]) == "alpha<|end|>beta gamma<|end|>delta<|end|>"
+
+
+def test_every_document_and_token_is_counted(lines: Path, tokenizer: Any) -> None:
+    counts = prepared(lines, tokenizer, max_length=32).counts
+
+    assert (counts.documents, counts.empty_documents, counts.tokens, counts.label_tokens) == (3, 2, 23, 20)
+
+
+def test_only_the_completion_and_its_end_are_taught(rows: Path, tokenizer: Any) -> None:
+    result = prepared(rows, tokenizer, format="completion", max_length=32)
+
+    taught = [
+        [int(label) for label in row["labels"] if label != NO_LABEL] for row in map(result.dataset.__getitem__, (0, 1))
+    ]
+    assert [tokenizer.decode(labels) for labels in taught] == ["yes<|end|>", "no<|end|>"]
+    assert not result.packed
+
+
+def test_text_longer_than_a_sequence_goes_on_in_the_next(lines: Path, tokenizer: Any) -> None:
+    result = prepared(lines, tokenizer, max_length=4, packing=False)
+
+    assert result.counts.tokens == 23
+    assert result.counts.cut_tokens == 0
+
+
+def test_cut_documents_and_lost_tokens_are_counted_and_told(rows: Path, tokenizer: Any) -> None:
+    result = prepared(rows, tokenizer, format="completion", max_length=10)
+
+    assert (result.counts.cut_documents, result.counts.cut_tokens) == (1, 2)
+    assert "1 documents cut (2 tokens lost)" in result.summary()
+
+
+def test_a_prompt_that_fills_the_sequence_is_left_out_and_told(rows: Path, tokenizer: Any) -> None:
+    result = prepared(rows, tokenizer, format="completion", max_length=8)
+
+    assert result.counts.untaught_documents == 1
+    assert "1 left out" in result.summary()
+
+
+def test_data_that_teaches_nothing_is_an_error(rows: Path, tokenizer: Any) -> None:
+    with pytest.raises(FieldError, match="none of its 2 rows teaches anything"):
+        prepared(rows, tokenizer, format="completion", max_length=3)
+
+
+def test_text_of_nothing_but_empty_lines_is_an_error(tmp_path: Path, tokenizer: Any) -> None:
+    path = tmp_path / "empty.txt"
+    path.write_text("\n\n \n", encoding="utf-8")
+
+    with pytest.raises(FieldError, match="teaches anything: after 3 empty ones"):
+        prepared(path, tokenizer)
+
+
+def test_truncation_error_names_the_document(rows: Path, tokenizer: Any) -> None:
+    with pytest.raises(DataError, match="document 2 has 12 tokens, more than max_length 10"):
+        prepared(rows, tokenizer, format="completion", max_length=10, truncation="error")
+
+
+def test_validation_may_be_missing(lines: Path, tokenizer: Any) -> None:
+    train, validation = prepare(data_of(lines), tokenizer)
+
+    assert train.counts.documents == 3
+    assert validation is None
+
+
+def test_texts_for_a_tokenizer_hold_prompt_and_completion(rows: Path) -> None:
+    data = data_of(rows, format="completion")
+
+    assert list(texts(data.train, data, "data.train")) == ["ask:yes", "long ask:no"]
+
+
+def test_plain_text_has_no_completions_to_compare_with(lines: Path) -> None:
+    with pytest.raises(FieldError, match="text has no completions"):
+        pairs(Source(path=str(lines)), data_of(lines), "data.train")
+
+
+@pytest.mark.skipif(not SHARED.is_dir(), reason="the real texts are not on this machine")
+def test_real_text_is_packed_without_losing_a_token() -> None:
+    from transformers import AutoTokenizer
+
+    gpt2 = AutoTokenizer.from_pretrained(SHARED / "models" / "gpt2-tokenizer")
+    path = SHARED / "data" / "wikitext2-part.txt"
+    result = prepared(path, gpt2, max_length=128)
+
+    lines = [line for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    expected = sum(len(ids) + 1 for ids in gpt2(lines, verbose=False)["input_ids"])
+    assert result.counts.tokens == pytest.approx(expected, rel=1e-3)
+    assert result.counts.tokens / (result.counts.sequences * 128) > 0.98
+    assert json.dumps(result.record())

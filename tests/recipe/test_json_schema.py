@@ -1,0 +1,44 @@
+"""Editors know every recipe that peftkit would take, and what each field means."""
+
+from __future__ import annotations
+
+import json
+from importlib.resources import files
+from typing import Any
+
+import pytest
+from jsonschema import Draft202012Validator
+from ruamel.yaml import YAML
+
+from peftkit.recipe.json_schema import recipe_schema
+from peftkit.recipe.library import find_recipe, shipped_recipes
+
+
+@pytest.fixture(scope="module")
+def schema() -> dict[str, Any]:
+    return recipe_schema()
+
+
+def test_the_schema_that_is_shipped_is_that_of_the_code(schema: dict[str, Any]) -> None:
+    shipped = files("peftkit").joinpath("assets/recipe.schema.json").read_text(encoding="utf-8")
+
+    assert json.loads(shipped) == schema
+
+
+@pytest.mark.parametrize("name", shipped_recipes())
+def test_every_shipped_recipe_satisfies_it(name: str, schema: dict[str, Any]) -> None:
+    recipe = YAML(typ="safe", pure=True).load(find_recipe(name).read_text(encoding="utf-8"))
+
+    assert list(Draft202012Validator(schema).iter_errors(recipe)) == []
+
+
+def test_it_refuses_a_typo_in_every_section(schema: dict[str, Any]) -> None:
+    recipe = {"name": "x", "base": {"modle": "gpt2"}, "lora": {"rr": 1}, "data": {"train": {"path": "a.txt"}, "x": 1}}
+
+    assert len(list(Draft202012Validator(schema).iter_errors(recipe))) >= 3
+
+
+def test_every_documented_field_has_its_meaning(schema: dict[str, Any]) -> None:
+    for name in ("Training", "Lora", "Data", "Init"):
+        fields = schema["$defs"][name]["properties"]
+        assert [field for field, value in fields.items() if not value.get("description")] == []

@@ -1,0 +1,79 @@
+"""Imports point down: the house's plan, held by its source."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import peftkit
+
+PACKAGE = Path(peftkit.__file__).parent
+FLOORS = {
+    "errors": 0, "console": 0, "storage": 0,
+    "recipe": 1, "runs": 1,
+    "planning": 2, "adapters": 2, "report": 2,
+    "models": 3, "data": 3,
+    "training": 4, "evaluation": 4, "merging": 4,
+    "workflows": 5,
+    "cli": 6,
+}  # fmt: skip
+ALLOWED = {
+    "torch": {"models", "data", "training", "evaluation", "merging", "workflows"},
+    "transformers": {"models", "data", "training", "evaluation", "merging", "workflows"},
+    "click": {"cli"},
+    "peft": {"models", "merging"},
+    "bitsandbytes": {"models"},
+}
+HEAVY = ("torch", "transformers", "peft", "datasets", "numpy")
+SOURCES = sorted(path for path in PACKAGE.rglob("*.py") if path.parent != PACKAGE or path.stem in FLOORS)
+
+
+def imports(path: Path) -> Iterator[str]:
+    """Dotted names of all modules that a file imports, wherever the statement stands."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            yield from (name.name for name in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module == "peftkit":
+            yield from (f"peftkit.{name.name}" for name in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            yield node.module
+
+
+def room_of(path: Path) -> str:
+    return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda path: path.relative_to(PACKAGE).as_posix())
+def test_a_file_imports_only_from_its_own_room_and_the_floors_below(path: Path) -> None:
+    room = room_of(path)
+
+    others = {name.split(".")[1] for name in imports(path) if name.startswith("peftkit.")} & set(FLOORS) - {room}
+
+    assert {other for other in others if FLOORS[other] > 0 and FLOORS[other] >= FLOORS[room]} == set()
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda path: path.relative_to(PACKAGE).as_posix())
+def test_a_library_is_imported_only_by_the_rooms_that_own_it(path: Path) -> None:
+    libraries = {name.split(".")[0] for name in imports(path)} & set(ALLOWED)
+
+    assert {library for library in libraries if room_of(path) not in ALLOWED[library]} == set()
+
+
+@pytest.mark.parametrize(
+    "arguments", [["--help"], ["train", "--help"], ["recipes", "list"], ["recipes", "check", "gpt2-wikitext2"]]
+)
+def test_a_light_command_imports_no_heavy_library(arguments: list[str]) -> None:
+    code = (
+        "import sys\nfrom peftkit.cli.app import app\n"
+        f"app.main({arguments!r}, standalone_mode=False)\n"
+        f"print([name for name in {HEAVY!r} if name in sys.modules], file=sys.stderr)"
+    )
+
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+
+    assert done.stderr.strip() == "[]"
