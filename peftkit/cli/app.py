@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import logging
 import os
 import signal
 import sys
@@ -63,6 +64,7 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """
     if not sys.warnoptions:
         warnings.simplefilter("ignore")  # the libraries' notes to programmers say nothing to a user
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # while imported, it tells which kernels are not there
     sys.exit(_status(arguments))
 
 

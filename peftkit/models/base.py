@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
-from logging import ERROR, getLogger
 from pathlib import Path
 from typing import Any
 
@@ -184,7 +183,6 @@ def take_quiet() -> None:
 
     logging.set_verbosity_error()
     logging.disable_progress_bar()
-    getLogger("bitsandbytes").setLevel(ERROR)  # it notes which of its kernels this machine lacks
     datasets.disable_progress_bars()
 
 

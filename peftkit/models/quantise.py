@@ -36,8 +36,14 @@ def load_quantised(
             ),
             device_map={"": device},
         )
-    if not quantised_modules(model):
+    modules = quantised_modules(model)
+    if not modules:
         raise BaseError("has no linear layer to quantise.", where=base.reference, remedy="Use method: lora.")
+    if device == "cpu":
+        for module in modules.values():
+            # Where a CPU has AVX512-BF16, the first evaluation would repack the weights for a kernel that computes in
+            # bf16: other logits than in training, which cannot go on with such weights at all.
+            module.support_avx512bf16_for_cpu = False
     return model
 
 
