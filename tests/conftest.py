@@ -38,6 +38,24 @@ training:
 @pytest.fixture
 def recipe_path(tmp_path: Path) -> Path:
     """A recipe beside its data, small enough to train in a second."""
+    return write_recipe(tmp_path)
+
+
+@pytest.fixture(scope="session")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """A finished run of each method, from one recipe."""
+    from peftkit.recipe.loader import load_recipe
+    from peftkit.workflows.run import run
+
+    folder = tmp_path_factory.mktemp("runs")
+    path = write_recipe(folder)
+    for method in ("full", "lora", "qlora"):
+        run(load_recipe(path, method=method, output=folder / method))
+    return {method: folder / method for method in ("full", "lora", "qlora")}
+
+
+def write_recipe(tmp_path: Path) -> Path:
+    """Write `small.yaml` and its data into a folder."""
     from peftkit.data.grammar import task
 
     for split in ("train", "validation"):

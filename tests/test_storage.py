@@ -32,9 +32,13 @@ def test_a_folder_appears_whole_with_the_hash_of_each_file(tmp_path: Path) -> No
 
 
 def test_a_folder_that_fails_leaves_nothing(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="halfway"), atomic_folder(tmp_path / "out") as folder:
-        (folder / "a.txt").touch()
-        raise ValueError("halfway")
+    def write_half() -> None:
+        with atomic_folder(tmp_path / "out") as folder:
+            (folder / "a.txt").touch()
+            raise ValueError("halfway")
+
+    with pytest.raises(ValueError, match="halfway"):
+        write_half()
 
     assert list(tmp_path.iterdir()) == []
 

@@ -75,6 +75,7 @@ def _card(record: dict[str, Any]) -> str:
         "|---|---|",
         f"| method | {method} |",
         *([f"| LoRA | r {recipe['lora']['r']}, alpha {recipe['lora']['lora_alpha']:g} |"] if adapter else []),
+        *([f"| base quantised to | {_width(recipe['quantization'])} |"] if method == "qlora" else []),
         f"| learning rate | {training['learning_rate']:g}, {training['lr_scheduler_type']} |",
         f"| batch size | {training['per_device_train_batch_size'] * training['gradient_accumulation_steps']} |",
         f"| epochs | {training['num_train_epochs']:g} |",
@@ -94,6 +95,13 @@ def _card(record: dict[str, Any]) -> str:
         "",
     ]
     return "\n".join(lines)
+
+
+def _width(quantization: dict[str, Any]) -> str:
+    if quantization["load_in_8bit"]:
+        return "8 bits, LLM.int8()"
+    double = ", scales quantised too" if quantization["bnb_4bit_use_double_quant"] else ""
+    return f"4 bits, {quantization['bnb_4bit_quant_type'].upper()}{double}"
 
 
 def _number(value: float | None) -> str:

@@ -161,7 +161,7 @@ def test_every_shipped_recipe_loads_for_every_method_that_can_train_it(name: str
 
 def test_a_shipped_recipe_is_found_by_name_and_a_typo_gets_the_nearest() -> None:
     assert find_recipe("quickstart") == find_recipe("quickstart.yaml")
-    with pytest.raises(InputError, match="Did you mean quickstart?"):
+    with pytest.raises(InputError, match=r"Did you mean quickstart\?"):
         find_recipe("quikstart")
 
 
