@@ -31,7 +31,8 @@ def export(model: Any, tokenizer: Any, place: Path, record: dict[str, Any]) -> N
     if hasattr(model, "config"):
         model.config.use_cache = True  # off while training; whoever generates wants it
     with atomic_folder(place) as folder:
-        model.save_pretrained(folder)
+        # PEFT would look for the base's vocabulary on the hub; peftkit never resizes it
+        model.save_pretrained(folder, **({"save_embedding_layers": False} if hasattr(model, "peft_config") else {}))
         tokenizer.save_pretrained(folder)
         config = folder / "adapter_config.json"
         if config.is_file():

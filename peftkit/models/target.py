@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -176,14 +177,24 @@ def put_adapter(model: Any, folder: Path, adapter_config: Any) -> Any:
     try:
         with safe_open(folder / "adapter_model.safetensors", framework="pt") as file:
             saved = set(file.keys())
-        adapted = PeftModel.from_pretrained(model, str(folder), config=adapter_config)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # a tensor that is missing is an error below
+            adapted = PeftModel.from_pretrained(model, str(folder), config=adapter_config)
     except (OSError, RuntimeError, SafetensorError) as error:
         raise TargetError(
             f"cannot be put on its base: {str(error).splitlines()[0]}",
             where=str(folder),
             remedy="The file is damaged or belongs to another base; train or copy it again.",
         ) from error
-    if set(get_peft_model_state_dict(adapted)) != saved:
+    tensors = get_peft_model_state_dict(adapted, save_embedding_layers=False)
+    broken = next((name for name, tensor in tensors.items() if not bool(tensor.isfinite().all())), None)
+    if broken:
+        raise TargetError(
+            f"holds values in {broken} that are not finite.",
+            where=str(folder / "adapter_model.safetensors"),
+            remedy="Its training went wrong; train it again with a lower learning rate.",
+        )
+    if set(tensors) != saved:
         raise TargetError(
             "does not hold the tensors that its configuration calls for.",
             where=str(folder / "adapter_model.safetensors"),

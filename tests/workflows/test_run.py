@@ -11,7 +11,6 @@ from pathlib import Path
 import pytest
 
 from peftkit.errors import RecipeError, RunError, TargetError
-from peftkit.models.export import export
 from peftkit.recipe.loader import load_recipe
 from peftkit.runs.folder import RunFolder
 from peftkit.storage import folder_hashes, read_json, sha256_of_file
@@ -54,7 +53,7 @@ def test_a_run_tells_all_that_was_measured(method: str, runs: dict[str, Path]) -
     assert metrics.base_perplexity is not None
     assert metrics.perplexity < metrics.base_perplexity / 2
     assert metrics.perplexity == pytest.approx(math.exp(metrics.eval_loss or 0.0))
-    assert metrics.train_tokens == 24 * 54 or metrics.train_tokens
+    assert metrics.train_tokens == manifest.data["train"]["tokens"]  # six steps of four rows are one epoch
     assert (metrics.trainable_parameters == metrics.total_parameters) == (method == "full")
     assert min(metrics.tokens_per_second or 0, metrics.peak_memory_bytes or 0, metrics.train_seconds or 0) > 0
     assert manifest.data["validation"]["label_tokens"] > 0
@@ -69,7 +68,9 @@ def test_the_outputs_hashes_are_those_of_the_files(method: str, runs: dict[str, 
 
 
 def test_a_full_model_opens_with_transformers_alone(runs: dict[str, Path]) -> None:
-    assert python(TRANSFORMERS_ALONE, runs["full"] / "model").stderr == ""
+    done = python(TRANSFORMERS_ALONE, runs["full"] / "model")
+
+    assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.parametrize("method", ["lora", "qlora"])
@@ -150,7 +151,7 @@ def test_a_new_base_is_made_with_a_tokenizer_of_its_own(recipe_path: Path, tmp_p
     config = read_json(tmp_path / "run" / "model" / "config.json")
     assert (config["n_layer"], config["n_head"], config["n_embd"], config["vocab_size"]) == (2, 2, 32, 300)
     assert config["resid_pdrop"] == config["embd_pdrop"] == config["attn_pdrop"] == 0.1
-    assert python(TRANSFORMERS_ALONE, tmp_path / "run" / "model").stderr == ""
+    assert python(TRANSFORMERS_ALONE, tmp_path / "run" / "model").returncode == 0
 
 
 def test_a_vocabulary_that_the_text_cannot_fill_is_an_error(recipe_path: Path, tmp_path: Path) -> None:
@@ -195,4 +196,3 @@ def test_what_is_saved_of_an_adapter_is_the_adapter_alone(runs: dict[str, Path])
     assert files == {
         "README.md", "adapter_config.json", "adapter_model.safetensors", "manifest.json", "peftkit.json",
         "tokenizer.json", "tokenizer_config.json"}  # fmt: skip
-    assert export.__module__ == "peftkit.models.export"

@@ -1,0 +1,86 @@
+"""Adapters go where the recipe says, and nowhere that could not be merged."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig
+
+from peftkit.errors import FieldError
+from peftkit.models.attach import adapter_has_effect, attach_adapter, count_parameters, resolve_targets
+from peftkit.recipe.hyperparameters import Lora
+
+
+def small(kind: str = "gpt2", **changes: Any) -> Any:
+    if kind == "gpt2":
+        config: Any = GPT2Config(
+            n_layer=2, n_head=2, n_embd=8, vocab_size=32, n_positions=16, bos_token_id=0, eos_token_id=0
+        )
+    else:
+        config = LlamaConfig(
+            num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=2, hidden_size=8, intermediate_size=16,
+            vocab_size=32, bos_token_id=0, eos_token_id=0, **changes)  # fmt: skip
+    with torch.device("meta"):
+        return AutoModelForCausalLM.from_config(config)
+
+
+def test_auto_is_gpt2s_attention_input() -> None:
+    assert resolve_targets(small(), "auto") == ["transformer.h.0.attn.c_attn", "transformer.h.1.attn.c_attn"]
+
+
+def test_auto_is_llamas_query_and_value() -> None:
+    assert {name.rpartition(".")[2] for name in resolve_targets(small("llama"), "auto")} == {"q_proj", "v_proj"}
+
+
+def test_all_linear_is_every_conv1d_but_not_the_head() -> None:
+    kinds = {name.partition(".h.0.")[2] for name in resolve_targets(small(), "all-linear") if ".0." in name}
+
+    assert kinds == {"attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj"}
+
+
+def test_a_longer_name_tells_two_layers_apart() -> None:
+    assert len(resolve_targets(small(), ["c_proj"])) == 4
+    assert resolve_targets(small(), ["attn.c_proj"]) == [f"transformer.h.{layer}.attn.c_proj" for layer in (0, 1)]
+
+
+def test_a_regular_expression_is_over_whole_names() -> None:
+    assert resolve_targets(small(), r".*\.1\.mlp\.c_(fc|proj)") == [
+        f"transformer.h.1.mlp.c_{end}" for end in ("fc", "proj")
+    ]
+
+
+@pytest.mark.parametrize(
+    ("targets", "words"),
+    [
+        (["c_attn", "q_proj"], "'q_proj' matches no module"),
+        (".*nothing.*", "matches no module"),
+        ("c_(attn", "is no regular expression"),
+        ([], "is empty"),
+        (["wte"], "wte is tied"),
+        (["lm_head"], "lm_head is tied"),
+    ],
+)
+def test_targets_that_cannot_be_are_an_error_that_lists_what_the_model_has(targets: Any, words: str) -> None:
+    with pytest.raises(FieldError, match=words) as error:
+        resolve_targets(small(), targets)
+
+    assert "attn.c_attn, attn.c_proj, mlp.c_fc, mlp.c_proj" in str(error.value)
+
+
+def test_an_untied_head_may_have_an_adapter() -> None:
+    assert resolve_targets(small("llama", tie_word_embeddings=False), ["lm_head"]) == ["lm_head"]
+
+
+def test_a_new_adapter_has_no_effect_until_its_b_moves() -> None:
+    model = AutoModelForCausalLM.from_config(small().config)
+    adapted = attach_adapter(model, Lora(r=2), resolve_targets(model, "auto"), "somewhere")
+
+    before = adapter_has_effect(adapted)
+    next(weight for name, weight in adapted.named_parameters() if "lora_B" in name).data.fill_(0.1)
+
+    assert not before
+    assert adapter_has_effect(adapted)
+    assert count_parameters(adapted)[0] == 2 * (2 * 8 + 2 * 24)
+    assert adapted.peft_config["default"].base_model_name_or_path == "somewhere"

@@ -1,0 +1,95 @@
+"""A base is found by name or folder, opened from safetensors alone, and told apart by its hashes."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+import peftkit
+from peftkit.errors import BaseError, FieldError
+from peftkit.models.base import LocatedBase, locate_base
+from peftkit.recipe.schema import Base
+
+EMBEDDED = Path(peftkit.__file__).parent / "assets" / "tiny-gpt2"
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return Path(shutil.copytree(EMBEDDED, tmp_path / "base"))
+
+
+def located(folder: Path) -> LocatedBase:
+    return locate_base(Base(model=str(folder)))
+
+
+def test_the_embedded_base_is_part_of_the_package_and_small() -> None:
+    base = locate_base(Base(model="builtin:tiny-gpt2"))
+
+    assert base.folder == EMBEDDED
+    assert sum(path.stat().st_size for path in EMBEDDED.iterdir()) <= 4_000_000
+    assert base.load(base.config(), "float32").num_parameters() == 940_800
+
+
+def test_the_structure_is_known_without_weights(folder: Path) -> None:
+    (folder / "model.safetensors").unlink()
+    base = locate_base(Base(model=str(folder)), weights=False)
+
+    structure = base.structure(base.config())
+
+    assert {parameter.device.type for parameter in structure.parameters()} == {"meta"}
+
+
+def test_dropout_is_set_everywhere(folder: Path) -> None:
+    config = located(folder).config(0.25)
+
+    assert (config.resid_pdrop, config.embd_pdrop, config.attn_pdrop) == (0.25, 0.25, 0.25)
+
+
+def test_weights_that_are_not_safetensors_are_never_opened(folder: Path) -> None:
+    (folder / "model.safetensors").unlink()
+    torch.save({}, folder / "pytorch_model.bin")
+
+    with pytest.raises(FieldError, match=r"holds no \.safetensors file"):
+        located(folder)
+
+
+def test_a_damaged_checkpoint_is_an_error(folder: Path) -> None:
+    content = (folder / "model.safetensors").read_bytes()
+    (folder / "model.safetensors").write_bytes(content[:5000])
+
+    with pytest.raises(BaseError, match="cannot be opened"):
+        located(folder).load(located(folder).config(), "float32")
+
+
+def test_missing_weights_are_an_error_and_not_random_numbers(folder: Path) -> None:
+    config = located(folder).config()
+    config.n_layer = 5
+
+    with pytest.raises(BaseError, match="has no fitting weights for"):
+        located(folder).load(config, "float32")
+
+
+def test_a_folder_without_tokenizer_is_an_error(folder: Path) -> None:
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        (folder / name).unlink()
+
+    with pytest.raises(BaseError):
+        located(folder).tokenizer()
+
+
+def test_a_changed_weight_changes_the_fingerprint(folder: Path) -> None:
+    before = located(folder).fingerprint
+    content = bytearray((folder / "model.safetensors").read_bytes())
+    content[-1] ^= 1
+    (folder / "model.safetensors").write_bytes(content)
+
+    assert located(folder).fingerprint != before
+
+
+@pytest.mark.parametrize("model", ["builtin:nothing", "nobody/nothing-of-the-kind"])
+def test_a_base_that_is_nowhere_is_an_error_about_its_field(model: str) -> None:
+    with pytest.raises(FieldError, match=r"base\.model"):
+        locate_base(Base(model=model))

@@ -1,0 +1,77 @@
+"""The loss is a mean over tokens: neither batch size nor padding nor packing changes it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch.nn import functional
+
+from peftkit.data.grammar import corpus
+from peftkit.data.prepare import Prepared, prepare_source
+from peftkit.errors import FieldError
+from peftkit.evaluation.perplexity import measure_loss
+from peftkit.models.base import LocatedBase, locate_base
+from peftkit.models.start import check_isolation
+from peftkit.recipe.schema import Base, Data
+
+
+@pytest.fixture(scope="module")
+def base() -> LocatedBase:
+    return locate_base(Base(model="builtin:tiny-gpt2"))
+
+
+@pytest.fixture(scope="module")
+def model(base: LocatedBase) -> Any:
+    return base.load(base.config(), "float32")
+
+
+def prepared(base: LocatedBase, folder: Path, packing: bool) -> Prepared:
+    (folder / "text.txt").write_text("\n".join(corpus("validation")[:12]) + "\n", encoding="utf-8")
+    data = Data.model_validate({"train": {"path": str(folder / "text.txt")}, "max_length": 128, "packing": packing})
+    return prepare_source(data.train, data, base.tokenizer(), "data.train")
+
+
+def test_neither_batch_size_nor_packing_changes_the_loss(base: LocatedBase, model: Any, tmp_path: Path) -> None:
+    apart, together = (prepared(base, tmp_path, packing) for packing in (False, True))
+    losses = [measure_loss(model, data, 1, size) for data in (apart, together) for size in (1, 3, 64)]
+
+    assert len({loss.tokens for loss in losses}) == 1
+    assert together.counts.sequences < apart.counts.sequences
+    assert [loss.mean for loss in losses] == pytest.approx([losses[0].mean] * 6, rel=1e-5)
+
+
+def test_the_loss_is_that_of_torch_over_all_tokens(base: LocatedBase, model: Any, tmp_path: Path) -> None:
+    data = prepared(base, tmp_path, packing=False)
+    total = torch.zeros(())
+    with torch.no_grad():
+        for index in range(len(data.dataset)):
+            ids = torch.from_numpy(data.dataset[index]["input_ids"]).long()
+            total += functional.cross_entropy(model(ids[None]).logits[0, :-1], ids[1:], reduction="sum")
+
+    assert measure_loss(model, data, 1, 4).total == pytest.approx(float(total), rel=1e-5)
+
+
+def test_gpt2_keeps_packed_documents_apart(model: Any) -> None:
+    check_isolation(model)
+
+    assert not model.training
+
+
+def test_a_model_that_mixes_packed_documents_is_refused(model: Any) -> None:
+    def leaking(**inputs: Any) -> Any:
+        inputs.pop("position_ids")
+        return model(**inputs)
+
+    class Leaking:
+        device = model.device
+        config = model.config
+        training = False
+        parameters = model.parameters
+        eval = train = staticmethod(lambda *_: None)
+        __call__ = staticmethod(leaking)
+
+    with pytest.raises(FieldError, match="lets packed documents see each other"):
+        check_isolation(Leaking())
