@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -76,10 +77,11 @@ def _select(names: list[str], target_modules: str | list[str], adaptable: list[s
     return [name for name in names if any(_matches(name, pattern) for pattern in target_modules)]
 
 
-def attach_adapter(model: Any, lora: Lora, targets: list[str], base_reference: str) -> Any:
+def attach_adapter(model: Any, lora: Lora, targets: list[str], base_folder: Path) -> Any:
     """Put new LoRA adapters on the target modules and freeze the rest; the caller has set the seed.
 
-    The adapter's weights are float32 whatever the base is held in.
+    The adapter's weights are float32 whatever the base is held in. PEFT looks into `base_folder` at every checkpoint,
+    and would ask the hub about a name that is no folder.
     """
     from peft import LoraConfig, TaskType, get_peft_model
 
@@ -92,7 +94,7 @@ def attach_adapter(model: Any, lora: Lora, targets: list[str], base_reference: s
         fan_in_fan_out=isinstance(first, Conv1D),
     )
     adapted = get_peft_model(model, config)
-    adapted.peft_config["default"].base_model_name_or_path = base_reference
+    adapted.peft_config["default"].base_model_name_or_path = str(base_folder)
     return adapted
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedConfig
 
 from peftkit.errors import BaseError, FieldError
@@ -76,7 +77,7 @@ class LocatedBase:
                 output_loading_info=True,
                 **options,
             )
-        except (OSError, ValueError, RuntimeError) as error:
+        except (OSError, ValueError, RuntimeError, SafetensorError) as error:
             raise _unusable(self.reference, error) from error
         missing = sorted(report["missing_keys"]) + sorted(str(key) for key in report["mismatched_keys"])
         if missing:
@@ -157,6 +158,8 @@ def open_tokenizer(folder: Path) -> Any:
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     except (OSError, ValueError, KeyError) as error:
         raise _unusable(str(folder), error) from error
+    if set(tokenizer.get_vocab()) <= set(tokenizer.all_special_tokens):  # Transformers makes an empty one of nothing
+        raise BaseError("holds no tokenizer.", where=str(folder), remedy="Save the base's tokenizer into it.")
     if tokenizer.eos_token_id is None:
         raise BaseError("its tokenizer has no end-of-text token.", where=str(folder), remedy="Set eos_token in it.")
     return tokenizer

@@ -31,22 +31,26 @@ def export(model: Any, tokenizer: Any, place: Path, record: dict[str, Any]) -> N
     if hasattr(model, "config"):
         model.config.use_cache = True  # off while training; whoever generates wants it
     with atomic_folder(place) as folder:
-        # PEFT would look for the base's vocabulary on the hub; peftkit never resizes it
-        model.save_pretrained(folder, **({"save_embedding_layers": False} if hasattr(model, "peft_config") else {}))
+        model.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
         config = folder / "adapter_config.json"
         if config.is_file():
-            write_json(config, _in_order(read_json(config)))
+            write_json(config, _portable(read_json(config), record["base"]["model"]))
         write_text(folder / "README.md", _card(record))
         write_json(folder / RECORD_NAME, record)
 
 
-def _in_order(adapter_config: dict[str, Any]) -> dict[str, Any]:
-    """PEFT keeps names of modules in sets, whose order changes from one process to the next; this keeps the bytes."""
-    return {
+def _portable(adapter_config: dict[str, Any], base: str | None) -> dict[str, Any]:
+    """An adapter's configuration with the base's own name, in the same bytes every time.
+
+    While training it names the folder that the base was opened from; and PEFT keeps the names of modules in sets, whose
+    order changes from one process to the next.
+    """
+    ordered = {
         key: sorted(value) if key in ("target_modules", "exclude_modules") and isinstance(value, list) else value
         for key, value in sorted(adapter_config.items())
     }
+    return {**ordered, "base_model_name_or_path": base}
 
 
 def _card(record: dict[str, Any]) -> str:

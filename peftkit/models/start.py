@@ -48,7 +48,7 @@ class Start:
             return base
         if recipe.training.activation_checkpointing:
             base.enable_input_require_grads()  # frozen inputs would cut the graph at the first checkpoint
-        return attach_adapter(base, recipe.lora, self.targets, self.located.reference)
+        return attach_adapter(base, recipe.lora, self.targets, self.located.folder)
 
     def record(self) -> dict[str, Any]:
         """What a manifest says about the base."""

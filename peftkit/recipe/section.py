@@ -43,7 +43,11 @@ class LibrarySection(Section):
     @model_validator(mode="wrap")
     @classmethod
     def _check_passed_through(cls, value: Any, validate: ModelWrapValidatorHandler[Any]) -> Any:
-        extras = {name: item for name, item in value.items() if name not in cls.model_fields} if value else {}
+        extras = (
+            {name: item for name, item in value.items() if name not in cls.model_fields}
+            if isinstance(value, dict)
+            else {}
+        )
         errors = cls._extra_errors(extras) if extras else []
         try:
             section = validate(value)

@@ -38,7 +38,7 @@ def test_columns_and_template_fit_rows_of_another_shape() -> None:
 
 
 def test_an_instruction_without_input_has_no_section_for_it() -> None:
-    rows = [
+    rows: list[dict[str, Any]] = [
         {"instruction": "Add.", "input": "1 2", "output": "3"},
         {"instruction": "Greet.", "input": None, "output": "Hi"},
     ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -75,7 +76,7 @@ def test_an_untied_head_may_have_an_adapter() -> None:
 
 def test_a_new_adapter_has_no_effect_until_its_b_moves() -> None:
     model = AutoModelForCausalLM.from_config(small().config)
-    adapted = attach_adapter(model, Lora(r=2), resolve_targets(model, "auto"), "somewhere")
+    adapted = attach_adapter(model, Lora(r=2), resolve_targets(model, "auto"), Path("somewhere"))
 
     before = adapter_has_effect(adapted)
     next(weight for name, weight in adapted.named_parameters() if "lora_B" in name).data.fill_(0.1)

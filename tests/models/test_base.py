@@ -76,7 +76,7 @@ def test_a_folder_without_tokenizer_is_an_error(folder: Path) -> None:
     for name in ("tokenizer.json", "tokenizer_config.json"):
         (folder / name).unlink()
 
-    with pytest.raises(BaseError):
+    with pytest.raises(BaseError, match="holds no tokenizer"):
         located(folder).tokenizer()
 
 

@@ -1,0 +1,45 @@
+"""A wheel carries all that the commands need, and works from any folder."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import tomllib
+import zipfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.mark.slow
+def test_a_wheel_holds_recipes_schema_and_base_and_works_elsewhere(tmp_path: Path) -> None:
+    build = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(tmp_path), str(ROOT)]
+    subprocess.run(build, check=True, capture_output=True)
+    (wheel,) = tmp_path.glob("*.whl")
+    with zipfile.ZipFile(wheel) as archive:
+        names = set(archive.namelist())
+        archive.extractall(tmp_path / "site")
+
+    run = [sys.executable, "-c", "from peftkit.cli import main; main()", "recipes", "check", "quickstart"]
+    done = subprocess.run(run, cwd=tmp_path / "site", capture_output=True, text=True, check=False)
+
+    assert {path.name for path in (ROOT / "recipes").glob("*.yaml")} == {
+        name.rpartition("/")[2] for name in names if name.startswith("peftkit/assets/recipes/")
+    }
+    assert {
+        "peftkit/assets/recipe.schema.json",
+        "peftkit/assets/tiny-gpt2/model.safetensors",
+        "peftkit/py.typed",
+    } <= names
+    assert done.returncode == 0, done.stderr
+
+
+def test_the_tested_version_of_every_dependency_is_pinned() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    wanted = [*project["dependencies"], *project["optional-dependencies"]["test"]]
+    pinned = {line.partition("==")[0] for line in (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()}
+
+    names = {requirement.replace("<", ">").partition(">")[0] for requirement in wanted}
+    assert names <= pinned
