@@ -21,7 +21,7 @@ def recipe_schema() -> dict[str, Any]:
         for name, kind in sorted(section.passed_through_types().items()):
             definition["properties"][name] = {**_type_schema(kind), "description": _described(section, name)}
         definition["additionalProperties"] = False
-    return {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": "peftkit recipe", **schema}
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema, "title": "peftkit recipe"}
 
 
 def _described(section: type[Training | Lora | Quantization], name: str) -> str:

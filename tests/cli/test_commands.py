@@ -32,7 +32,7 @@ def test_every_command_explains_itself(command: str, peftkit: Command) -> None:
     assert done.stdout.startswith(f"Usage: peftkit {command}")
 
 
-def test_the_whole_job_from_recipe_to_merged_model(peftkit: Command, recipe_path: Path, tmp_path: Path) -> None:
+def test_the_whole_job_from_recipe_to_merged_model(peftkit: Command, recipe_path: Path) -> None:
     trained = peftkit("train", str(recipe_path), "--method", "qlora", "--output", "run", "--json")
     manifest = json.loads(trained.stdout)
     assert trained.returncode == 0, trained.stderr
@@ -114,7 +114,7 @@ def test_a_failing_run_leaves_with_status_1(peftkit: Command, recipe_path: Path)
     assert "Traceback" not in done.stderr
 
 
-def test_a_recipe_is_listed_shown_copied_and_checked(peftkit: Command, tmp_path: Path) -> None:
+def test_a_recipe_is_listed_shown_copied_and_checked(peftkit: Command) -> None:
     listed = json.loads(peftkit("recipes", "list", "--json").stdout)
     assert {"quickstart", "gpt2-wikitext2"} <= {recipe["name"] for recipe in listed}
 

@@ -1,0 +1,98 @@
+"""Writes the reference pages, `commands.md` and `recipe.md`, from the code: `python docs/generate.py`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import click
+
+from peftkit.cli.app import COMMANDS, app
+from peftkit.recipe.json_schema import recipe_schema
+
+FOLDER = Path(__file__).resolve().parent
+
+
+def commands_page() -> str:
+    """Every command with its help, as the command line prints it."""
+    parts = ["# Commands", "Made from the code by `python docs/generate.py`."]
+    context = click.Context(app, info_name="peftkit", max_content_width=100, terminal_width=100)
+    for name in COMMANDS:
+        command = app.get_command(context, name)
+        assert command is not None
+        parts += _command_parts(command, click.Context(command, info_name=name, parent=context), 2)
+    return "\n\n".join(parts) + "\n"
+
+
+def _command_parts(command: click.Command, context: click.Context, level: int) -> Iterator[str]:
+    yield f"{'#' * level} {context.command_path}"
+    yield f"```\n{command.get_help(context)}\n```"
+    if isinstance(command, click.Group):
+        for name in command.list_commands(context):
+            inner = command.get_command(context, name)
+            assert inner is not None
+            yield from _command_parts(inner, click.Context(inner, info_name=name, parent=context), level + 1)
+
+
+def recipe_page() -> str:
+    """Every documented field of a recipe: its type, its default and its meaning."""
+    schema = recipe_schema()
+    parts = [
+        "# Recipe fields",
+        "Made from the code by `python docs/generate.py`. The sections `training`, `lora` and `quantization` also take "
+        "every other argument of the installed `TrainingArguments`, `LoraConfig` and `BitsAndBytesConfig` by its name.",
+        *_section_parts("recipe", schema),
+    ]
+    for name in ("Base", "Init", "Lora", "Quantization", "Data", "Source", "Training"):
+        parts += _section_parts(name.lower(), schema["$defs"][name])
+    return "\n\n".join(parts) + "\n"
+
+
+def _section_parts(title: str, section: dict[str, Any]) -> Iterator[str]:
+    yield f"## {title}"
+    yield section["description"]
+    documented = {
+        name: field for name, field in section["properties"].items() if "passed on as it is" not in field["description"]
+    }
+    for name, field in documented.items():
+        required = ", required" if name in section.get("required", []) else ""
+        default = f", default `{_yaml(field['default'])}`" if "default" in field and _is_plain(field["default"]) else ""
+        meaning = " ".join(field["description"].split())
+        yield f"- **`{name}`** ({_type(field)}{required}{default}): {meaning}"
+
+
+def _type(field: dict[str, Any]) -> str:
+    if "$ref" in field:
+        return f"[{field['$ref'].rpartition('/')[2].lower()}](#{field['$ref'].rpartition('/')[2].lower()})"
+    if "enum" in field:
+        return " or ".join(f"`{value}`" for value in field["enum"])
+    if "const" in field:
+        return f"`{field['const']}`"
+    if "anyOf" in field:
+        return " or ".join(_type(option) for option in field["anyOf"])
+    names = {
+        "string": "text",
+        "integer": "whole number",
+        "boolean": "true or false",
+        "array": "list",
+        "object": "mapping",
+    }
+    return names.get(field.get("type", ""), field.get("type", "anything"))
+
+
+def _is_plain(value: Any) -> bool:
+    return not isinstance(value, dict)
+
+
+def _yaml(value: Any) -> str:
+    return (
+        {None: "null", True: "true", False: "false"}.get(value, str(value))
+        if not isinstance(value, list)
+        else str(value)
+    )
+
+
+if __name__ == "__main__":
+    (FOLDER / "commands.md").write_text(commands_page(), encoding="utf-8")
+    (FOLDER / "recipe.md").write_text(recipe_page(), encoding="utf-8")

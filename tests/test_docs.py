@@ -1,0 +1,41 @@
+"""What is written about peftkit is true of its code."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from peftkit.cli.app import COMMANDS
+from peftkit.recipe.library import shipped_recipes
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.mark.parametrize("page", ["commands.md", "recipe.md"])
+def test_a_reference_page_is_what_the_code_gives(page: str) -> None:
+    code = "import runpy, sys; pages = runpy.run_path('docs/generate.py'); print(pages[sys.argv[1]](), end='')"
+    function = page.replace(".md", "_page")
+
+    made = subprocess.run([sys.executable, "-c", code, function], cwd=ROOT, capture_output=True, text=True, check=True)
+
+    assert (ROOT / "docs" / page).read_text(encoding="utf-8") == made.stdout
+
+
+def test_the_readme_names_only_commands_and_recipes_that_exist() -> None:
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+
+    assert set(re.findall(r"peftkit (?!recipes)([a-z]+) ", readme)) - set(COMMANDS) <= {"fine", "by"}
+    assert set(re.findall(r"^\| `([\w-]+)` \|", readme, re.MULTILINE)) == set(shipped_recipes())
+
+
+def test_ci_runs_the_readmes_own_command() -> None:
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    script = (ROOT / ".ci" / "run").read_text(encoding="utf-8")
+
+    assert "pip install -c constraints.txt -e '.[test]' && pytest" in readme
+    assert "-c constraints.txt -e '.[test]'" in script
+    assert "\npytest\n" in script
