@@ -16,6 +16,8 @@ __all__ = ["recipe_schema"]
 def recipe_schema() -> dict[str, Any]:
     """JSON Schema (draft 2020-12) of a recipe, with the arguments of the installed libraries that it may name."""
     schema = Recipe.model_json_schema()
+    for name, info in Recipe.model_fields.items():  # pydantic leaves it out beside a required section
+        schema["properties"][name].setdefault("description", info.description)
     for section in (Training, Lora, Quantization):
         definition = schema["$defs"][section.__name__]
         for name, kind in sorted(section.passed_through_types().items()):
