@@ -13,7 +13,7 @@ __all__ = ["command"]
 @click.command("doctor")
 @options.as_json
 def command(as_json: bool) -> None:
-    """Say what this machine can do, after trying it: devices, precision, quantisation, the embedded base."""
+    """Try what this machine can do: devices, precision, quantisation."""
     from peftkit.models.base import take_quiet
     from peftkit.workflows.doctor import examine
 

@@ -40,9 +40,9 @@ def command(
     max_new_tokens: int,
     as_json: bool,
 ) -> None:
-    r"""Perplexity of TARGET: a run, an adapter, a model or a base.
+    r"""Measure TARGET: a run, an adapter, a model or a base.
 
-    Without options, on the validation data of the recipe that it was made from.
+    Its perplexity, without options on the validation data of the recipe that it was made from.
 
     \b
     Examples:

@@ -32,9 +32,9 @@ __all__ = ["command"]
 )
 @options.as_json
 def command(adapter: Path, output: Path, onto: str, dtype: str, as_json: bool) -> None:
-    r"""Merge ADAPTER, an adapter or the run that made it, into a full model in OUTPUT, a new folder.
+    r"""Make one full model of ADAPTER and its base, in OUTPUT.
 
-    The model is opened again by a process without PEFT and bitsandbytes, and must give the adapter's own logits;
+    ADAPTER is an adapter or the run that made it, OUTPUT a new folder. The model is opened again by a process without PEFT and bitsandbytes, and must give the adapter's own logits;
     merge.json in the folder is the receipt.
 
     \b

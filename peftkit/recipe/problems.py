@@ -109,7 +109,9 @@ def _unknown(path: Path) -> tuple[str, str]:
     guess = nearest(name, _fields(section))
     if guess:
         return what, f"Did you mean {guess}?"
-    home = next((home for home, inner in _sections(Recipe) if inner is not section and name in _fields(inner)), None)
+    home = next(
+        (home for home, inner in _all_sections(Recipe) if inner is not section and name in _fields(inner)), None
+    )
     if home:
         return what, f"It belongs in {home}."
     return what, f"There are: {', '.join(section.model_fields)}."
@@ -126,6 +128,13 @@ def _sections(section: type[Section]) -> Iterable[tuple[str, type[Section]]]:
         inner = _as_section(info.annotation)
         if inner:
             yield field, inner
+
+
+def _all_sections(section: type[Section]) -> Iterable[tuple[str, type[Section]]]:
+    """Every section below a section, by dotted path."""
+    for field, inner in _sections(section):
+        yield field, inner
+        yield from ((f"{field}.{deeper}", at) for deeper, at in _all_sections(inner))
 
 
 def _section(section: type[Section], path: Path) -> type[Section] | None:

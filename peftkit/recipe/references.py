@@ -28,6 +28,9 @@ def reference_errors(values: dict[str, Any]) -> Iterator[FieldError]:
         model = _at(values, *section.split("."), name)
         if isinstance(model, str):
             yield from _model_errors(model, f"{section}.{name}")
+            if _at(values, *section.split("."), "revision") and model.startswith((_BUILTIN, "/")):
+                what = "cannot act on a base that is no hub model."
+                yield FieldError(f"{section}.revision", what, remedy="Remove it.")
 
 
 def _at(values: Any, *path: str) -> Any:

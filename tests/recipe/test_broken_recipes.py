@@ -55,6 +55,12 @@ BROKEN = {
     "a field at the wrong level": ("method: lora", "seed: 1", 2, "seed", "It belongs in training."),
     "a library argument of the wrong type": (
         "eval_strategy: epoch", "dataloader_num_workers: many", 13, "training.dataloader_num_workers", "whole number"),
+    "the shape of a new base on a pretrained one": (
+        "model: builtin:tiny-gpt2", "model: gpt2\n  n_layer: 3", 5, "base.n_layer", "It belongs in base.init."),
+    "a revision of a built-in base": (
+        "model: builtin:tiny-gpt2", "model: builtin:tiny-gpt2\n  revision: main", 5, "base.revision", "cannot act"),
+    "a new base with an adapter": (
+        "model: builtin:tiny-gpt2", "init: {}", 1, "", "base.init makes a new base, which only method: full can train."),
     "both origins of a base": (
         "model: builtin:tiny-gpt2", "model: gpt2\n  init: {}", 3, "base", "Give exactly one of model and init."),
     "heads that do not divide the width": (

@@ -1,1 +1,0 @@
-"""Adapters as files: what is in them, read without torch."""

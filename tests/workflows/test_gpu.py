@@ -1,0 +1,33 @@
+"""The same recipe on a GPU: precision is chosen, the loss falls, and what is saved computes the same."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from peftkit.merging.merge import merge_adapter
+from peftkit.recipe.loader import load_recipe
+from peftkit.workflows.run import run
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device"),
+]
+
+
+@pytest.mark.parametrize("method", ["full", "lora", "qlora"])
+def test_every_method_trains_on_a_gpu(method: str, recipe_path: Path, tmp_path: Path) -> None:
+    _, manifest = run(load_recipe(recipe_path, method=method, output=tmp_path / "run"))
+
+    assert manifest.hardware["device"] == "cuda"
+    assert manifest.metrics.perplexity is not None
+    assert manifest.metrics.base_perplexity is not None
+    assert manifest.metrics.perplexity < manifest.metrics.base_perplexity
+
+
+def test_an_adapter_trained_on_a_gpu_is_merged_exactly(recipe_path: Path, tmp_path: Path) -> None:
+    run(load_recipe(recipe_path, method="qlora", overrides=["precision=fp32"], output=tmp_path / "run"))
+
+    assert merge_adapter(tmp_path / "run" / "adapter", tmp_path / "merged").relative_error < 1e-5
