@@ -13,7 +13,7 @@ __all__ = ["command"]
 @click.command("doctor")
 @options.as_json
 def command(as_json: bool) -> None:
-    """Try what this machine can do: devices, precision, quantisation."""
+    """Try what this machine can do."""
     from peftkit.models.base import take_quiet
     from peftkit.workflows.doctor import examine
 

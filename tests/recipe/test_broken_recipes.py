@@ -60,7 +60,7 @@ BROKEN = {
     "a revision of a built-in base": (
         "model: builtin:tiny-gpt2", "model: builtin:tiny-gpt2\n  revision: main", 5, "base.revision", "cannot act"),
     "a new base with an adapter": (
-        "model: builtin:tiny-gpt2", "init: {}", 1, "", "base.init makes a new base, which only method: full can train."),
+        "model: builtin:tiny-gpt2", "init: {}", 1, "", "base.init makes a new base, which only"),
     "both origins of a base": (
         "model: builtin:tiny-gpt2", "model: gpt2\n  init: {}", 3, "base", "Give exactly one of model and init."),
     "heads that do not divide the width": (
