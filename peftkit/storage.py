@@ -23,7 +23,6 @@ __all__ = [
     "append_json_line",
     "atomic_folder",
     "folder_hashes",
-    "folder_size",
     "read_json",
     "sha256_of_file",
     "sha256_of_json",
@@ -54,11 +53,6 @@ def folder_hashes(folder: Path) -> dict[str, str]:
     """SHA-256 of every file below `folder`, by POSIX path relative to it, in sorted order."""
     files = sorted(path for path in folder.rglob("*") if path.is_file())
     return {path.relative_to(folder).as_posix(): sha256_of_file(path) for path in files}
-
-
-def folder_size(folder: Path) -> int:
-    """Bytes of all files below `folder`."""
-    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
 
 
 def read_json(path: Path) -> Any:

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from transformers import set_seed
 
 from peftkit.errors import FieldError
 from peftkit.models.attach import attach_adapter, resolve_targets
@@ -36,6 +35,8 @@ class Start:
 
     def load(self, recipe: Recipe, base_dtype: Dtype, device: str) -> Any:
         """The model on its device, ready to train; the seed is set first, so a recipe always starts from the same."""
+        from transformers import set_seed  # its module imports PEFT, which takes seconds and evaluation can do without
+
         set_seed(recipe.training.seed)
         if self.located is None:
             model: Any = initialise_model(recipe.base.init or Init(), self.tokenizer, recipe.base.dropout)

@@ -35,7 +35,6 @@ class Target:
     kind: Literal["adapter", "model"]
     folder: str
     recipe: Recipe | None
-    record: dict[str, Any] | None
 
 
 @dataclass(frozen=True)
@@ -84,7 +83,7 @@ def find_target(name: str) -> Target:
     if not folder.exists():
         if name.startswith((".", "/", "~")) or name.count("/") > 1:
             raise TargetError("there is no such folder.", where=name)
-        return Target("model", name, None, None)
+        return Target("model", name, None)
     for inner in (folder, folder / "adapter", folder / "model"):
         if (inner / "adapter_config.json").is_file():
             return _recorded("adapter", inner)
@@ -112,10 +111,9 @@ def find_adapter(folder: Path) -> Path:
 def _recorded(kind: Literal["adapter", "model"], folder: Path) -> Target:
     place = folder / RECORD_NAME
     if not place.is_file():
-        return Target(kind, str(folder), None, None)
+        return Target(kind, str(folder), None)
     try:
-        record = read_json(place)
-        return Target(kind, str(folder), Recipe.model_validate(record["recipe"]), record)
+        return Target(kind, str(folder), Recipe.model_validate(read_json(place)["recipe"]))
     except (ValueError, KeyError, TypeError) as error:
         raise TargetError("is damaged.", where=str(place), remedy="Export the run again.") from error
 

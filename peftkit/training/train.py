@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from transformers import set_seed
+from transformers import PrinterCallback, set_seed
 
 from peftkit.data.collator import Collator
 from peftkit.data.prepare import Prepared
@@ -72,9 +72,7 @@ def train(
         data_collator=Collator(pad_token_id),
     )
     progress = ProgressReport(f"training {recipe.method}", trainer)
-    trainer.callback_handler.callbacks = [
-        callback for callback in trainer.callback_handler.callbacks if type(callback).__name__ != "PrinterCallback"
-    ]
+    trainer.remove_callback(PrinterCallback)  # it prints each log as a dictionary
     trainer.add_callback(MetricsFile(folder.metrics, trainer))
     trainer.add_callback(progress)
     before = trainer.evaluate() if data.validation else {}

@@ -12,7 +12,8 @@ from peftkit.evaluation.perplexity import measure_loss
 from peftkit.models.device import detect_hardware
 from peftkit.models.start import padding_id
 from peftkit.models.target import find_target, open_target
-from peftkit.recipe.schema import Data, Recipe
+from peftkit.recipe.hyperparameters import Training
+from peftkit.recipe.schema import Data
 
 __all__ = ["Evaluation", "evaluate_target", "recorded_data"]
 
@@ -68,8 +69,8 @@ def evaluate_target(name: str, data: Data, *, exact: bool = False, max_new_token
     wanted = pairs(data.validation, data, _FIELD) if exact else []
     opened = open_target(target, detect_hardware().device)
     prepared = prepare_source(data.validation, data, opened.tokenizer, _FIELD)
-    batch_size = (target.recipe or _Defaults).training.per_device_eval_batch_size
-    loss = measure_loss(opened.model, prepared, padding_id(opened.tokenizer), batch_size)
+    training = target.recipe.training if target.recipe else Training()
+    loss = measure_loss(opened.model, prepared, padding_id(opened.tokenizer), training.per_device_eval_batch_size)
     if not loss.total < float("inf"):
         raise RunError("its loss is not a finite number.", where=name)
     return Evaluation(
@@ -85,9 +86,3 @@ def evaluate_target(name: str, data: Data, *, exact: bool = False, max_new_token
         if exact
         else None,
     )
-
-
-class _Defaults:
-    """What a target without a recipe is measured with."""
-
-    training = Recipe.model_fields["training"].default

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from transformers import set_seed
+import torch
 
 from peftkit.data.formats import prompt_of
 from peftkit.evaluation.generation import write
@@ -34,5 +34,5 @@ def generate(
     if target.recipe is not None and not raw:
         prompts = [prompt_of(prompt, target.recipe.data) for prompt in prompts]
     opened = open_target(target, detect_hardware().device)
-    set_seed(seed)
+    torch.manual_seed(seed)
     return write(opened.model, opened.tokenizer, prompts, max_new_tokens=max_new_tokens, temperature=temperature)

@@ -18,7 +18,6 @@ from peftkit.recipe.loader import load_recipe
 from peftkit.recipe.schema import Data, Method
 from peftkit.runs.folder import RunFolder
 from peftkit.runs.manifest import RunMetrics
-from peftkit.storage import folder_size
 from peftkit.workflows.evaluate import evaluate_target
 from peftkit.workflows.generate import generate
 
@@ -95,7 +94,7 @@ def _trained(output: Path, data: Data) -> Iterator[Row]:
             raise RunError(f"training {method} failed; its message stands above.", where=str(folder.path))
         result = evaluate_target(str(folder.path), data, exact=True, max_new_tokens=MAX_NEW_TOKENS)
         place = folder.model if method == "full" else folder.adapter
-        weights = sum(file.stat().st_size for file in place.glob("*.safetensors")) or folder_size(place)
+        weights = sum(file.stat().st_size for file in place.glob("*.safetensors"))
         yield Row(method, str(place), result.exact_match or 0.0, weights, folder.read().metrics)
 
 
