@@ -78,7 +78,8 @@ def _type(field: dict[str, Any]) -> str:
         "array": "list",
         "object": "mapping",
     }
-    return names.get(field.get("type", ""), field.get("type", "anything"))
+    kind = str(field.get("type", "anything"))
+    return names.get(kind, kind)
 
 
 def _is_plain(value: Any) -> bool:
