@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -57,7 +58,9 @@ def _section_parts(title: str, section: dict[str, Any]) -> Iterator[str]:
     }
     for name, field in documented.items():
         required = ", required" if name in section.get("required", []) else ""
-        default = f", default `{_yaml(field['default'])}`" if "default" in field and _is_plain(field["default"]) else ""
+        default = (
+            f", default `{json.dumps(field['default'])}`" if "default" in field and _is_plain(field["default"]) else ""
+        )
         meaning = " ".join(field["description"].split())
         yield f"- **`{name}`** ({_type(field)}{required}{default}): {meaning}"
 
@@ -84,14 +87,6 @@ def _type(field: dict[str, Any]) -> str:
 
 def _is_plain(value: Any) -> bool:
     return not isinstance(value, dict)
-
-
-def _yaml(value: Any) -> str:
-    return (
-        {None: "null", True: "true", False: "false"}.get(value, str(value))
-        if not isinstance(value, list)
-        else str(value)
-    )
 
 
 if __name__ == "__main__":
