@@ -2,21 +2,30 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
+from ruamel.yaml.events import AliasEvent
 from ruamel.yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
 
 from peftkit.errors import Problem, RecipeError
 
-__all__ = ["Document", "Path", "dotted", "parse_document"]
+__all__ = ["Document", "Path", "dotted", "is_number", "parse_document", "parse_value"]
 
 Path: TypeAlias = tuple[str | int, ...]
 
-_CORE = "tag:yaml.org,2002:"
-_BOOLEANS = {"true": True, "false": False}
+# The core schema of YAML 1.2.2, section 10.3.2. ruamel.yaml takes 1_000 and 0b11 for numbers too, which it is not.
+_NULL = re.compile(r"(?:null|Null|NULL|~|)")
+_BOOLEAN = re.compile(r"(?:true|True|TRUE|false|False|FALSE)")
+_DECIMAL = re.compile(r"[-+]?[0-9]+")
+_OCTAL = re.compile(r"0o[0-7]+")
+_HEXADECIMAL = re.compile(r"0x[0-9a-fA-F]+")
+_FLOAT = re.compile(r"[-+]?(?:\.[0-9]+|[0-9]+(?:\.[0-9]*)?)(?:[eE][-+]?[0-9]+)?")
+_MEND = "Mend this line."
+_NOT_FINITE = re.compile(r"(?:[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN))")
 
 
 @dataclass
@@ -40,34 +49,96 @@ def parse_document(text: str, name: str) -> Document:
     Raises:
         RecipeError: every such problem, or the first error of syntax.
     """
-    try:
-        node = YAML(typ="safe", pure=True).compose(text)
-    except YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        place = f"{name}:{mark.line + 1}" if mark else name
-        what = getattr(error, "problem", None) or str(error).splitlines()[0]
-        raise RecipeError([Problem(place, "", f"is not valid YAML: {what}.", "Mend this line.")]) from error
+    node, tags = _compose(text, name)
     if not isinstance(node, MappingNode):
         what = "is empty." if node is None else "is not a mapping of fields."
         raise RecipeError([Problem(f"{name}:1", "", what, "Start from one of `peftkit recipes list`.")])
-    reader = _Reader(name)
+    reader = _Reader(name, tags)
     values = reader.value(node, ())
     if reader.problems:
         raise RecipeError(reader.problems)
     return Document(values, reader.lines)
 
 
+def parse_value(text: str, name: str, path: Path) -> Any:
+    """Read one value by a recipe's own rules of YAML; `name` and `path` are the option's and the field's in errors.
+
+    Raises:
+        RecipeError: as `parse_document` does, without lines.
+    """
+    try:
+        node, tags = _compose(text, name)
+        reader = _Reader(name, tags)
+        value = None if node is None else reader.value(node, path)
+    except RecipeError as error:
+        raise RecipeError([_on_an_option(problem, name) for problem in error.problems]) from error
+    if reader.problems:
+        raise RecipeError([_on_an_option(problem, name) for problem in reader.problems])
+    return value
+
+
+def is_number(text: str) -> bool:
+    """Whether the text, written without quotes, would be a finite number."""
+    return any(kind.fullmatch(text) for kind in (_DECIMAL, _OCTAL, _HEXADECIMAL, _FLOAT))
+
+
+def _on_an_option(problem: Problem, name: str) -> Problem:
+    remedy = "Mend the value." if problem.remedy == _MEND else problem.remedy
+    return Problem(name, problem.field, problem.what, remedy)
+
+
+def _compose(text: str, name: str) -> tuple[Node | None, dict[int, str]]:
+    """The tree of one document, and the tags that are written in it by the position they stand at.
+
+    Aliases are refused before the tree is made, because with them it may be a ring, or grow without end.
+    """
+    try:
+        tags: dict[int, str] = {}
+        aliases: list[Problem] = []
+        for event in YAML(typ="safe", pure=True).parse(text):
+            if isinstance(event, AliasEvent):
+                remedy = "Write the value out where it is needed."
+                aliases.append(Problem(f"{name}:{_line(event)}", "", f"has the alias *{event.anchor}.", remedy))
+            elif getattr(event, "tag", None):
+                tags[event.start_mark.index] = str(event.tag)
+        if aliases:
+            raise RecipeError(aliases)
+        return YAML(typ="safe", pure=True).compose(text), tags
+    except YAMLError as error:
+        raise RecipeError([_syntax_problem(error, text, name)]) from error
+    except RecursionError:
+        raise RecipeError([Problem(f"{name}:1", "", "is nested too deeply.", "A recipe needs few levels.")]) from None
+
+
+def _syntax_problem(error: YAMLError, text: str, name: str) -> Problem:
+    mark, position = getattr(error, "problem_mark", None), getattr(error, "position", None)
+    what = getattr(error, "problem", None) or str(error).splitlines()[0]
+    line = 1
+    if mark is not None:
+        line = min(mark.line, max(text.count("\n") - text.endswith("\n"), 0)) + 1  # the end belongs to the last line
+    elif isinstance(position, int):  # a character that YAML forbids has no mark
+        line = text.count("\n", 0, position) + 1
+    if "found another document" in what:
+        return Problem(f"{name}:{line}", "", "has a second document.", "Keep one recipe in a file, without `---`.")
+    return Problem(f"{name}:{line}", "", f"is not valid YAML: {what}.", _MEND)
+
+
 class _Reader:
     """Turns nodes into values, collecting lines and problems."""
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, tags: dict[int, str]) -> None:
         self._name = name
+        self._tags = tags
         self.lines: dict[Path, int] = {}
         self.problems: list[Problem] = []
 
     def value(self, node: Node, path: Path) -> Any:
         if node.anchor is not None:
             self._refuse(node, path, "has an anchor.", "Write the value out where it is needed.")
+        if node.start_mark.index in self._tags:
+            self._refuse(
+                node, path, f"has the tag {self._tags[node.start_mark.index]}.", "Remove it; values are plain."
+            )
         if isinstance(node, MappingNode):
             return self._mapping(node, path)
         if isinstance(node, SequenceNode):
@@ -82,8 +153,8 @@ class _Reader:
     def _mapping(self, node: MappingNode, path: Path) -> dict[str, Any]:
         values: dict[str, Any] = {}
         for key_node, value_node in node.value:
-            key = key_node.value if isinstance(key_node, ScalarNode) else None
-            if key is None or key_node.tag not in (f"{_CORE}str", f"{_CORE}null", f"{_CORE}bool", f"{_CORE}int"):
+            key = self._scalar(key_node, path) if isinstance(key_node, ScalarNode) else None
+            if not isinstance(key, str) or key == "<<" or key_node.anchor or key_node.start_mark.index in self._tags:
                 self._refuse(key_node, path, "has a key that is no name.", "Use plain names as keys.")
                 continue
             inner = (*path, key)
@@ -97,22 +168,31 @@ class _Reader:
         return values
 
     def _scalar(self, node: ScalarNode, path: Path) -> Any:
-        text, kind = node.value, str(node.tag).removeprefix(_CORE)
-        if kind == "null":
+        text = str(node.value)
+        if node.style in ("'", '"', "|", ">"):
+            return text
+        if _NULL.fullmatch(text):
             return None
-        if kind == "bool":
-            return _BOOLEANS[text.lower()]
-        if kind == "int":
-            return int(text.replace("_", ""), 10 if text.lstrip("+-").isdigit() else 0)
-        if kind == "float":
-            return float(text.lower().replace("_", "").replace(".inf", "inf").replace(".nan", "nan"))
-        if kind not in ("str", "timestamp"):
-            self._refuse(node, path, f"has the tag {node.tag}.", "Remove it; values are plain.")
+        if _BOOLEAN.fullmatch(text):
+            return text.lower() == "true"
+        try:
+            if _DECIMAL.fullmatch(text):
+                return int(text)
+        except ValueError:  # Python stops at some thousand digits
+            self._refuse(node, path, f"is a number of {len(text)} digits.", "Write a shorter one.")
+            return 0
+        if _OCTAL.fullmatch(text) or _HEXADECIMAL.fullmatch(text):
+            return int(text, 0)
+        if _FLOAT.fullmatch(text):
+            return float(text)
+        if _NOT_FINITE.fullmatch(text):
+            return float(text.lower().replace(".", ""))
         return text
 
     def _refuse(self, node: Node, path: Path, what: str, remedy: str) -> None:
         self.problems.append(Problem(f"{self._name}:{_line(node)}", dotted(path), what, remedy))
 
 
-def _line(node: Node) -> int:
+def _line(node: Any) -> int:
+    """The line, from 1, of a node or an event."""
     return int(node.start_mark.line) + 1

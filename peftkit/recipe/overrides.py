@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from peftkit.errors import Problem, RecipeError
-from peftkit.recipe.document import Path, dotted, parse_document
+from peftkit.recipe.document import Path, dotted, parse_value
 
 __all__ = ["Override", "parse_override"]
 
@@ -35,6 +35,8 @@ def parse_override(text: str) -> Override:
     if not sign or not all(path):
         problem = Problem(f"--set {text}", "", "is not FIELD=VALUE.", "Write it as training.learning_rate=1e-4.")
         raise RecipeError([problem])
-    # as the value of a key, so that a recipe's own rules of YAML apply
-    document = parse_document(f"value: {value}", f"--set {dotted(path)}")
-    return Override(path, document.values["value"])
+    if path[0] == "methods":
+        own = ".".join(path[2:]) or "training.learning_rate"
+        remedy = f"Set {own} itself: what is set on the command line holds for the method that runs."
+        raise RecipeError([Problem(f"--set {dotted(path)}", dotted(path), "cannot be set there.", remedy)])
+    return Override(path, parse_value(value, f"--set {dotted(path)}", path))
