@@ -8,7 +8,7 @@ from pydantic import AfterValidator, Field, model_validator
 
 from peftkit.recipe.installed import LibraryClass, enum_values
 from peftkit.recipe.names import LORA_OWNED, QUANTIZATION_OWNED, TRAINING_OWNED, TRAINING_REMOVED, nearest
-from peftkit.recipe.section import LibrarySection
+from peftkit.recipe.section import LibrarySection, disagree
 
 __all__ = ["Lora", "Quantization", "Training"]
 
@@ -115,10 +115,10 @@ class Training(LibrarySection):
     @model_validator(mode="after")
     def _steps_are_counted(self) -> Training:
         if self.max_steps != -1 and self.max_steps < 1:
-            raise ValueError("max_steps is a number of steps, or -1 to count epochs.")
+            disagree(("max_steps", f"is {self.max_steps}, but must be a number of steps, or -1 to count epochs."))
         extras = self.model_extra or {}
         if extras.get("load_best_model_at_end") and self.eval_strategy != self.save_strategy:
-            raise ValueError("load_best_model_at_end needs eval_strategy and save_strategy to be the same.")
+            disagree(("load_best_model_at_end", "needs eval_strategy and save_strategy to be the same. Change one."))
         return self
 
 

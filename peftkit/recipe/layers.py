@@ -40,10 +40,11 @@ class Layers:
             inner = place.get(str(part))
             if not isinstance(inner, dict):
                 inner = place[str(part)] = {}
+                self._forget(path[:depth])
             place = inner
-            self.origins.setdefault(path[:depth], origin)
+            self.origins.setdefault(path[:depth], Origin(origin.where, dotted(path[:depth])))
         place[str(path[-1])] = value
-        self.origins = {known: at for known, at in self.origins.items() if known[: len(path)] != path}
+        self._forget(path)
         self.origins[path] = origin
 
     def merge(self, values: Mapping[str, Any], lines: Mapping[Path, int], file: str, prefix: Path = ()) -> None:
@@ -69,6 +70,28 @@ class Layers:
                 self._merge(into[key], value, here, lines, file, prefix)
             else:
                 into[key] = value
+                self._forget_below(here)
+                for item, line in lines.items():  # those of a list
+                    if len(item) > len(written) and item[: len(written)] == written:
+                        self.origins[(*here, *item[len(written) :])] = Origin(f"{file}:{line}", dotted(item))
+
+    def _forget(self, path: Path) -> None:
+        self.origins = {known: at for known, at in self.origins.items() if known[: len(path)] != path}
+
+    def _forget_below(self, path: Path) -> None:
+        end = len(path)
+        self.origins = {known: at for known, at in self.origins.items() if len(known) == end or known[:end] != path}
+
+    def place(self, path: Path, file: str) -> tuple[str, str]:
+        """Where to tell about `path`, at the nearest section that was written, and the field as it was written there.
+
+        A field that a method's own values set begins with `methods`.
+        """
+        for end in range(len(path), 0, -1):
+            if path[:end] in self.origins:
+                origin = self.origins[path[:end]]
+                return origin.where, dotted((origin.field, *path[end:]))
+        return f"{file}:1", dotted(path)
 
     def origin(self, path: Path) -> Origin | None:
         """Where the value at `path` was written, or the nearest section around it that was."""

@@ -17,7 +17,7 @@ from peftkit.recipe.document import Document, dotted, parse_document
 from peftkit.recipe.layers import Layers, Origin, absolute_paths
 from peftkit.recipe.names import nearest
 from peftkit.recipe.overrides import Override, parse_override
-from peftkit.recipe.problems import describe
+from peftkit.recipe.problems import describe, found
 from peftkit.recipe.references import reference_errors
 from peftkit.recipe.schema import Method, Recipe
 
@@ -39,7 +39,7 @@ class RecipeFile:
 
     def where(self, field: str) -> str:
         """File and line, or option, that a dotted field was written at, or the nearest section around it."""
-        origin = self.layers.origin(tuple(field.split(".")))
+        origin = self.layers.origin(tuple(int(part) if part.isdigit() else part for part in field.split(".")))
         return origin.where if origin else str(self.path)
 
     @contextlib.contextmanager
@@ -80,18 +80,18 @@ def load_recipe(
         InputError: the file cannot be read.
     """
     document = parse_document(_read(path), str(path))
-    problems: list[Problem] = []
+    problems = list(_method_problems(document, str(path)))
     changes = _parse(overrides, problems)
     own = document.values.get("methods")
     chosen = _chosen(document, changes, method)
     others: list[Any] = list(own) if isinstance(own, dict) else []
-    variants = [chosen, *(name for name in others if name in _METHODS and name != chosen)]
+    variants = [chosen, *(name for name in _METHODS if name in others and name != chosen)]
     recipe: Recipe | None = None
     layers = Layers()
     for variant in variants:
         candidate = _layered(path, document, changes, method if variant == chosen else variant, variant)
-        found, checked = _validate(candidate, path)
-        problems += [problem for problem in found if problem not in problems]
+        wrong, checked = _validate(candidate, path)
+        problems += [problem for problem in wrong if problem not in problems]
         if variant == chosen:
             recipe, layers = checked, candidate
     if problems or recipe is None:
@@ -104,8 +104,14 @@ def _read(path: Path) -> str:
         return path.read_text(encoding="utf-8")
     except FileNotFoundError as error:
         raise InputError("there is no such recipe.", where=str(path), remedy="See `peftkit recipes list`.") from error
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"cannot be read: {error}.", where=str(path), remedy="Name a YAML file in UTF-8.") from error
+    except IsADirectoryError as error:
+        remedy = "Name the YAML file in it."
+        raise InputError("is a folder, not a recipe.", where=str(path), remedy=remedy) from error
+    except UnicodeDecodeError as error:
+        place = f"{path}:{error.object.count(b'\n', 0, error.start) + 1}"
+        raise InputError("is not UTF-8 text.", where=place, remedy="Save the file in UTF-8.") from error
+    except OSError as error:
+        raise InputError(f"cannot be read: {error}.", where=str(path), remedy="Name a file that can be.") from error
 
 
 def _parse(overrides: Sequence[str], problems: list[Problem]) -> list[Override]:
@@ -133,8 +139,7 @@ def _layered(path: Path, document: Document, changes: list[Override], method: st
     own = methods.get(variant) if isinstance(methods, dict) and isinstance(variant, str) else None
     if variant in _METHODS and isinstance(own, dict):
         layers.merge(absolute_paths(own, folder), document.lines, file, ("methods", variant))
-        layers.values["methods"] = {}
-    elif isinstance(methods, dict) and all(name in _METHODS and isinstance(at, dict) for name, at in methods.items()):
+    if isinstance(methods, dict):
         layers.values["methods"] = {}  # each is checked as a variant of its own
     for change in changes:
         nested: Any = change.value
@@ -152,22 +157,31 @@ def _layered(path: Path, document: Document, changes: list[Override], method: st
 def _validate(layers: Layers, path: Path) -> tuple[list[Problem], Recipe | None]:
     problems: list[Problem] = []
     recipe = None
-    unknown = [name for name in layers.values.get("methods") or {} if name not in _METHODS]
-    if unknown and isinstance(layers.values["methods"], dict):
-        problems += [_unknown_method(name, layers) for name in unknown]
-        layers.values["methods"] = {}
     try:
         recipe = Recipe.model_validate(layers.values)
     except ValidationError as error:
         problems += describe(error, layers, str(path))
     for missing in reference_errors(layers.values):
-        origin = layers.origin(tuple(missing.field.split(".")))
-        problems.append(Problem(origin.where if origin else str(path), missing.field, missing.what, missing.remedy))
+        where, field = layers.place(tuple(missing.field.split(".")), str(path))
+        problems.append(Problem(where, field, missing.what, missing.remedy))
     return problems, recipe
 
 
-def _unknown_method(name: str, layers: Layers) -> Problem:
-    origin = layers.origin(("methods", name))
-    guess = nearest(name, _METHODS)
-    remedy = f"Did you mean {guess}?" if guess else f"There are: {', '.join(_METHODS)}."
-    return Problem(origin.where if origin else "", f"methods.{name}", f"there is no method {name}.", remedy)
+def _method_problems(document: Document, file: str) -> Iterator[Problem]:
+    """What is wrong with `methods` itself; the values in it are checked with the recipe that they change."""
+    methods = document.values.get("methods")
+    for name, own in methods.items() if isinstance(methods, dict) else ():
+        where = f"{file}:{document.lines['methods', name]}"
+        if name not in _METHODS:
+            guess = nearest(name, _METHODS)
+            remedy = f"Did you mean {guess}?" if guess else f"There are: {', '.join(_METHODS)}."
+            yield Problem(where, f"methods.{name}", f"there is no method {name}.", remedy)
+        elif not isinstance(own, dict):
+            what = f"is {found(own)}, but must be a mapping of fields."
+            yield Problem(where, f"methods.{name}", what, "Change the value.")
+        else:
+            for key in ("method", "methods"):
+                if key in own:
+                    line = document.lines["methods", name, key]
+                    what = "cannot differ in a method's own values."
+                    yield Problem(f"{file}:{line}", f"methods.{name}.{key}", what, "Remove it.")

@@ -9,13 +9,13 @@ from typing import Any, get_args
 from pydantic import ValidationError
 
 from peftkit.errors import Problem
-from peftkit.recipe.document import Path, dotted
+from peftkit.recipe.document import Path, dotted, is_number
 from peftkit.recipe.layers import Layers
 from peftkit.recipe.names import nearest
 from peftkit.recipe.schema import Recipe
 from peftkit.recipe.section import LibrarySection, Section
 
-__all__ = ["describe"]
+__all__ = ["describe", "found"]
 
 _WANTED = {
     "float_type": "a number",
@@ -33,20 +33,27 @@ _WANTED = {
 
 def describe(error: ValidationError, layers: Layers, name: str) -> list[Problem]:
     """Each thing that is wrong, once, at the place where it was written; `name` is the recipe's file."""
-    problems: dict[Path, Problem] = {}
+    details: dict[Path, list[Any]] = {}
     for detail in error.errors(include_url=False):
-        path = _written(detail["loc"], layers.values, detail["type"])
-        what, remedy = _message(detail, path)
-        if path in problems:  # a field that may be of two kinds is wrong for both
-            continue
-        origin = layers.origin(path)
-        where = origin.where if origin else name
-        field = dotted(path)
-        if origin and origin.field.startswith("methods."):
-            known = next(end for end in range(len(path), 0, -1) if path[:end] in layers.origins)
-            field = dotted((origin.field, *path[known:]))
-        problems[path] = Problem(where, field, what, remedy)
-    return list(problems.values())
+        details.setdefault(_written(detail["loc"], layers.values, detail["type"]), []).append(detail)
+    problems: list[Problem] = []
+    for path, wrong in details.items():
+        kinds = {detail["type"] for detail in wrong}
+        if kinds <= _WANTED.keys() and any(
+            len(deeper) > len(path) and deeper[: len(path)] == path for deeper in details
+        ):
+            continue  # of the kinds that the field may have, one fits but for an item in it
+        where, field = layers.place(path, name)
+        what, remedy = _message(wrong[0], path)
+        if len(kinds) > 1 and kinds <= _WANTED.keys():  # a field that may be of two kinds is wrong for both
+            what = f"is {found(wrong[0]['input'])}, but must be {_either(kinds)}."
+        problems.append(Problem(where, field, what, remedy))
+    return problems
+
+
+def _either(kinds: set[str]) -> str:
+    wanted = sorted({_WANTED[kind] for kind in kinds} - ({"a whole number"} if "float_type" in kinds else set()))
+    return " or ".join(wanted)
 
 
 def _written(location: Path, values: Any, kind: str) -> Path:
@@ -56,9 +63,9 @@ def _written(location: Path, values: Any, kind: str) -> Path:
         present = isinstance(values, dict) and part in values
         item = isinstance(values, list) and isinstance(part, int) and part < len(values)
         if not present and not item:
-            if kind == "missing":
+            if kind in ("missing", "disagreement"):
                 path.append(part)
-            break
+            continue
         path.append(part)
         values = values[part]
     return tuple(path)
@@ -70,23 +77,24 @@ def _message(detail: Any, path: Path) -> tuple[str, str | None]:
         return _unknown(path)
     if kind == "missing":
         return "is missing.", "Add it."
-    if kind == "value_error":
+    if kind in ("value_error", "disagreement"):
         return detail["msg"].removeprefix("Value error, "), None
     wanted = re.sub(r"^Input should be ", "", detail["msg"])
     if kind == "literal_error":
         options = re.findall(r"'([^']+)'", wanted)
         guess = nearest(value, options) if isinstance(value, str) else None
-        return f"is {_found(value)}, but must be {wanted}.", f"Did you mean {guess}?" if guess else "Choose one."
+        return f"is {found(value)}, but must be {wanted}.", f"Did you mean {guess}?" if guess else "Choose one."
     wanted = _WANTED.get(kind, wanted).removeprefix("a valid ")
     remedy = "Change the value."
-    if kind in ("float_type", "int_type") and isinstance(value, str) and re.fullmatch(r"[-+.\deE_]+", value):
+    if kind in ("float_type", "int_type") and isinstance(value, str) and is_number(value):
         remedy = "Write it without quotes."
     if kind == "string_pattern_mismatch":
         wanted, remedy = "letters, digits, dots, dashes and underscores", "Choose another name."
-    return f"is {_found(value)}, but must be {wanted}.", remedy
+    return f"is {found(value)}, but must be {wanted}.", remedy
 
 
-def _found(value: Any) -> str:
+def found(value: Any) -> str:
+    """A value as a recipe's author sees it."""
     if value is None:
         return "null"
     if isinstance(value, bool):
@@ -106,15 +114,28 @@ def _unknown(path: Path) -> tuple[str, str]:
         return what, "Remove it."
     if issubclass(section, LibrarySection) and name in section.owned:
         return what, section.owned[name]
+    home = _home(name, dotted(path[:-1]))
+    if home:
+        return what, home
     guess = nearest(name, _fields(section))
     if guess:
         return what, f"Did you mean {guess}?"
-    home = next(
-        (home for home, inner in _all_sections(Recipe) if inner is not section and name in _fields(inner)), None
-    )
-    if home:
-        return what, f"It belongs in {home}."
     return what, f"There are: {', '.join(section.model_fields)}."
+
+
+def _home(name: str, here: str) -> str | None:
+    """What to do with a name that another section has, or refuses with a remedy; those below `here` come first."""
+    sections = sorted(_all_sections(Recipe), key=lambda entry: not entry[0].startswith(f"{here}."))
+    if here and name in Recipe.model_fields and not sections[0][0].startswith(f"{here}."):
+        return "It belongs at the top level."
+    for home, section in sections:
+        if name in _fields(section):
+            return f"It belongs in {home}."
+    for home, section in sections:
+        if issubclass(section, LibrarySection) and name in section.owned:
+            remedy = section.owned[name]
+            return f"In {home}, use {remedy.removeprefix('Use ')}" if remedy.startswith("Use ") else remedy
+    return None
 
 
 def _fields(section: type[Section]) -> Iterable[str]:

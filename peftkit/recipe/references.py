@@ -16,6 +16,7 @@ DATA_SUFFIXES = (".txt", ".jsonl", ".json", ".csv", ".tsv", ".parquet")
 _ASSETS = Path(__file__).resolve().parents[1] / "assets"
 _BUILTIN = "builtin:"
 _BUILTIN_DATA = ("builtin:grammar",)
+_RELATIVE = "Paths are relative to the recipe's folder; those of --set to the working directory."
 
 
 def reference_errors(values: dict[str, Any]) -> Iterator[FieldError]:
@@ -46,8 +47,9 @@ def _source_errors(source: dict[str, Any], field: str) -> Iterator[FieldError]:
             continue
         path = Path(name)
         if not path.is_file():
-            what = f"{name} is a folder, not a file." if path.is_dir() else f"there is no file {name}."
-            yield FieldError(f"{field}.path", what, remedy="Paths are relative to the recipe's folder.")
+            what = f"{name} is not a regular file." if path.exists() else f"there is no file {name}."
+            what = f"{name} is a folder, not a file." if path.is_dir() else what
+            yield FieldError(f"{field}.path", what, remedy=_RELATIVE)
         elif path.suffix.lower() not in DATA_SUFFIXES:
             yield FieldError(
                 f"{field}.path",
@@ -65,4 +67,4 @@ def _model_errors(model: str, field: str) -> Iterator[FieldError]:
         if model not in names:
             yield FieldError(field, f"there is no {model}.", remedy=f"There are: {', '.join(names) or 'none'}.")
     elif model.startswith("/") and not Path(model).is_dir():
-        yield FieldError(field, f"there is no folder {model}.", remedy="Paths are relative to the recipe's folder.")
+        yield FieldError(field, f"there is no folder {model}.", remedy=_RELATIVE)

@@ -7,7 +7,7 @@ from typing import Annotated, Final, Literal
 from pydantic import Field, model_validator
 
 from peftkit.recipe.hyperparameters import Lora, Quantization, Training
-from peftkit.recipe.section import Section
+from peftkit.recipe.section import Section, disagree
 
 __all__ = ["COLUMNS", "Base", "Data", "Init", "Method", "Precision", "Recipe", "Source"]
 
@@ -49,7 +49,7 @@ class Init(Section):
     @model_validator(mode="after")
     def _heads_share_the_width(self) -> Init:
         if self.n_embd % self.n_head:
-            raise ValueError(f"n_embd {self.n_embd} is not a multiple of n_head {self.n_head}. Change one of them.")
+            disagree(("n_embd", f"{self.n_embd} is not a multiple of n_head {self.n_head}. Change one of them."))
         return self
 
 
@@ -78,7 +78,7 @@ class Base(Section):
         if (self.model is None) == (self.init is None):
             raise ValueError("Give exactly one of model and init.")
         if self.init and self.revision:
-            raise ValueError("revision belongs to a hub model; a base made from init has none.")
+            disagree(("revision", "belongs to a hub model; a base made from init has none. Remove it."))
         return self
 
 
@@ -107,9 +107,11 @@ class Source(Section):
     def _one_origin(self) -> Source:
         if (self.path is None) == (self.dataset is None):
             raise ValueError("Give exactly one of path and dataset.")
+        if self.path == []:
+            disagree(("path", "names no file. Give one, or a list of some."))
         stray = [field for field in ("name", "split", "revision") if self.path and getattr(self, field)]
         if stray:
-            raise ValueError(f"{' and '.join(stray)} cannot act on files; they belong to a dataset.")
+            disagree(*((field, "cannot act on files; it belongs to a dataset. Remove it.") for field in stray))
         return self
 
 
@@ -149,14 +151,17 @@ class Data(Section):
 
     @model_validator(mode="after")
     def _format_agrees(self) -> Data:
+        found: list[tuple[str, str]] = []
         if self.template is not None and self.format == "text":
-            raise ValueError("template cannot act on format: text, which has no prompt.")
+            found.append(("template", "cannot act on format: text, which has no prompt. Remove it."))
         strange = sorted(set(self.columns) - set(COLUMNS[self.format]))
         if strange:
             known = ", ".join(COLUMNS[self.format])
-            raise ValueError(f"columns names {', '.join(strange)}, which format: {self.format} has not. Use {known}.")
+            found.append(("columns", f"names {', '.join(strange)}, which format: {self.format} has not. Use {known}."))
         if self.truncation == "split" and self.format != "text":
-            raise ValueError("truncation: split cuts a prompt from its completion; use cut or error.")
+            found.append(("truncation", "split would cut a prompt from its completion. Use cut or error."))
+        if found:
+            disagree(*found)
         return self
 
 
@@ -199,12 +204,16 @@ class Recipe(Section):
 
     @model_validator(mode="after")
     def _parts_agree(self) -> Recipe:
+        found: list[tuple[str, str]] = []
         if self.base.init and self.method != "full":
-            raise ValueError("base.init makes a new base, which only method: full can train.")
+            found.append(("base.init", "makes a new base, which only method: full can train. Use it, or base.model."))
         if self.training.eval_strategy != "no" and self.data.validation is None:
-            raise ValueError("training.eval_strategy needs data.validation. Add it, or set eval_strategy: no.")
+            found.append(("training.eval_strategy", "needs data.validation. Add it, or set eval_strategy: no."))
         if self.base.init and self.data.max_length > self.base.init.n_positions:
-            raise ValueError(f"data.max_length {self.data.max_length} is more than base.init.n_positions.")
+            seen = self.base.init.n_positions
+            found.append(("data.max_length", f"is more than base.init.n_positions, {seen}. Change one of them."))
+        if found:
+            disagree(*found)
         return self
 
     @property

@@ -3,14 +3,34 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NoReturn
 
 from pydantic import BaseModel, ConfigDict, ModelWrapValidatorHandler, TypeAdapter, ValidationError, model_validator
 from pydantic_core import InitErrorDetails, PydanticCustomError
 
 from peftkit.recipe.installed import LibraryClass
 
-__all__ = ["LibrarySection", "Section"]
+__all__ = ["LibrarySection", "Section", "disagree"]
+
+
+def disagree(*found: tuple[str, str]) -> NoReturn:
+    """End a section's validation: its fields do not fit together.
+
+    Args:
+        found: the field that each message is told at, dotted from the section, and the message.
+
+    Raises:
+        ValidationError: all of them; pydantic takes them over with their places.
+    """
+    errors: list[InitErrorDetails] = [
+        {
+            "type": PydanticCustomError("disagreement", "{text}", {"text": message}),
+            "loc": tuple(field.split(".")),
+            "input": None,
+        }
+        for field, message in found
+    ]
+    raise ValidationError.from_exception_data("section", errors)
 
 
 class Section(BaseModel):
@@ -67,12 +87,13 @@ class LibrarySection(Section):
                 errors.append({"type": "extra_forbidden", "loc": (name,), "input": item})
                 continue
             try:
-                TypeAdapter(known[name], config=ConfigDict(arbitrary_types_allowed=True)).validate_python(
-                    item, strict=True
-                )
+                TypeAdapter(known[name], config=_LIBRARY_TYPES).validate_python(item, strict=True)
             except ValidationError as error:
-                errors += [_again(detail, name) for detail in error.errors(include_url=False)[:1]]
+                errors += [_again(detail, name) for detail in error.errors(include_url=False)]
         return errors
+
+
+_LIBRARY_TYPES = ConfigDict(arbitrary_types_allowed=True, allow_inf_nan=False)
 
 
 def _again(detail: Any, name: str | None = None) -> InitErrorDetails:
