@@ -108,8 +108,8 @@ def _read(path: Path) -> str:
         remedy = "Name the YAML file in it."
         raise InputError("is a folder, not a recipe.", where=str(path), remedy=remedy) from error
     except UnicodeDecodeError as error:
-        place = f"{path}:{error.object.count(b'\n', 0, error.start) + 1}"
-        raise InputError("is not UTF-8 text.", where=place, remedy="Save the file in UTF-8.") from error
+        line = error.object.count(b"\n", 0, error.start) + 1
+        raise InputError("is not UTF-8 text.", where=f"{path}:{line}", remedy="Save the file in UTF-8.") from error
     except OSError as error:
         raise InputError(f"cannot be read: {error}.", where=str(path), remedy="Name a file that can be.") from error
 

@@ -60,19 +60,19 @@ BROKEN = {
     "a revision of a built-in base": (
         "model: builtin:tiny-gpt2", "model: builtin:tiny-gpt2\n  revision: main", 5, "base.revision", "cannot act"),
     "a new base with an adapter": (
-        "model: builtin:tiny-gpt2", "init: {}", 1, "", "base.init makes a new base, which only"),
+        "model: builtin:tiny-gpt2", "init: {}", 4, "base.init", "makes a new base, which only"),
     "both origins of a base": (
         "model: builtin:tiny-gpt2", "model: gpt2\n  init: {}", 3, "base", "Give exactly one of model and init."),
     "heads that do not divide the width": (
         "model: builtin:tiny-gpt2", "init: {n_embd: 100, n_head: 3}", 4, "base.init", "not a multiple of n_head"),
     "evaluation without data": (
-        "  validation: {path: rows.txt}\n", "", 1, "", "training.eval_strategy needs data.validation."),
+        "  validation: {path: rows.txt}\n", "", 12, "training.eval_strategy", "needs data.validation."),
     "both widths": (
         "lora:\n  r: 4", "quantization: {load_in_4bit: true, load_in_8bit: true}", 5, "quantization", "exactly one of"),
     "two widths of a source": (
         "train: {path: rows.txt}", "train: {path: rows.txt, split: train}", 8, "data.train", "cannot act on files"),
     "a column that the format has not": (
-        "max_length: 32", "columns: {prompt: q}", 7, "data", "columns names prompt"),
+        "max_length: 32", "columns: {prompt: q}", 10, "data.columns", "names prompt"),
     "an error in a method's own values": (
         "lora:\n  r: 4", "methods: {full: {training: {lerning_rate: 1}}}", 5,
         "methods.full.training.lerning_rate", "Did you mean learning_rate?"),
