@@ -125,12 +125,11 @@ def _from_hub(source: Source, field: str) -> Dataset:
     try:
         return datasets.load_dataset(source.dataset, source.name, split=_split(source, field), revision=source.revision)
     except (ValueError, OSError, RuntimeError, datasets.exceptions.DatasetsError) as error:
-        reason = str(error).strip().splitlines()
-        raise FieldError(
-            f"{field}.dataset",
-            f"{source.dataset} cannot be had: {reason[0] if reason else type(error).__name__}",
-            remedy="Check name, split and network, or name a file with path.",
-        ) from error
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        remedy = "Check name, split and network, or name a file with path."
+        if "scripts are no longer supported" in reason:
+            remedy = "Its files need a script, which is never run; try revision: refs/convert/parquet, the hub's copy."
+        raise FieldError(f"{field}.dataset", f"{source.dataset} cannot be had: {reason}", remedy=remedy) from error
 
 
 def _split(source: Source, field: str) -> str:
