@@ -1,4 +1,7 @@
-"""The Transformers Trainer with three changes: it counts useful tokens, evaluates by tokens, and stops at a NaN."""
+"""The Transformers Trainer with four changes.
+
+It computes the loss only where a label is, counts useful tokens, evaluates by tokens, and stops at a NaN.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +13,7 @@ from transformers import Trainer
 from transformers.trainer_utils import EvalLoopOutput
 
 from peftkit.errors import RunError
-from peftkit.models.loss import evaluate_loss
+from peftkit.models.loss import compute_loss_at_labels, evaluate_loss
 
 __all__ = ["TokenTrainer"]
 
@@ -20,6 +23,9 @@ class TokenTrainer(Trainer):  # type: ignore[misc]
 
     def __init__(self, **arguments: Any) -> None:
         super().__init__(**arguments)
+        if compute_loss_at_labels(self.model, self.args.label_smoothing_factor):
+            self.label_smoother = None  # the model smooths itself
+            self.model_accepts_loss_kwargs = True
         self.train_tokens = 0
         """Tokens seen in training, without padding."""
 

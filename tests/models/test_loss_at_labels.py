@@ -1,0 +1,125 @@
+"""The loss at labels is the stock loss, with the stock gradients, in less memory."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig
+
+from peftkit.models.attach import attach_adapter, resolve_targets
+from peftkit.models.loss import compute_loss_at_labels
+from peftkit.recipe.hyperparameters import Lora
+
+SHAPES = {
+    "gpt2": GPT2Config(n_layer=2, n_head=2, n_embd=16, vocab_size=600, n_positions=400, bos_token_id=0, eos_token_id=0),
+    "llama": LlamaConfig(
+        num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=2, hidden_size=16, intermediate_size=32,
+        vocab_size=600, bos_token_id=0, eos_token_id=0),
+}  # fmt: skip
+
+
+def model_of(kind: str, adapted: bool, tmp_path: Any) -> Any:
+    torch.manual_seed(0)
+    config = copy.deepcopy(SHAPES[kind])
+    model = AutoModelForCausalLM.from_config(config)
+    if adapted:
+        model = attach_adapter(model, Lora(r=2, lora_dropout=0.0), resolve_targets(model, "auto"), tmp_path)
+        for name, weight in model.named_parameters():
+            if "lora_B" in name:
+                torch.nn.init.normal_(weight, std=0.1)
+    return model.eval()
+
+
+def batch() -> dict[str, torch.Tensor]:
+    generator = torch.Generator().manual_seed(1)
+    ids = torch.randint(0, 600, (3, 300), generator=generator)
+    labels = torch.where(torch.rand(ids.shape, generator=generator) < 0.7, ids, -100)
+    return {"input_ids": ids, "labels": labels}
+
+
+def gradients(model: Any, loss: torch.Tensor) -> dict[str, torch.Tensor]:
+    model.zero_grad()
+    torch.autograd.backward(loss)
+    return {name: weight.grad for name, weight in model.named_parameters() if weight.grad is not None}
+
+
+@pytest.mark.parametrize("kind", SHAPES)
+@pytest.mark.parametrize("adapted", [False, True])
+@pytest.mark.parametrize("items", [None, 1000])
+def test_loss_and_gradients_are_the_stock_ones(kind: str, adapted: bool, items: int | None, tmp_path: Any) -> None:
+    model = model_of(kind, adapted, tmp_path)
+    options = {} if items is None else {"num_items_in_batch": items}
+    stock_loss = model(**batch(), use_cache=False, **options).loss
+    stock = gradients(model, stock_loss)
+
+    assert compute_loss_at_labels(model)
+    output = model(**batch(), use_cache=False, **options)
+    ours = gradients(model, output.loss)
+
+    assert output.logits is None
+    assert output.loss.item() == pytest.approx(stock_loss.item(), rel=1e-5)
+    assert ours.keys() == stock.keys()
+    assert all(
+        torch.allclose(ours[name], stock[name], rtol=1e-4, atol=1e-5 * float(stock[name].abs().max())) for name in stock
+    )
+
+
+def test_label_smoothing_is_the_trainers(tmp_path: Any) -> None:
+    from transformers.trainer_pt_utils import LabelSmoother
+
+    model = model_of("gpt2", False, tmp_path)
+    inputs = batch()
+    logits = model(input_ids=inputs["input_ids"]).logits
+    expected = LabelSmoother(epsilon=0.1)({"logits": logits}, inputs["labels"], shift_labels=True)
+
+    assert compute_loss_at_labels(model, 0.1)
+
+    assert model(**inputs).loss.item() == pytest.approx(expected.item(), rel=1e-5)
+
+
+def test_without_labels_the_model_is_as_it_was(tmp_path: Any) -> None:
+    model = model_of("gpt2", False, tmp_path)
+    before = model(input_ids=batch()["input_ids"]).logits
+
+    compute_loss_at_labels(model)
+
+    assert torch.equal(model(input_ids=batch()["input_ids"]).logits, before)
+    assert model.generate(batch()["input_ids"][:, :4], max_new_tokens=3, pad_token_id=0).shape == (3, 7)
+
+
+def test_a_batch_without_labels_gives_a_loss_of_zero_that_moves_nothing(tmp_path: Any) -> None:
+    model = model_of("gpt2", False, tmp_path)
+    compute_loss_at_labels(model)
+    inputs = batch()
+    inputs["labels"].fill_(-100)
+
+    loss = model(**inputs, num_items_in_batch=10).loss
+
+    assert loss.item() == 0
+    assert max(float(gradient.abs().max()) for gradient in gradients(model, loss).values()) == 0
+
+
+def test_under_autocast_the_loss_is_nearly_the_same(tmp_path: Any) -> None:
+    model = model_of("gpt2", False, tmp_path)
+    exact = model(**batch()).loss.item()
+    compute_loss_at_labels(model)
+
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        loss = model(**batch()).loss
+
+    assert loss.dtype == torch.float32
+    assert loss.item() == pytest.approx(exact, rel=2e-2)
+
+
+def test_a_model_that_changes_its_logits_is_left_alone() -> None:
+    from transformers import Gemma2Config
+
+    config = Gemma2Config(
+        num_hidden_layers=1, num_attention_heads=2, num_key_value_heads=1, hidden_size=16, head_dim=8,
+        intermediate_size=32, vocab_size=64, final_logit_softcapping=0.01, bos_token_id=0, eos_token_id=0)  # fmt: skip
+    model = AutoModelForCausalLM.from_config(config)
+
+    assert not compute_loss_at_labels(model)
