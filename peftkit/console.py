@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-__all__ = ["error", "info", "print_json", "print_table", "print_text", "stderr", "stdout", "warning"]
+__all__ = ["error", "info", "print_json", "print_marked", "print_table", "print_text", "stderr", "stdout", "warning"]
 
 stdout = Console(highlight=False, soft_wrap=True)
 stderr = Console(stderr=True, highlight=False)
@@ -38,6 +38,11 @@ def error(message: str) -> None:
 def print_text(text: str) -> None:
     """Print a result as it is, without wrapping or markup."""
     stdout.print(text, markup=False)
+
+
+def print_marked(plain: str, marked: str) -> None:
+    """Print a text of which the second part is marked, in colour and, for who sees none, by brackets."""
+    stdout.print(f"[dim]{escape(plain)}[/dim][green]⟦{escape(marked)}⟧[/green]")
 
 
 def print_json(value: Any) -> None:

@@ -12,6 +12,7 @@ import torch
 from transformers import Trainer
 from transformers.trainer_utils import EvalLoopOutput
 
+from peftkit import console
 from peftkit.errors import RunError
 from peftkit.models.loss import compute_loss_at_labels, evaluate_loss
 
@@ -26,6 +27,8 @@ class TokenTrainer(Trainer):  # type: ignore[misc]
         if compute_loss_at_labels(self.model, self.args.label_smoothing_factor):
             self.label_smoother = None  # the model smooths itself
             self.model_accepts_loss_kwargs = True
+        else:
+            console.info("the head is no plain linear layer, so the loss is computed from whole logits: more memory.")
         self.train_tokens = 0
         """Tokens seen in training, without padding."""
 
