@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from io import StringIO
@@ -66,7 +67,10 @@ class RecipeFile:
         writer: Any = YAML(typ="safe", pure=True)
         writer.default_flow_style = False
         writer.sort_base_mapping_type_on_output = False
-        writer.dump(self.recipe.model_dump(mode="json"), text)
+        values = self.recipe.model_dump(mode="json")
+        # a character such as U+0085 would be read again as an end of line, so a text with one is escaped
+        writer.allow_unicode = json.dumps(values, ensure_ascii=False).isprintable()
+        writer.dump(values, text)
         return text.getvalue()
 
 
