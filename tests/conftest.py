@@ -10,6 +10,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
+
+# the same examples every time, so that a failure comes from a change; a busy machine is no failure
+settings.register_profile("peftkit", deadline=None, derandomize=True)
+settings.load_profile("peftkit")
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
