@@ -66,6 +66,7 @@ class RecipeFile:
         text.writelines(f"# {note}\n" for note in self.notes())
         writer: Any = YAML(typ="safe", pure=True)
         writer.default_flow_style = False
+        writer.width = 2**31 - 1  # where ruamel.yaml folds an escaped text, it adds a space to it
         writer.sort_base_mapping_type_on_output = False
         values = self.recipe.model_dump(mode="json")
         # a character such as U+0085 would be read again as an end of line, so a text with one is escaped

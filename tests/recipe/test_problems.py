@@ -128,3 +128,13 @@ def test_a_resolved_recipe_is_equal_to_the_recipe_whatever_its_text(
     resolved.write_text(file.resolved_yaml(), encoding="utf-8", newline="")
 
     assert load_recipe(resolved).recipe == told
+
+
+def test_a_long_text_with_escapes_is_resolved_without_another_space(path: Path) -> None:
+    told = "\x1f\U00010000\U0001f600\xa0\x1f \uffff\\\U00010000\x7f\U00010000\ue000a \x7f"
+    escaped = told.encode("unicode_escape").decode("ascii")  # as YAML writes them too
+    path.write_text(f'{TEXT}description: "{escaped}"\n', encoding="utf-8")
+    resolved = path.parent / "resolved.yaml"
+    resolved.write_text(load_recipe(path).resolved_yaml(), encoding="utf-8")
+
+    assert load_recipe(resolved).recipe.description == told
