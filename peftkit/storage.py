@@ -23,6 +23,7 @@ __all__ = [
     "append_json_line",
     "atomic_folder",
     "folder_hashes",
+    "is_free",
     "read_json",
     "sha256_of_file",
     "sha256_of_json",
@@ -85,6 +86,11 @@ def append_json_line(path: Path, value: Any) -> None:
         file.write(json.dumps(value, ensure_ascii=False, allow_nan=False) + "\n")
 
 
+def is_free(place: Path) -> bool:
+    """Whether nothing is at a place, or an empty folder."""
+    return not place.exists() or (place.is_dir() and not any(place.iterdir()))
+
+
 @contextlib.contextmanager
 def atomic_folder(place: Path) -> Iterator[Path]:
     """Give a new folder to write into; it appears at `place`, whole and synced, when the block ends well.
@@ -94,7 +100,7 @@ def atomic_folder(place: Path) -> Iterator[Path]:
     Raises:
         RunError: `place` exists and is not an empty folder.
     """
-    if place.exists() and (not place.is_dir() or any(place.iterdir())):
+    if not is_free(place):
         raise RunError("exists already and is not empty.", where=str(place), remedy="Choose another output folder.")
     place.parent.mkdir(parents=True, exist_ok=True)
     part = place.with_name(f".{place.name}.{secrets.token_hex(4)}.part")

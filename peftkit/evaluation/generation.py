@@ -7,6 +7,8 @@ from typing import Any
 
 import torch
 
+from peftkit.models.start import padding_id
+
 __all__ = ["exact_match", "write"]
 
 
@@ -25,10 +27,10 @@ def write(
     Prompts of one batch are padded on the left, where the attention mask and the positions leave padding out.
     """
     sampling = {"do_sample": True, "temperature": temperature} if temperature else {"do_sample": False}
+    padding = padding_id(tokenizer)
     written: list[str] = []
     for start in range(0, len(prompts), batch_size):
         rows = tokenizer(list(prompts[start : start + batch_size]), add_special_tokens=False)["input_ids"]
-        padding = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
         longest = max(max(map(len, rows)), 1)
         input_ids = torch.full((len(rows), longest), padding, dtype=torch.long)
         mask = torch.zeros_like(input_ids)

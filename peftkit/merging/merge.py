@@ -12,7 +12,7 @@ from peftkit.errors import RunError, TargetError
 from peftkit.merging.proof import logits_in_fresh_process, logits_of, probe_ids, relative_error
 from peftkit.models.quantise import dequantised_base
 from peftkit.models.target import RECORD_NAME, AdapterRecord, open_adapter, put_adapter
-from peftkit.storage import atomic_folder, folder_hashes, read_json, write_json
+from peftkit.storage import atomic_folder, folder_hashes, is_free, read_json, write_json
 
 __all__ = ["MERGE_DTYPES", "MergeReceipt", "Onto", "merge_adapter"]
 
@@ -100,7 +100,7 @@ def _check_places(adapter: Path, output: Path) -> None:
             where=str(output),
             remedy="Choose another folder.",
         )
-    if output.exists() and (not output.is_dir() or any(output.iterdir())):
+    if not is_free(output):
         raise TargetError("exists already and is not empty.", where=str(output), remedy="Choose another folder.")
 
 

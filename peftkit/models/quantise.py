@@ -15,8 +15,9 @@ from transformers.pytorch_utils import Conv1D
 from peftkit.errors import BaseError
 from peftkit.models.base import LocatedBase
 from peftkit.recipe.hyperparameters import Quantization
+from peftkit.recipe.schema import Recipe
 
-__all__ = ["dequantised_base", "load_quantised", "quantised_modules"]
+__all__ = ["dequantised_base", "load_base", "load_quantised", "quantised_modules"]
 
 
 def load_quantised(
@@ -45,6 +46,17 @@ def load_quantised(
             # bf16: other logits than in training, which cannot go on with such weights at all.
             module.support_avx512bf16_for_cpu = False
     return model
+
+
+def load_base(base: LocatedBase, config: PreTrainedConfig, recipe: Recipe, dtype: str, device: str) -> Any:
+    """Load a base on its device as the recipe's method holds it: quantised for `qlora`, and in `dtype` otherwise.
+
+    Raises:
+        BaseError: it cannot be opened.
+    """
+    if recipe.method == "qlora":
+        return load_quantised(base, config, recipe.quantization, dtype, device)
+    return base.load(config, dtype).to(device)
 
 
 def quantised_modules(model: Any) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from peftkit.errors import FieldError
 from peftkit.models.attach import attach_adapter, resolve_targets
 from peftkit.models.base import LocatedBase, locate_base, open_tokenizer
 from peftkit.models.initialise import initialise_model, train_tokenizer
-from peftkit.models.quantise import load_quantised
+from peftkit.models.quantise import load_base
 from peftkit.planning.hardware import Dtype
 from peftkit.recipe.schema import Base, Init, Recipe
 
@@ -41,10 +41,7 @@ class Start:
         if self.located is None:
             model: Any = initialise_model(recipe.base.init or Init(), self.tokenizer, recipe.base.dropout)
             return model.to(device)
-        if recipe.method == "qlora":
-            base = load_quantised(self.located, self.config, recipe.quantization, base_dtype, device)
-        else:
-            base = self.located.load(self.config, base_dtype).to(device)
+        base = load_base(self.located, self.config, recipe, base_dtype, device)
         if not recipe.trains_adapter:
             return base
         if recipe.training.activation_checkpointing:

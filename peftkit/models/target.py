@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from peftkit.errors import FieldError, TargetError
 from peftkit.models.base import LocatedBase, locate_base, open_tokenizer
-from peftkit.models.quantise import load_quantised
+from peftkit.models.quantise import load_base
 from peftkit.recipe.schema import Base, Recipe
 from peftkit.storage import read_json
 
@@ -152,10 +152,7 @@ def open_adapter(folder: Path, device: str) -> tuple[Any, Any, LocatedBase]:
             remedy="Its weights or configuration have changed; bring back the base that the adapter was trained on.",
         )
     config = base.config(record.recipe.base.dropout)
-    if record.recipe.method == "qlora":
-        model = load_quantised(base, config, record.recipe.quantization, record.base_dtype, device)
-    else:
-        model = base.load(config, record.base_dtype).to(device)
+    model = load_base(base, config, record.recipe, record.base_dtype, device)
     try:
         adapter_config = PeftConfig.from_pretrained(str(folder))
     except (OSError, ValueError, TypeError) as error:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from peftkit.errors import TargetError
 from peftkit.runs.manifest import RunManifest
-from peftkit.storage import MANIFEST_NAME, read_json, write_json, write_text
+from peftkit.storage import MANIFEST_NAME, is_free, read_json, write_json, write_text
 
 __all__ = ["RunFolder"]
 
@@ -54,7 +54,7 @@ class RunFolder:
         Raises:
             TargetError: something is there already.
         """
-        if self.path.exists() and (not self.path.is_dir() or any(self.path.iterdir())):
+        if not is_free(self.path):
             raise TargetError(
                 "exists already and is not empty.",
                 where=str(self.path),
