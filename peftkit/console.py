@@ -7,14 +7,27 @@ that `peftkit … --json | jq` always works.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 from rich.console import Console
 from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
-__all__ = ["error", "info", "print_json", "print_marked", "print_table", "print_text", "stderr", "stdout", "warning"]
+__all__ = [
+    "error",
+    "info",
+    "print_json",
+    "print_marked",
+    "print_table",
+    "print_text",
+    "progress",
+    "stderr",
+    "stdout",
+    "warning",
+]
 
 stdout = Console(highlight=False, soft_wrap=True)
 stderr = Console(stderr=True, highlight=False)
@@ -35,14 +48,25 @@ def error(message: str) -> None:
     stderr.print(f"[bold red]error:[/bold red] {escape(message)}", soft_wrap=True)
 
 
+@contextmanager
+def progress(title: str, total: int | None) -> Iterator[Callable[[int], None]]:
+    """A bar while something is done; call what it gives with each amount done. Nothing is drawn but on a terminal."""
+    columns = (TextColumn("[bold]{task.description}"), BarColumn(bar_width=24), MofNCompleteColumn())
+    times = (TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn())
+    with Progress(*columns, *times, console=stderr, transient=True, disable=not stderr.is_terminal) as bar:
+        task = bar.add_task(title, total=total)
+        yield lambda amount: bar.advance(task, amount)
+
+
 def print_text(text: str) -> None:
     """Print a result as it is, without wrapping or markup."""
     stdout.print(text, markup=False)
 
 
-def print_marked(plain: str, marked: str) -> None:
-    """Print a text of which the second part is marked, in colour and, for who sees none, by brackets."""
-    stdout.print(f"[dim]{escape(plain)}[/dim][green]⟦{escape(marked)}⟧[/green]")
+def print_marked(parts: Sequence[tuple[bool, str]]) -> None:
+    """Print a text of which some parts are marked: in colour and, for who sees none, by brackets."""
+    marked = (f"[green]⟦{escape(text)}⟧[/green]" if mark else f"[dim]{escape(text)}[/dim]" for mark, text in parts)
+    stdout.print("".join(marked))
 
 
 def print_json(value: Any) -> None:

@@ -4,7 +4,8 @@
     ├── InputError               exit 2   the recipe, the data or the command line is wrong
     │   ├── RecipeError          exit 2   every problem of one recipe, together
     │   ├── FieldError           exit 2   one recipe field that the machine, the base or the data cannot meet
-    │   ├── DataError            exit 2   a data file or a row in it
+    │   ├── DataError            exit 2   a data file
+    │   │   └── RowsError        exit 2   rows that cannot be used, the first of them each named
     │   ├── BaseError            exit 2   a base model that cannot be used as the recipe asks
     │   └── TargetError          exit 2   a folder named on the command line is not what is needed
     └── RunError                 exit 1   a run that started and could not end as promised
@@ -26,6 +27,7 @@ __all__ = [
     "PeftkitError",
     "Problem",
     "RecipeError",
+    "RowsError",
     "RunError",
     "TargetError",
 ]
@@ -100,6 +102,32 @@ class FieldError(InputError):
 
 class DataError(InputError):
     """A data file, or a row in one, cannot be used."""
+
+
+class RowsError(DataError):
+    """Rows of a source cannot be used.
+
+    Args:
+        rows: place and reason of the first ones.
+        bad: how many there are.
+        total: of how many.
+    """
+
+    def __init__(self, rows: Sequence[str], bad: int, total: int, *, where: str) -> None:
+        self.rows = tuple(rows)
+        shown = "" if len(rows) == bad else f"; the first {len(rows)} stand above"
+        super().__init__(
+            f"{bad:,} of {total:,} rows cannot be used{shown}.",
+            where=where,
+            remedy="Mend or remove them, or set data.on_bad_rows: skip.",
+        )
+
+    def __str__(self) -> str:
+        return "\n".join(self.lines())
+
+    def lines(self) -> list[str]:
+        """One message for each row that is named, and one for all."""
+        return [*self.rows, super().__str__()]
 
 
 class BaseError(InputError):

@@ -22,6 +22,7 @@ __all__ = [
     "MANIFEST_NAME",
     "append_json_line",
     "atomic_folder",
+    "cache_folder",
     "folder_hashes",
     "is_free",
     "read_json",
@@ -89,6 +90,15 @@ def append_json_line(path: Path, value: Any) -> None:
 def is_free(place: Path) -> bool:
     """Whether nothing is at a place, or an empty folder."""
     return not place.exists() or (place.is_dir() and not any(place.iterdir()))
+
+
+def cache_folder() -> Path:
+    """Where peftkit keeps what it can make again: `PEFTKIT_CACHE`, or a folder among the user's caches."""
+    named = os.environ.get("PEFTKIT_CACHE")
+    if named:
+        return Path(named).expanduser()
+    caches = os.environ.get("XDG_CACHE_HOME")
+    return (Path(caches) if caches else Path.home() / ".cache") / "peftkit"
 
 
 @contextlib.contextmanager

@@ -13,7 +13,7 @@ from peftkit.recipe.library import find_recipe
 from peftkit.recipe.loader import load_recipe
 
 if TYPE_CHECKING:
-    from peftkit.data.audit import Audit, SourceAudit
+    from peftkit.data.audit import Audit, Shown, SourceAudit
 
 __all__ = ["command"]
 
@@ -28,8 +28,9 @@ _SHOWN_CHARACTERS = 600
 def command(recipe: str, show: int, overrides: tuple[str, ...], as_json: bool) -> None:
     r"""Audit RECIPE's data: what the model will see, and what it will be taught.
 
-    Counts documents, tokens and labels of training and validation data, with what is cut, left out, doubled or stands
-    in both, and prints the first documents with the taught part marked.
+    Says which format was recognised and why; counts rows, documents, tokens and labels of training and validation data,
+    with what is cut, left out, doubled or stands in both; and prints the first documents with the taught part marked.
+    What would keep a run from starting ends it with status 2.
 
     \b
     Example:
@@ -41,20 +42,37 @@ def command(recipe: str, show: int, overrides: tuple[str, ...], as_json: bool) -
     from peftkit.workflows.audit import audit_recipe
 
     take_quiet()
-    audit = audit_recipe(file, show=show)
+    examined = audit_recipe(file, show=show)
+    audit = examined.audit
     if as_json:
-        console.print_json(asdict(audit))
-        return
-    _print_counts(audit)
-    for number, shown in enumerate(audit.shown, start=1):
-        console.print_text(f"\nTraining document {number}; what is taught stands in green, between ⟦ and ⟧:")
-        console.print_marked(shown.given[-_SHOWN_CHARACTERS:], shown.taught[:_SHOWN_CHARACTERS])
-    _warn(audit)
+        console.print_json({**asdict(audit), "warnings": examined.warnings})
+    else:
+        _print_sources(audit)
+        _print_counts(audit)
+        for number, shown in enumerate(audit.shown, start=1):
+            _print_document(number, shown)
+    for message in examined.warnings:
+        console.warning(message)
+    if examined.fault:
+        raise examined.fault
+
+
+def _print_sources(audit: Audit) -> None:
+    for name, data in (("train", audit.train), ("validation", audit.validation)):
+        for source in data.sources if data else ():
+            console.print_text(f"{name}: {source.name}")
+            console.print_text(f"  {source.rows:,} rows of the format {source.format}: {source.why}")
+            for row in source.first_bad:
+                console.print_text(f"  left out: {row}")
+    console.print_text("")
 
 
 def _print_counts(audit: Audit) -> None:
     columns = [_column(audit.train)] + ([_column(audit.validation)] if audit.validation else [])
     rows = [[name, *(column[name] for column in columns)] for name in columns[0]]
+    if audit.validation:
+        rows.append(["trained on too (leak)", "", f"{audit.leak.documents:,}"])
+        rows.append(["  share of the tokens", "", f"{audit.leak.share:.1%}"])
     console.print_table(None, ["data", "train", "validation"][: len(columns) + 1], rows, numeric=True)
 
 
@@ -62,24 +80,29 @@ def _column(source: SourceAudit) -> dict[str, str]:
     counts, quantiles = source.counts, source.length_quantiles
     return {
         "documents": f"{counts.documents:,}",
-        "  empty, left out": f"{counts.empty_documents:,}",
-        "  prompt fills max_length, left out": f"{counts.untaught_documents:,}",
-        "  cut at max_length": f"{counts.cut_documents:,}",
         "  seen before (duplicates)": f"{source.duplicates:,}",
-        "tokens a document: 50%, 90%, 99%": f"{quantiles['50%']}, {quantiles['90%']}, {quantiles['99%']}",
+        "  cut at max_length": f"{counts.cut_documents:,} ({source.cut:.1%})",
+        "  nothing taught fits, left out": f"{counts.untaught_documents:,}",
+        "  whose end is taught": f"{source.ends_taught:.1%}",
+        "rows left out, empty": f"{counts.empty_rows:,}",
+        "rows left out, bad": f"{counts.bad_rows:,}",
+        "tokens a document, 50% / 90% / 99%": f"{quantiles['50%']} / {quantiles['90%']} / {quantiles['99%']}",
         "  longest": f"{quantiles['longest']:,}",
         "sequences": f"{counts.sequences:,}{', packed' if source.packed else ''}",
         "tokens": f"{counts.tokens:,}",
         "  lost by cutting": f"{counts.cut_tokens:,}",
+        "  that are taught": f"{counts.label_tokens:,} ({source.taught:.1%})",
         "slots that hold a token": f"{source.filled:.1%}",
-        "tokens that are taught": f"{source.taught:.1%}",
-        "documents whose end is taught": f"{source.ends_taught:.1%}",
     }
 
 
-def _warn(audit: Audit) -> None:
-    if audit.leaked:
-        console.warning(f"{audit.leaked:,} validation documents stand in the training data too.")
-    for name, source in (("train", audit.train), ("validation", audit.validation)):
-        if source and not source.ends_taught:
-            console.warning(f"no document of {name} teaches its end, so the model will not learn to stop.")
+def _print_document(number: int, shown: Shown) -> None:
+    console.print_text(f"\nTraining document {number}; what is taught stands in green, between ⟦ and ⟧:")
+    left = _SHOWN_CHARACTERS
+    parts: list[tuple[bool, str]] = []
+    for taught, text in shown.runs:
+        parts.append((taught, text if len(text) <= left else f"{text[:left]} …"))
+        left -= len(text)
+        if left <= 0:
+            break
+    console.print_marked(parts)

@@ -12,6 +12,7 @@ from peftkit.cli import options
 from peftkit.errors import InputError
 from peftkit.recipe.library import find_recipe
 from peftkit.recipe.loader import load_recipe
+from peftkit.recipe.schema import Data, Source
 
 __all__ = ["command"]
 
@@ -54,21 +55,18 @@ def command(
 
     from peftkit.models.base import take_quiet
     from peftkit.models.target import find_target
-    from peftkit.recipe.schema import Data, Source
     from peftkit.workflows.evaluate import evaluate_target, recorded_data
 
     take_quiet()
     if given is None:
         has_record = find_target(target).recipe is not None
         given = recorded_data(target) if has_record or not data_file else Data(train=Source(path=str(data_file)))
-    source = Source(path=str(data_file)) if data_file else given.validation
-    if source is None:
-        raise InputError(
-            "the recipe has no validation data.", where=recipe or target, remedy="Name a file with --data."
-        )
-    if limit:
-        source = source.model_copy(update={"limit": limit})
-    data = given.model_copy(update={"validation": source})
+    if data_file:
+        given = given.model_copy(update={"validation": Source(path=str(data_file))})
+    if given.validation is None:
+        remedy = "Name a file with --data."
+        raise InputError("the recipe has no validation data.", where=recipe or target, remedy=remedy)
+    data = _limited(given, limit) if limit else given
     result = evaluate_target(target, data, exact=exact, max_new_tokens=max_new_tokens)
     if as_json:
         console.print_json(asdict(result))
@@ -78,3 +76,13 @@ def command(
         rows.append(["exact match", f"{result.exact_match:.3f}"])
     rows.append(["measured on", f"{result.tokens:,} taught tokens in {result.sequences:,} sequences"])
     console.print_table(None, [target, ""], rows)
+
+
+def _limited(data: Data, limit: int) -> Data:
+    """The data with only the first validation rows, of each source."""
+    if isinstance(data.validation, float):
+        raise InputError(
+            "cannot act on a share of the training rows.", where="--limit", remedy="Name a file with --data."
+        )
+    sources = [source.model_copy(update={"limit": limit}) for source in data.validation_sources]
+    return data.model_copy(update={"validation": sources})

@@ -1,32 +1,54 @@
-"""What a model will see of the data and what it will be taught, counted and shown before training."""
+"""What a model will see of the data and what it will be taught, counted, shown and checked before training."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
-from hashlib import sha256
-from itertools import islice
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
-from peftkit.data.formats import Example, examples
-from peftkit.data.prepare import Counts, Prepared, prepare_source
-from peftkit.data.read import read_rows
-from peftkit.data.tokenise import tokenise
-from peftkit.recipe.schema import Data, Source
+from peftkit.data.documents import Ints
+from peftkit.data.prepare import Counts, Prepared, RunData
+from peftkit.errors import FieldError
+from peftkit.recipe.schema import Data
 
-__all__ = ["Audit", "Shown", "SourceAudit", "audit"]
+__all__ = ["Audit", "Leak", "Origin", "Shown", "SourceAudit", "audit", "check", "leak_of"]
+
+_LEAK_OF_TEXT = 0.1  # short lines repeat: a twentieth of the lines of a play stand in the rest of it too
+
+
+@dataclass(frozen=True)
+class Origin:
+    """One source of a data set."""
+
+    name: str
+    format: str
+    why: str
+    """How the format was recognised."""
+
+    rows: int
+    documents: int
+    """In the data set, repeated ones each time."""
+
+    first_bad: list[str]
+    """Place and reason of the first rows that were left out."""
 
 
 @dataclass(frozen=True)
 class SourceAudit:
-    """One source, counted."""
+    """The training or the validation data, counted."""
 
+    sources: list[Origin]
     counts: Counts
     packed: bool
     length_quantiles: dict[str, int]
     """Tokens of a whole document, its end token included, before anything is cut: median, 90%, 99% and longest."""
+
+    cut: float
+    """Share of the documents that lose tokens."""
 
     filled: float
     """Share of the slots of all batches, in order, that hold a real token."""
@@ -38,15 +60,23 @@ class SourceAudit:
     """Share of the documents whose end token carries a label: from the others, the model does not learn to stop."""
 
     duplicates: int
-    """Documents that have come before in the same source."""
+    """Documents that have come before in the same data."""
+
+
+@dataclass(frozen=True)
+class Leak:
+    """Validation documents that are trained on."""
+
+    documents: int
+    share: float
+    """Of the validation's taught tokens."""
 
 
 @dataclass(frozen=True)
 class Shown:
-    """The start of one document, apart in what is given and what is taught."""
+    """The start of one document in runs of text, each with whether it is taught."""
 
-    given: str
-    taught: str
+    runs: list[tuple[bool, str]]
 
 
 @dataclass(frozen=True)
@@ -55,68 +85,111 @@ class Audit:
 
     train: SourceAudit
     validation: SourceAudit | None
-    leaked: int
-    """Validation documents that the model is trained on."""
-
+    leak: Leak
     shown: list[Shown]
 
 
-def audit(data: Data, tokenizer: Any, batch_size: int, *, show: int = 2) -> Audit:
-    """Count the data of a recipe and take the first `show` training documents to look at.
+def audit(run_data: RunData, tokenizer: Any, batch_size: int, *, show: int = 2) -> Audit:
+    """Count prepared data and take the first `show` training documents to look at."""
+    return Audit(
+        train=_count(run_data.train, batch_size),
+        validation=_count(run_data.validation, batch_size) if run_data.validation else None,
+        leak=leak_of(run_data),
+        shown=list(_shown(run_data.train, tokenizer, show)),
+    )
+
+
+def leak_of(run_data: RunData) -> Leak:
+    """What of the validation data is trained on; of a stream, only its first window is known."""
+    if run_data.validation is None:
+        return Leak(0, 0.0)
+    seen = np.isin(_of(run_data.validation, "digests"), _of(run_data.train, "digests"))
+    labels = _of(run_data.validation, "label_tokens")
+    return Leak(int(seen.sum()), float(labels[seen].sum() / labels.sum()))
+
+
+def check(run_data: RunData, data: Data) -> list[str]:
+    """See that the data can be trained on and measured on; give what may surprise.
 
     Raises:
-        InputError: it cannot be read, or nothing in it would be taught.
+        FieldError: validation rows are trained on, or a chat template never ends a turn.
     """
-    train, seen = _count(data.train, data, tokenizer, "data.train", batch_size)
-    validation, leaked = None, 0
-    if data.validation is not None:
-        validation, held_out = _count(data.validation, data, tokenizer, "data.validation", batch_size)
-        known = set(seen)
-        leaked = sum(document in known for document in held_out)
-    return Audit(train, validation, leaked, list(_shown(data, tokenizer, show)))
+    warnings: list[str] = []
+    train = run_data.train
+    chats = [part.corpus.documents for part in train.parts if part.corpus.reading.format == "chat"]
+    if chats and not any(documents.ends.any() for documents in chats):
+        raise FieldError(
+            "data.template",
+            "the chat template writes no end token after an answer, so a model would never learn to stop.",
+            remedy="Write {{ eos_token }} after the assistant's content.",
+        )
+    if not train.counts.ends:
+        warnings.append("no training document teaches its end token, so the model will not learn to stop.")
+    leak = leak_of(run_data)
+    if run_data.validation and leak.documents:
+        largest = data.max_leaked
+        if largest is None:
+            largest = _LEAK_OF_TEXT if set(run_data.validation.formats) == {"text"} else 0.0
+        what = f"{leak.documents:,} validation documents, {leak.share:.1%} of the tokens, are trained on too"
+        if leak.share > largest:
+            raise FieldError(
+                "data.validation",
+                f"{what}: what is measured on them says nothing about new text.",
+                remedy="Take them out, or raise data.max_leaked.",
+            )
+        warnings.append(f"{what}.")
+    return warnings
 
 
-def _count(
-    source: Source, data: Data, tokenizer: Any, field: str, batch_size: int
-) -> tuple[SourceAudit, Sequence[bytes]]:
-    """The counts of a source, and a digest of each of its documents."""
-    documents = list(_documents(source, data, field))
-    lengths = np.array([len(document.input_ids) for document in tokenise(documents, tokenizer)] or [0])
-    digests = [sha256(f"{document.prompt}\0{document.completion}".encode()).digest() for document in documents]
-    prepared = prepare_source(source, data, tokenizer, field)
-    median, most, nearly_all = (int(value) for value in np.quantile(lengths, (0.5, 0.9, 0.99), method="lower"))
+def _of(prepared: Prepared, column: str) -> npt.NDArray[Any]:
+    """A column of all documents of a data set."""
+    return np.concatenate([getattr(part.corpus.documents, column)[part.chosen] for part in prepared.parts])
+
+
+def _count(prepared: Prepared, batch_size: int) -> SourceAudit:
     counts = prepared.counts
-    result = SourceAudit(
+    lengths, digests = _of(prepared, "lengths"), _of(prepared, "digests")
+    median, most, nearly_all = (int(value) for value in np.quantile(lengths, (0.5, 0.9, 0.99), method="lower"))
+    return SourceAudit(
+        sources=[
+            Origin(
+                part.corpus.name,
+                part.corpus.reading.format,
+                part.corpus.reading.why,
+                part.corpus.reading.rows,
+                len(part.chosen),
+                part.corpus.reading.first_bad,
+            )
+            for part in prepared.parts
+        ],
         counts=counts,
         packed=prepared.packed,
         length_quantiles={"50%": median, "90%": most, "99%": nearly_all, "longest": int(lengths.max())},
-        filled=counts.tokens / _slots(prepared, batch_size),
+        cut=counts.cut_documents / counts.documents,
+        filled=counts.tokens / _slots(prepared.sequences.lengths, batch_size),
         taught=counts.label_tokens / counts.tokens,
-        ends_taught=_ends(prepared, tokenizer.eos_token_id) / counts.documents,
-        duplicates=len(digests) - len(set(digests)),
+        ends_taught=counts.ends / counts.documents,
+        duplicates=len(digests) - len(np.unique(digests)),
     )
-    return result, digests
 
 
-def _documents(source: Source, data: Data, field: str) -> Iterator[Example]:
-    rows = read_rows(source, data, field)
-    return (example for example in examples(rows, data, field) if example.completion.strip())
-
-
-def _slots(prepared: Prepared, batch_size: int) -> int:
+def _slots(lengths: Ints, batch_size: int) -> int:
     """Slots of all batches, each as wide as its longest row."""
-    lengths = [len(prepared.dataset[index]["input_ids"]) for index in range(len(prepared.dataset))]
-    batches = [lengths[start : start + batch_size] for start in range(0, len(lengths), batch_size)]
-    return sum(max(batch) * len(batch) for batch in batches)
+    starts = np.arange(0, len(lengths), batch_size)
+    rows = np.minimum(batch_size, len(lengths) - starts)
+    return int((np.maximum.reduceat(lengths, starts) * rows).sum())
 
 
-def _ends(prepared: Prepared, end: int) -> int:
-    """End tokens that carry a label."""
-    return sum(int((prepared.dataset[index]["labels"] == end).sum()) for index in range(len(prepared.dataset)))
-
-
-def _shown(data: Data, tokenizer: Any, show: int) -> Iterator[Shown]:
-    first = islice(_documents(data.train, data, "data.train"), show)
-    for document in tokenise(first, tokenizer):
-        ids = document.input_ids[: data.max_length]
-        yield Shown(tokenizer.decode(ids[: document.given]), tokenizer.decode(ids[document.given :]))
+def _shown(prepared: Prepared, tokenizer: Any, show: int) -> Iterator[Shown]:
+    for part in prepared.parts:
+        documents = part.corpus.documents
+        for number in part.chosen[:show]:
+            start = int(documents.offsets[number])
+            stop = start + min(int(documents.lengths[number]), prepared.max_length)
+            ids, taught = documents.input_ids[start:stop], documents.taught[start:stop]
+            if len(taught) > 1 and taught[1]:
+                taught = np.concatenate([taught[1:2], taught[1:]])  # the first token has no label by nature
+            turns = [0, *(np.flatnonzero(np.diff(taught)) + 1).tolist(), len(ids)]
+            runs = pairwise(turns)
+            yield Shown([(bool(taught[begin]), tokenizer.decode(ids[begin:end])) for begin, end in runs])
+        show -= len(part.chosen[:show])

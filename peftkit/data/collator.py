@@ -8,7 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from peftkit.data.prepare import NO_LABEL, Features
+from peftkit.data.documents import NO_LABEL
+from peftkit.data.sequences import Features
 
 __all__ = ["Collator"]
 

@@ -1,57 +1,41 @@
-"""A source of the recipe as sequences that are ready to train on, with a count of what became of its tokens."""
+"""The data of a recipe as sequences that are ready to train on, with a count of what became of its tokens."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
-from typing import Any, TypeAlias
+from dataclasses import asdict, dataclass, replace
+from itertools import islice
+from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
-from peftkit.data.formats import Example, examples
-from peftkit.data.packing import pack
-from peftkit.data.read import read_rows, source_identity
-from peftkit.data.tokenise import Document, fit, tokenise
-from peftkit.errors import DataError, FieldError
-from peftkit.recipe.schema import Data, Source
+from peftkit.data.corpus import Part, load_corpus, shape_of
+from peftkit.data.documents import Documents
+from peftkit.data.files import RowError
+from peftkit.data.formats import Conversation, Example, meaning_of
+from peftkit.data.mixing import hold_out, mix
+from peftkit.data.sequences import Fitted, Sequences, arrange, packs
+from peftkit.data.sources import open_rows
+from peftkit.data.stream import Stream
+from peftkit.errors import FieldError
+from peftkit.recipe.schema import Data
 
-__all__ = ["NO_LABEL", "Counts", "Features", "Prepared", "Sequences", "pairs", "prepare", "prepare_source", "texts"]
-
-NO_LABEL = -100
-"""The label of a token that is not taught: the value that torch's cross-entropy leaves out."""
-
-Numbers: TypeAlias = npt.NDArray[np.int32]
-Features: TypeAlias = dict[str, Numbers]
-
-
-class Sequences:
-    """Sequences of tokens, one after the other in a few arrays: four bytes a number, and no copy to take one out."""
-
-    def __init__(self, columns: dict[str, Numbers], lengths: Sequence[int]) -> None:
-        self._columns = columns
-        self._ends = np.cumsum(np.asarray(lengths, dtype=np.int64))
-
-    def __len__(self) -> int:
-        return len(self._ends)
-
-    def __getitem__(self, index: int) -> Features:
-        if not 0 <= index < len(self):
-            raise IndexError(index)
-        start = int(self._ends[index - 1]) if index else 0
-        return {name: values[start : int(self._ends[index])] for name, values in self._columns.items()}
+__all__ = ["Counts", "Prepared", "RunData", "pairs", "prepare", "prepare_validation", "texts"]
 
 
 @dataclass(frozen=True)
 class Counts:
-    """What became of the documents and tokens of a source."""
+    """What became of the rows, documents and tokens of a data set; of a stream, of its first window."""
+
+    empty_rows: int
+    """Left out: texts of nothing but spaces."""
+
+    bad_rows: int
+    """Left out by `on_bad_rows: skip`."""
 
     documents: int
-    empty_documents: int
-    """Left out: an empty text teaches only to stop."""
-
     untaught_documents: int
-    """Left out: the prompt alone fills `max_length`."""
+    """Left out: none of the tokens that `max_length` has room for is taught."""
 
     cut_documents: int
     cut_tokens: int
@@ -62,21 +46,34 @@ class Counts:
     label_tokens: int
     """Tokens that are taught."""
 
+    ends: int
+    """Documents whose end token is taught: from the others, a model does not learn to stop."""
+
 
 @dataclass(frozen=True)
 class Prepared:
-    """Sequences and where they come from."""
+    """A data set and where it comes from."""
 
-    dataset: Sequences
+    dataset: Sequences | Stream
+    sequences: Sequences
+    """The same as the data set; of a stream, the first window."""
+
+    parts: list[Part]
+    counts: Counts
     packed: bool
     max_length: int
-    counts: Counts
     identity: dict[str, Any]
+
+    @property
+    def formats(self) -> list[str]:
+        """The formats of the sources, each once."""
+        return list(dict.fromkeys(part.corpus.reading.format for part in self.parts))
 
     def summary(self) -> str:
         """One line for a person."""
         counts = self.counts
-        line = (
+        line = "a stream, which begins with " if isinstance(self.dataset, Stream) else ""
+        line += (
             f"{counts.documents:,} documents, {counts.sequences:,} sequences, {counts.tokens:,} tokens, "
             f"{counts.label_tokens / counts.tokens:.0%} of them taught"
         )
@@ -85,131 +82,155 @@ class Prepared:
         if counts.cut_documents:
             line += f", {counts.cut_documents:,} documents cut ({counts.cut_tokens:,} tokens lost)"
         if counts.untaught_documents:
-            line += f", {counts.untaught_documents:,} left out as their prompt fills max_length"
+            line += f", {counts.untaught_documents:,} left out as nothing that fits max_length is taught"
+        if counts.bad_rows:
+            line += f", {counts.bad_rows:,} bad rows skipped"
         return line
 
     def record(self) -> dict[str, Any]:
         """What a manifest says about the data."""
-        return {**self.identity, **asdict(self.counts), "packed": self.packed}
+        counts = self.dataset.record() if isinstance(self.dataset, Stream) else asdict(self.counts)
+        return {**self.identity, "formats": self.formats, **counts, "packed": self.packed}
 
 
-def prepare(data: Data, tokenizer: Any) -> tuple[Prepared, Prepared | None]:
+@dataclass(frozen=True)
+class RunData:
+    """The two data sets of a run."""
+
+    train: Prepared
+    validation: Prepared | None
+
+
+def prepare(data: Data, tokenizer: Any) -> RunData:
     """The training data and, where the recipe has it, the validation data.
 
     Raises:
         InputError: they cannot be read, or teach nothing.
     """
-    validation = data.validation
-    return (
-        prepare_source(data.train, data, tokenizer, "data.train"),
-        prepare_source(validation, data, tokenizer, "data.validation") if validation else None,
-    )
+    if data.streaming:
+        return RunData(_streamed(data, tokenizer), prepare_validation(data, tokenizer))
+    parts, held_out = _training_parts(data, tokenizer)
+    train = _prepared(mix(parts, [source.weight for source in data.train_sources], data.seed), data, "data.train")
+    return RunData(train, _held_out(held_out, data) if held_out else prepare_validation(data, tokenizer))
 
 
-def prepare_source(source: Source, data: Data, tokenizer: Any, field: str) -> Prepared:
-    """Read, tokenise, fit and perhaps pack one source; `field` is where the recipe names it.
-
-    Raises:
-        InputError: it cannot be read, or nothing in it would be taught.
-    """
-    rows = read_rows(source, data, field)
-    packed = data.format == "text" if data.packing is None else data.packing
-    fitted = _Fitted(data, field)
-    documents = list(fitted.documents(tokenise(_filled(examples(rows, data, field), fitted), tokenizer)))
-    if not any(len(document.input_ids) > document.given for document in documents):
-        raise FieldError(
-            field,
-            f"none of its {len(rows):,} rows teaches anything: after {fitted.empty} empty ones, "
-            f"{fitted.untaught} prompts alone fill max_length {data.max_length}.",
-            remedy="Raise data.max_length, or check format and columns.",
-        )
-    bins = pack([len(document.input_ids) for document in documents], data.max_length) if packed else None
-    dataset = _sequences(documents, bins)
-    tokens = sum(len(document.input_ids) for document in documents)
-    counts = Counts(
-        documents=fitted.seen,
-        empty_documents=fitted.empty,
-        untaught_documents=fitted.untaught,
-        cut_documents=fitted.cut,
-        cut_tokens=fitted.cut_tokens,
-        sequences=len(dataset),
-        tokens=tokens,
-        label_tokens=tokens - sum(min(document.given, len(document.input_ids)) for document in documents),
-    )
-    return Prepared(dataset, packed, data.max_length, counts, source_identity(source, rows))
-
-
-def texts(source: Source, data: Data, field: str) -> Iterator[str]:
-    """The whole text of each document, to train a tokenizer on."""
-    for example in examples(read_rows(source, data, field), data, field):
-        yield (example.prompt or "") + example.completion
-
-
-def pairs(source: Source, data: Data, field: str) -> list[tuple[str, str]]:
-    """Each prompt with its completion, to compare what a model writes with.
+def prepare_validation(data: Data, tokenizer: Any) -> Prepared | None:
+    """The validation data alone, or None where a recipe has none.
 
     Raises:
-        FieldError: the rows are plain text, without prompts.
+        InputError: it cannot be read, or nothing in it has a label to measure on.
     """
-    if data.format == "text":
+    if isinstance(data.validation, float):
+        return _held_out(_training_parts(data, tokenizer)[1], data)
+    sources = data.validation_sources
+    parts = [Part.whole(load_corpus(source, data, tokenizer, "data.validation")) for source in sources]
+    weights = [source.weight for source in sources]
+    return _prepared(mix(parts, weights, data.seed), data, "data.validation") if parts else None
+
+
+def texts(data: Data) -> Iterator[str]:
+    """Every text of the training rows, to train a tokenizer on.
+
+    Raises:
+        FieldError: the rows are token ids, of which there is no text.
+    """
+    for source in data.train_sources:
+        rows = open_rows(source, data, "data.train", streaming=data.streaming)
+        shape, _ = shape_of(rows, data, "data.train")
+        for row in rows:
+            try:
+                meaning = meaning_of(row, shape, None if shape.format == "chat" else data.template)
+            except RowError:
+                continue  # it is told when the rows are tokenised
+            if isinstance(meaning, Example):
+                yield (meaning.prompt or "") + meaning.completion
+            elif isinstance(meaning, Conversation):
+                yield from (message["content"] for message in meaning.messages)
+            elif meaning is not None:
+                raise FieldError("data.train", "token ids have no text to train a tokenizer on.", remedy="Use text.")
+
+
+def pairs(prepared: Prepared, tokenizer: Any, limit: int | None = None) -> list[tuple[str, str]]:
+    """What is given and what is wanted, of the first documents, to compare what a model writes with.
+
+    Of a conversation, the last answer is wanted.
+
+    Raises:
+        FieldError: there is plain text among the documents, which gives nothing.
+    """
+    if not {"text", "tokens"}.isdisjoint(prepared.formats):
         raise FieldError("data.format", "text has no completions to compare with.", remedy="Use completion data.")
-    return [
-        (example.prompt or "", example.completion) for example in examples(read_rows(source, data, field), data, field)
-    ]
+    numbered = ((part.corpus.documents, int(number)) for part in prepared.parts for number in part.chosen)
+    return [_pair(documents, number, tokenizer) for documents, number in islice(numbered, limit)]
 
 
-class _Fitted:
-    """Fits documents to the longest sequence, counting on the way."""
-
-    def __init__(self, data: Data, field: str) -> None:
-        self._max_length = data.max_length
-        self._truncation = data.truncation or ("split" if data.format == "text" else "cut")
-        self._field = field
-        self.seen = self.empty = self.untaught = self.cut = self.cut_tokens = 0
-
-    def documents(self, whole: Iterator[Document]) -> Iterator[Document]:
-        for document in whole:
-            length = len(document.input_ids)
-            if self._truncation == "error":
-                if length > self._max_length:
-                    raise DataError(
-                        f"document {self.seen} has {length} tokens, more than max_length {self._max_length}.",
-                        where=self._field,
-                        remedy="Raise data.max_length, or set data.truncation: cut.",
-                    )
-                yield document
-                continue
-            if self._truncation == "cut" and length > self._max_length:
-                if document.given >= self._max_length:
-                    self.untaught += 1
-                    continue
-                self.cut += 1
-                self.cut_tokens += length - self._max_length
-            yield from fit(document, self._max_length, self._truncation)
+def _pair(documents: Documents, number: int, tokenizer: Any) -> tuple[str, str]:
+    """The text before the last run of taught tokens, and the text of that run."""
+    start = int(documents.offsets[number])
+    stop = start + int(documents.lengths[number])
+    ids, taught = documents.input_ids[start:stop], documents.taught[start:stop]
+    end = int(np.flatnonzero(taught)[-1]) + 1
+    begin = int(np.flatnonzero(~taught[:end])[-1]) + 1
+    return tokenizer.decode(ids[:begin]), tokenizer.decode(ids[begin:end], skip_special_tokens=True)
 
 
-def _filled(rows: Iterator[Example], fitted: _Fitted) -> Iterator[Example]:
-    """The examples that say anything; the others are counted."""
-    for example in rows:
-        if example.completion.strip():
-            fitted.seen += 1
-            yield example
-        else:
-            fitted.empty += 1
+def _training_parts(data: Data, tokenizer: Any) -> tuple[list[Part], list[Part]]:
+    """What is trained on, before it is mixed, and what is held out of it."""
+    parts = [Part.whole(load_corpus(source, data, tokenizer, "data.train")) for source in data.train_sources]
+    return hold_out(parts, data.validation, data.seed) if isinstance(data.validation, float) else (parts, [])
 
 
-def _sequences(documents: list[Document], bins: list[list[int]] | None) -> Sequences:
-    """The documents laid out one after the other: each a sequence, or several in each as `bins` says."""
-    order = [index for members in bins for index in members] if bins else range(len(documents))
-    lengths = [len(documents[index].input_ids) for index in order]
-    input_ids = np.fromiter((token for index in order for token in documents[index].input_ids), np.int32, sum(lengths))
-    labels = input_ids.copy()
-    start = 0
-    for index, length in zip(order, lengths, strict=True):
-        labels[start : start + min(documents[index].given, length)] = NO_LABEL
-        start += length
-    columns: dict[str, Numbers] = {"input_ids": input_ids, "labels": labels}
-    if bins is None:
-        return Sequences(columns, lengths)
-    columns["position_ids"] = np.concatenate([np.arange(length, dtype=np.int32) for length in lengths])
-    return Sequences(columns, [sum(len(documents[index].input_ids) for index in members) for members in bins])
+def _held_out(parts: Sequence[Part], data: Data) -> Prepared:
+    prepared = _prepared(parts, data, "data.validation")
+    counts = replace(prepared.counts, empty_rows=0, bad_rows=0)  # they are told with the rows they are from
+    return replace(
+        prepared, counts=counts, identity={**prepared.identity, "held_out": data.validation, "seed": data.seed}
+    )
+
+
+def _streamed(data: Data, tokenizer: Any) -> Prepared:
+    stream = Stream(data, tokenizer)
+    first = next(stream.windows(), None)
+    if first is None:
+        raise FieldError("data.train", "the stream has no documents.", remedy="Check what it is made of.")
+    prepared = _prepared([Part.whole(first)], data, "data.train", packed=stream.packed)
+    return replace(prepared, dataset=stream, identity=_identity(stream.identities()))
+
+
+def _prepared(parts: Sequence[Part], data: Data, field: str, *, packed: bool | None = None) -> Prepared:
+    if packed is None:
+        packed = packs(data, {part.corpus.reading.format for part in parts})
+    sequences, fitted = arrange(parts, data, packed=packed)
+    if not fitted.label_tokens:
+        raise _teaches_nothing(parts, fitted, data, field)
+    readings = [part.corpus.reading for part in parts]
+    counts = Counts(
+        empty_rows=sum(reading.empty for reading in readings),
+        bad_rows=sum(reading.bad for reading in readings),
+        documents=sum(len(part.chosen) for part in parts),
+        untaught_documents=fitted.untaught_documents,
+        cut_documents=fitted.cut_documents,
+        cut_tokens=fitted.cut_tokens,
+        sequences=len(sequences),
+        tokens=int(sequences.lengths.sum()),
+        label_tokens=fitted.label_tokens,
+        ends=fitted.ends,
+    )
+    identity = _identity([part.corpus.identity for part in parts])
+    return Prepared(sequences, sequences, list(parts), counts, packed, data.max_length, identity)
+
+
+def _identity(sources: list[dict[str, Any]]) -> dict[str, Any]:
+    return sources[0] if len(sources) == 1 else {"sources": sources}
+
+
+def _teaches_nothing(parts: Sequence[Part], fitted: Fitted, data: Data, field: str) -> FieldError:
+    documents = sum(len(part.chosen) for part in parts)
+    empty = sum(part.corpus.reading.empty for part in parts)
+    masked = sum(int((part.corpus.documents.label_tokens[part.chosen] == 0).sum()) for part in parts)
+    return FieldError(
+        field,
+        f"nothing would be taught: of {documents + empty:,} rows, {empty:,} are empty, {masked:,} have no label, "
+        f"and {max(0, fitted.untaught_documents - masked):,} have none within max_length {data.max_length}.",
+        remedy="Check the labels, raise data.max_length, or check format and columns.",
+    )

@@ -123,15 +123,14 @@ def _model(folder: FilePath, name: str) -> str:
 
 
 def _changed(values: dict[str, Any], path: Path, change: Any) -> dict[str, Any]:
-    """A copy with the text, or each text of the list, at `path` changed; anything else is left for the schema."""
+    """A copy with the text at `path` changed, or every text where there are lists; the rest is left for the schema."""
     key, rest = str(path[0]), path[1:]
-    if key not in values:
-        return values
-    inner = values[key]
-    if rest:
-        new = _changed(inner, rest, change) if isinstance(inner, dict) else inner
-    elif isinstance(inner, list):
-        new = [change(item) if isinstance(item, str) else item for item in inner]
-    else:
-        new = change(inner) if isinstance(inner, str) else inner
-    return {**values, key: new}
+
+    def renewed(inner: Any) -> Any:
+        if isinstance(inner, list):
+            return [renewed(item) for item in inner]
+        if rest:
+            return _changed(inner, rest, change) if isinstance(inner, dict) else inner
+        return change(inner) if isinstance(inner, str) else inner
+
+    return {**values, key: renewed(values[key])} if key in values else values

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from io import StringIO
 from pathlib import Path
 from typing import Any, get_args
@@ -50,6 +50,11 @@ class RecipeFile:
             yield
         except FieldError as error:
             raise RecipeError([Problem(self.where(error.field), error.field, error.what, error.remedy)]) from error
+
+    def with_format(self, found: Any) -> RecipeFile:
+        """The recipe with the data format that `auto` turned out to be."""
+        data = self.recipe.data.model_copy(update={"format": found})
+        return replace(self, recipe=self.recipe.model_copy(update={"data": data}))
 
     def notes(self) -> list[str]:
         """What the recipe says that cannot act in this run."""

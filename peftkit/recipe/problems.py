@@ -161,6 +161,8 @@ def _all_sections(section: type[Section]) -> Iterable[tuple[str, type[Section]]]
 def _section(section: type[Section], path: Path) -> type[Section] | None:
     """The section at a path."""
     for part in path:
+        if isinstance(part, int):  # an item of a list of sections
+            continue
         inner = dict(_sections(section)).get(str(part))
         if inner is None:
             return None
@@ -170,4 +172,5 @@ def _section(section: type[Section], path: Path) -> type[Section] | None:
 
 def _as_section(annotation: Any) -> type[Section] | None:
     kinds = [annotation, *get_args(annotation)]
+    kinds += [inner for kind in kinds for inner in get_args(kind)]  # the items of a list
     return next((kind for kind in kinds if isinstance(kind, type) and issubclass(kind, Section)), None)

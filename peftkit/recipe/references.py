@@ -22,9 +22,11 @@ _RELATIVE = "Paths are relative to the recipe's folder; those of --set to the wo
 def reference_errors(values: dict[str, Any]) -> Iterator[FieldError]:
     """What is named in a recipe's values, paths already absolute, and is not there."""
     for role in ("train", "validation"):
-        source = _at(values, "data", role)
-        if isinstance(source, dict):
-            yield from _source_errors(source, f"data.{role}")
+        named = _at(values, "data", role)
+        for index, source in enumerate(named if isinstance(named, list) else [named]):
+            if isinstance(source, dict):
+                field = f"data.{role}.{index}" if isinstance(named, list) else f"data.{role}"
+                yield from _source_errors(source, field)
     for section, name in (("base", "model"), ("base.init", "tokenizer")):
         model = _at(values, *section.split("."), name)
         if isinstance(model, str):

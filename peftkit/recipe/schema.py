@@ -20,8 +20,10 @@ COLUMNS: Final[dict[str, tuple[str, ...]]] = {
     "text": ("text",),
     "completion": ("prompt", "completion"),
     "instruction": ("instruction", "input", "output"),
+    "chat": ("messages",),
+    "tokens": ("input_ids", "labels"),
 }
-"""The columns that each format reads, the taught one last; `input` may be missing."""
+"""The columns that each format reads; `input` and `labels` may be missing."""
 
 
 class Init(Section):
@@ -103,6 +105,10 @@ class Source(Section):
     limit: Positive | None = None
     """Take only the first rows."""
 
+    weight: Annotated[float, Field(gt=0)] | None = None
+    """Where there are several sources: this one's share of an epoch's documents, relative to the others' weights. Of a
+    source that has more, some are drawn by `data.seed`; those of one that has fewer come again."""
+
     @model_validator(mode="after")
     def _one_origin(self) -> Source:
         if (self.path is None) == (self.dataset is None):
@@ -118,25 +124,34 @@ class Source(Section):
 class Data(Section):
     """What the model is trained on, and what of it is taught."""
 
-    train: Source
-    """Rows to train on."""
+    train: Source | list[Source]
+    """Rows to train on: one source, or a list of several, which are mixed by their weights if they have any."""
 
-    validation: Source | None = None
-    """Rows held out to measure on. Without them there is no evaluation."""
+    validation: Annotated[float, Field(gt=0, lt=1)] | Source | list[Source] | None = None
+    """Rows held out to measure on: sources, or a share such as `0.05` of the training documents, drawn by `seed` so
+    that equal documents stay together. Without them there is no evaluation."""
 
-    format: Literal["text", "completion", "instruction"] = "text"
-    """`text`: every token is taught. `completion`: columns `prompt` and `completion`, only the completion is taught.
-    `instruction`: columns `instruction`, `input` (may be empty) and `output`, only the output is taught."""
+    format: Literal["auto", "text", "completion", "instruction", "chat", "tokens"] = "auto"
+    """`text`: column `text`, every token is taught. `completion`: columns `prompt` and `completion`, or `input` and
+    `output`; only the completion is taught. `instruction`: columns `instruction`, `input` (may be empty) and `output`;
+    only the output is taught. `chat`: column `messages` (with role and content) or `conversations` (with from and
+    value); only the assistant's turns are taught. `tokens`: column `input_ids` and perhaps `labels`, taken as they
+    are. `auto`: what the columns say, for each source."""
 
     columns: dict[str, str] = Field(default_factory=dict)
     """Other names of the format's columns in your files, as `prompt: question`."""
 
     template: str | None = None
     """How a row becomes the prompt; names in braces are the format's columns. Unset: `{prompt}` for completion, and
-    the template of Stanford Alpaca (Taori et al. 2023) for instruction."""
+    the template of Stanford Alpaca (Taori et al. 2023) for instruction. For chat, a Jinja template of the whole
+    conversation; unset: the tokenizer's own, or where it has none a plain one of `### User:` and `### Assistant:`."""
 
     sample_by: Literal["line", "paragraph", "document"] = "line"
     """What one document is in a .txt file: a line, a paragraph between empty lines, or the whole file."""
+
+    on_bad_rows: Literal["error", "skip"] = "error"
+    """What happens when rows cannot be used, as bad JSON or an empty field: `error` stops and lists them, `skip` leaves
+    them out and counts them."""
 
     max_length: Annotated[int, Field(ge=2)] = 512
     """Longest sequence in tokens, the end token included; at most what the base can see."""
@@ -149,20 +164,67 @@ class Data(Section):
     """Put several documents into one sequence, isolated from each other, so that no step is spent on padding. Unset:
     true for text, false for the other formats."""
 
+    max_leaked: Annotated[float, Field(ge=0, le=1)] | None = None
+    """Largest share of the validation tokens that may stand in documents which are trained on too; more is an error.
+    Unset: 0.1 for text, whose short lines repeat by nature, and 0 for the other formats."""
+
+    streaming: bool = False
+    """Read and tokenise the training rows while training, without a copy on the disk: for data that is larger than it.
+    Needs `training.max_steps`; rows are shuffled within a window only."""
+
+    seed: Annotated[int, Field(ge=0)] = 42
+    """Draws the validation share and a mixture's documents. It is not the seed of training, so that runs with other
+    seeds are measured on the same rows."""
+
+    @property
+    def train_sources(self) -> list[Source]:
+        """The sources of the training rows."""
+        return _as_list(self.train)
+
+    @property
+    def validation_sources(self) -> list[Source]:
+        """The sources of the validation rows; none where these are a share of the training rows."""
+        return _as_list(self.validation)
+
     @model_validator(mode="after")
     def _format_agrees(self) -> Data:
         found: list[tuple[str, str]] = []
-        if self.template is not None and self.format == "text":
-            found.append(("template", "cannot act on format: text, which has no prompt. Remove it."))
-        strange = sorted(set(self.columns) - set(COLUMNS[self.format]))
+        if self.template is not None and self.format in ("text", "tokens"):
+            found.append(("template", f"cannot act on format: {self.format}, which has no prompt. Remove it."))
+        known = [name for columns in COLUMNS.values() for name in columns]
+        known = known if self.format == "auto" else list(COLUMNS[self.format])
+        strange = sorted(set(self.columns) - set(known))
         if strange:
-            known = ", ".join(COLUMNS[self.format])
-            found.append(("columns", f"names {', '.join(strange)}, which format: {self.format} has not. Use {known}."))
-        if self.truncation == "split" and self.format != "text":
+            has = f"format: {self.format} has not" if self.format != "auto" else "no format has"
+            found.append(("columns", f"names {', '.join(strange)}, which {has}. Use {', '.join(known)}."))
+        if self.truncation == "split" and self.format not in ("auto", "text"):
             found.append(("truncation", "split would cut a prompt from its completion. Use cut or error."))
         if found:
             disagree(*found)
         return self
+
+    @model_validator(mode="after")
+    def _sources_agree(self) -> Data:
+        found: list[tuple[str, str]] = []
+        for name, sources in (("train", self.train), ("validation", self.validation)):
+            weighted = [source.weight is not None for source in _as_list(sources)]
+            if sources == []:
+                found.append((name, "names no source. Give one, or a list of some."))
+            elif any(weighted) and (len(weighted) == 1 or not all(weighted)):
+                found.append((name, "has a weight that nothing is weighed against. Give all of several one, or none."))
+        if self.streaming and isinstance(self.validation, float):
+            found.append(("validation", "cannot be a share of rows that are streamed. Name a source, or a split."))
+        if self.streaming and any(source.weight for source in self.train_sources):
+            found.append(("streaming", "cannot weigh sources whose size it does not know. Remove it, or the weights."))
+        if found:
+            disagree(*found)
+        return self
+
+
+def _as_list(sources: Source | list[Source] | float | None) -> list[Source]:
+    if isinstance(sources, Source):
+        return [sources]
+    return sources if isinstance(sources, list) else []
 
 
 class Recipe(Section):
@@ -209,6 +271,8 @@ class Recipe(Section):
             found.append(("base.init", "makes a new base, which only method: full can train. Use it, or base.model."))
         if self.training.eval_strategy != "no" and self.data.validation is None:
             found.append(("training.eval_strategy", "needs data.validation. Add it, or set eval_strategy: no."))
+        if self.data.streaming and self.training.max_steps <= 0:
+            found.append(("data.streaming", "needs training.max_steps: a stream does not say where it ends. Set it."))
         if self.base.init and self.data.max_length > self.base.init.n_positions:
             seen = self.base.init.n_positions
             found.append(("data.max_length", f"is more than base.init.n_positions, {seen}. Change one of them."))

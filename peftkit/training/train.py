@@ -10,7 +10,7 @@ import torch
 from transformers import PrinterCallback, set_seed
 
 from peftkit.data.collator import Collator
-from peftkit.data.prepare import Prepared
+from peftkit.data.prepare import RunData
 from peftkit.errors import RunError
 from peftkit.models.attach import adapter_has_effect
 from peftkit.planning.hardware import ChosenPrecision, Hardware
@@ -22,7 +22,7 @@ from peftkit.training.progress import ProgressReport
 from peftkit.training.records import MetricsFile
 from peftkit.training.trainer import TokenTrainer
 
-__all__ = ["RunData", "TrainingResult", "train"]
+__all__ = ["TrainingResult", "train"]
 
 
 @dataclass(frozen=True)
@@ -38,14 +38,6 @@ class TrainingResult:
     base_perplexity: float | None
     eval_loss: float | None
     perplexity: float | None
-
-
-@dataclass(frozen=True)
-class RunData:
-    """The two data sets of a run."""
-
-    train: Prepared
-    validation: Prepared | None
 
 
 def train(

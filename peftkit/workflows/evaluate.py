@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from peftkit.data.prepare import pairs, prepare_source
+from peftkit.data.prepare import pairs, prepare_validation
 from peftkit.errors import RunError, TargetError
 from peftkit.evaluation.generation import exact_match
 from peftkit.evaluation.perplexity import measure_loss
@@ -16,8 +16,6 @@ from peftkit.recipe.hyperparameters import Training
 from peftkit.recipe.schema import Data
 
 __all__ = ["Evaluation", "evaluate_target", "recorded_data"]
-
-_FIELD = "data.validation"
 
 
 @dataclass(frozen=True)
@@ -63,12 +61,12 @@ def evaluate_target(name: str, data: Data, *, exact: bool = False, max_new_token
         InputError: the target cannot be opened or the data cannot be read.
         RunError: the loss is not a finite number.
     """
-    if data.validation is None:
-        raise TargetError("its recipe has no validation data.", where=name, remedy="Name a file with --data.")
     target = find_target(name)
-    wanted = pairs(data.validation, data, _FIELD) if exact else []
     opened = open_target(target, detect_hardware().device)
-    prepared = prepare_source(data.validation, data, opened.tokenizer, _FIELD)
+    prepared = prepare_validation(data, opened.tokenizer)
+    if prepared is None:
+        raise TargetError("its recipe has no validation data.", where=name, remedy="Name a file with --data.")
+    wanted = pairs(prepared, opened.tokenizer) if exact else []
     training = target.recipe.training if target.recipe else Training()
     loss = measure_loss(opened.model, prepared, padding_id(opened.tokenizer), training.per_device_eval_batch_size)
     if not loss.total < float("inf"):

@@ -31,8 +31,8 @@ def generate(
         TargetError: the target cannot be opened.
     """
     target = find_target(name)
-    if target.recipe is not None and not raw:
-        prompts = [prompt_of(prompt, target.recipe.data) for prompt in prompts]
     opened = open_target(target, detect_hardware().device)
+    if target.recipe is not None and not raw:
+        prompts = [prompt_of(prompt, target.recipe.data, opened.tokenizer) for prompt in prompts]
     torch.manual_seed(seed)
     return write(opened.model, opened.tokenizer, prompts, max_new_tokens=max_new_tokens, temperature=temperature)

@@ -7,15 +7,16 @@ import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, get_args
+from typing import get_args
 
 from peftkit import console
-from peftkit.data.prepare import pairs
+from peftkit.data.prepare import pairs, prepare_validation
 from peftkit.errors import RunError
 from peftkit.merging.merge import MergeReceipt, merge_adapter
+from peftkit.models.base import locate_base
 from peftkit.recipe.library import find_recipe
 from peftkit.recipe.loader import load_recipe
-from peftkit.recipe.schema import Data, Method
+from peftkit.recipe.schema import Base, Data, Method
 from peftkit.runs.folder import RunFolder
 from peftkit.runs.manifest import RunMetrics
 from peftkit.workflows.evaluate import evaluate_target
@@ -110,8 +111,10 @@ def _check_helped(row: Row, base_exact_match: float) -> None:
 
 
 def _samples(merged: Path, data: Data) -> list[Sample]:
-    assert data.validation is not None  # evaluate_target has seen to it
-    chosen: Any = pairs(data.validation, data, "data.validation")[:_SAMPLES]
+    tokenizer = locate_base(Base(model=str(merged)), weights=False).tokenizer()
+    prepared = prepare_validation(data, tokenizer)
+    assert prepared is not None  # evaluate_target has seen to it
+    chosen = pairs(prepared, tokenizer, _SAMPLES)
     written = generate(str(merged), [prompt for prompt, _ in chosen], max_new_tokens=MAX_NEW_TOKENS, raw=True)
     return [
         Sample(prompt.strip(), text.strip(), wanted) for (prompt, wanted), text in zip(chosen, written, strict=True)

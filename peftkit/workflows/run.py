@@ -9,7 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from peftkit import console
-from peftkit.data.prepare import prepare, texts
+from peftkit.data.audit import check
+from peftkit.data.chat import chat_template
+from peftkit.data.prepare import RunData, prepare, texts
 from peftkit.errors import PeftkitError, RunError
 from peftkit.merging.proof import logits_in_fresh_process, logits_of, probe_ids, relative_error
 from peftkit.models.attach import count_parameters
@@ -24,7 +26,7 @@ from peftkit.runs.folder import RunFolder
 from peftkit.runs.manifest import RunManifest, RunMetrics
 from peftkit.runs.versions import installed_versions
 from peftkit.storage import folder_hashes, sha256_of_json
-from peftkit.training.train import RunData, train
+from peftkit.training.train import train
 
 __all__ = ["run"]
 
@@ -47,8 +49,9 @@ def run(file: RecipeFile) -> tuple[RunFolder, RunManifest]:
         precision = choose_precision(recipe.precision, hardware)
         base_dtype = choose_base_dtype(recipe.base.dtype, recipe.method, precision)
         start = _start(recipe)
-        data = RunData(*prepare(recipe.data, start.tokenizer))
-        console.info(f"train: {data.train.summary()}")
+        data = _prepare(recipe, start)
+        file = _stated(file, data)
+        recipe = file.recipe
         model = start.load(recipe, base_dtype, hardware.device)
         if data.train.packed:
             check_isolation(model)
@@ -76,6 +79,7 @@ def run(file: RecipeFile) -> tuple[RunFolder, RunManifest]:
         place = folder.adapter if recipe.trains_adapter else folder.model
         export(model, start.tokenizer, place, record_of(recipe, start.record(), base_dtype, manifest.metrics))
         _verify(model, place, recipe, len(start.tokenizer), precision)
+        manifest.data["train"] = data.train.record()  # of a stream, more is known now
         manifest.outputs = {f"{place.name}/{name}": digest for name, digest in folder_hashes(place).items()}
         manifest.status = "finished"
     return folder, manifest
@@ -84,7 +88,31 @@ def run(file: RecipeFile) -> tuple[RunFolder, RunManifest]:
 def _start(recipe: Recipe) -> Start:
     if recipe.base.init is None:
         return pretrained_start(recipe)
-    return new_start(recipe, recipe.base.init, texts(recipe.data.train, recipe.data, "data.train"))
+    return new_start(recipe, recipe.base.init, texts(recipe.data))
+
+
+def _prepare(recipe: Recipe, start: Start) -> RunData:
+    """The data, seen to teach something that its validation can measure.
+
+    A tokenizer without a chat template gets the one that conversations are trained with, to be saved with it.
+    """
+    data = prepare(recipe.data, start.tokenizer)
+    console.info(f"train: {data.train.summary()}")
+    for message in check(data, recipe.data):
+        console.warning(message)
+    if "chat" in data.train.formats:
+        start.tokenizer.chat_template = chat_template(recipe.data, start.tokenizer)
+    return data
+
+
+def _stated(file: RecipeFile, data: RunData) -> RecipeFile:
+    """The recipe with the format that was recognised, which is told."""
+    if file.recipe.data.format != "auto":
+        return file
+    for part in data.train.parts:
+        reading = part.corpus.reading
+        console.info(f"{part.corpus.name} has the format {reading.format}: {reading.why}.")
+    return file.with_format(data.train.formats[0]) if len(data.train.formats) == 1 else file
 
 
 def _verify(model: Any, place: Path, recipe: Recipe, vocabulary: int, precision: ChosenPrecision) -> None:

@@ -1,0 +1,209 @@
+"""A source of the recipe as documents of token ids, made once and kept by what it was made from."""
+
+from __future__ import annotations
+
+import atexit
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, field, replace
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from peftkit import console
+from peftkit.data.chat import chat_template
+from peftkit.data.documents import Documents, Ints, open_documents, write_documents
+from peftkit.data.encode import Encoded, Encoder, encode
+from peftkit.data.formats import check_template
+from peftkit.data.shapes import Shape, recognise
+from peftkit.data.sources import Rows, open_rows
+from peftkit.errors import DataError, FieldError, RowsError, RunError
+from peftkit.recipe.schema import Data, Source
+from peftkit.storage import (
+    MANIFEST_NAME,
+    atomic_folder,
+    cache_folder,
+    folder_hashes,
+    read_json,
+    sha256_of_json,
+    write_json,
+)
+
+__all__ = ["Corpus", "Part", "Reading", "check_rows", "encoder_of", "load_corpus", "shape_of"]
+
+_BAD_ROWS_SHOWN = 10
+_LOOKED_AT = 1000
+_VERSION = 1  # of what is kept: another one is made anew
+_READING_NAME = "reading.json"
+
+
+@dataclass
+class Reading:
+    """What became of the rows of a source."""
+
+    format: str
+    why: str
+    """How the format was recognised."""
+
+    rows: int = 0
+    empty: int = 0
+    """Texts of nothing but spaces, as between paragraphs."""
+
+    bad: int = 0
+    first_bad: list[str] = field(default_factory=list)
+    """Place and reason of the first ten."""
+
+    def add(self, batch: Encoded) -> None:
+        """Count a batch of rows."""
+        self.rows += batch.rows
+        self.empty += batch.empty
+        self.bad += len(batch.bad)
+        self.first_bad += batch.bad[: _BAD_ROWS_SHOWN - len(self.first_bad)]
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """One source, tokenised whole."""
+
+    name: str
+    identity: dict[str, Any]
+    reading: Reading
+    documents: Documents
+
+
+@dataclass(frozen=True)
+class Part:
+    """The documents of one source that belong to a data set, by number; some come more than once."""
+
+    corpus: Corpus
+    chosen: Ints
+
+    @classmethod
+    def whole(cls, corpus: Corpus) -> Part:
+        """Every document, once."""
+        return cls(corpus, np.arange(len(corpus.documents)))
+
+
+def load_corpus(source: Source, data: Data, tokenizer: Any, field: str) -> Corpus:
+    """Read and tokenise a source, or take what was made of the same content before.
+
+    Raises:
+        FieldError: there is no such source, or its columns are not those of the format.
+        DataError: the source has no rows, or some that cannot be used and are not to be skipped.
+    """
+    rows = open_rows(source, data, field)
+    shape, why = shape_of(rows, data, field)
+    encoder = encoder_of(shape, data, tokenizer)
+    place = cache_folder() / "data" / _key(rows, source, data, encoder)
+    folder = _made(place, _Work(rows, encoder, data, Reading(shape.format, why)))
+    reading = Reading(**read_json(folder / _READING_NAME))
+    return Corpus(rows.name, {**rows.identity, "rows": reading.rows}, reading, open_documents(folder))
+
+
+def shape_of(rows: Rows, data: Data, field: str) -> tuple[Shape, str]:
+    """The shape of a source's rows, and why it is that.
+
+    Raises:
+        FieldError: its columns are not those of the format, or the recipe's template is not.
+        DataError: it has no rows, or none that can be read.
+    """
+    first = list(islice(rows, _LOOKED_AT))
+    if not first:
+        raise DataError("has no rows.", where=rows.name, remedy="Check the file, or the split.")
+    good = [row for row in first if not row.problem]
+    if not good:
+        named = [f"{row.place}: {row.problem}." for row in first[:_BAD_ROWS_SHOWN]]
+        raise RowsError(named, len(first), len(first), where=rows.name)
+    shape, why = recognise(good, data, field, rows.name)
+    if shape.format != "text" and data.truncation == "split":
+        what = f"split would cut a prompt from its completion; {rows.name} has the format {shape.format}."
+        raise FieldError("data.truncation", what, remedy="Use cut or error.")
+    check_template(data, shape.format)
+    return shape, why
+
+
+def encoder_of(shape: Shape, data: Data, tokenizer: Any) -> Encoder:
+    """What makes documents of rows of a shape."""
+    return Encoder(tokenizer, shape, chat_template(data, tokenizer) if shape.format == "chat" else data.template)
+
+
+def check_rows(reading: Reading, data: Data, name: str) -> None:
+    """See that there are no rows that cannot be used, or that they are to be skipped and others are left.
+
+    Raises:
+        RowsError: otherwise.
+    """
+    if reading.bad and (data.on_bad_rows == "error" or reading.bad == reading.rows):
+        raise RowsError(reading.first_bad, reading.bad, reading.rows, where=name)
+
+
+def _key(rows: Rows, source: Source, data: Data, encoder: Encoder) -> str:
+    """The same for everything that gives the same documents, whatever its files' names and times."""
+    files = rows.identity.get("files")
+    shape = encoder.shape
+    parts = {
+        "version": _VERSION,
+        "content": list(files.values()) if files else rows.identity,
+        "kinds": [Path(name).suffix for name in files or ()],
+        "names": list(files or ()) if data.on_bad_rows == "skip" else None,  # those of the rows that are left out
+        "limit": source.limit,
+        "sample_by": data.sample_by,
+        "shape": [shape.format, dict(shape.columns), dict(shape.optional)],
+        "template": encoder.template,
+        "tokenizer": _tokenizer_hashes(encoder.tokenizer),
+    }
+    return sha256_of_json(parts)[:32]
+
+
+def _tokenizer_hashes(tokenizer: Any) -> dict[str, str]:
+    with tempfile.TemporaryDirectory() as folder:
+        tokenizer.save_pretrained(folder)
+        return folder_hashes(Path(folder))
+
+
+def _made(place: Path, work: _Work) -> Path:
+    """The folder with the documents: at its place, or in a temporary one where the place cannot be written."""
+    if (place / MANIFEST_NAME).is_file():
+        return place
+    try:
+        with atomic_folder(place) as folder:
+            work.write(folder)
+        return place
+    except RunError:
+        if (place / MANIFEST_NAME).is_file():  # another process was quicker
+            return place
+        raise
+    except OSError as error:
+        console.warning(f"tokens cannot be kept in {place.parent} ({error.strerror}), so they are made each time.")
+    temporary = Path(tempfile.mkdtemp(prefix="peftkit-"))
+    atexit.register(shutil.rmtree, temporary, ignore_errors=True)
+    work.write(temporary)
+    return temporary
+
+
+@dataclass(frozen=True)
+class _Work:
+    """What there is to do for a source whose documents are not kept yet."""
+
+    rows: Rows
+    encoder: Encoder
+    data: Data
+    recognised: Reading
+
+    def write(self, folder: Path) -> None:
+        """Write documents and reading; raises RowsError after the last row if there are bad ones."""
+        reading = replace(self.recognised, first_bad=[])
+        name = Path(self.rows.name).name
+        with console.progress(f"tokenising {name}", self.rows.total) as advance:
+            write_documents(folder, self._documents(reading, advance))
+        check_rows(reading, self.data, self.rows.name)
+        write_json(folder / _READING_NAME, asdict(reading))
+
+    def _documents(self, reading: Reading, advance: Callable[[int], None]) -> Iterator[Documents]:
+        for batch in encode(self.rows, self.encoder):
+            reading.add(batch)
+            advance(batch.rows)
+            yield batch.documents

@@ -1,0 +1,223 @@
+"""Rows as token ids, in batches, by as many processes as the machine has cores."""
+
+from __future__ import annotations
+
+import contextlib
+import multiprocessing
+import os
+from collections import deque
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
+from functools import cached_property
+from hashlib import blake2b
+from itertools import chain, islice
+from typing import Any
+
+import numpy as np
+
+from peftkit.data.chat import encode_conversations
+from peftkit.data.documents import Documents
+from peftkit.data.files import Row, RowError
+from peftkit.data.formats import Conversation, Example, Ids, Meaning, meaning_of
+from peftkit.data.shapes import Shape
+from peftkit.errors import RunError
+
+__all__ = ["Encoded", "Encoder", "encode", "first_tokens"]
+
+_ROWS_AT_ONCE = 1000
+_CHARACTERS_AT_ONCE = 1 << 20  # bounds the memory of a batch where rows are long
+_BATCHES_INLINE = 16  # fewer are done before a second process would have started
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """A batch of rows as documents, and those that gave none."""
+
+    documents: Documents
+    rows: int
+    empty: int
+    bad: list[str]
+    """Place and reason of each row that cannot be used."""
+
+
+@dataclass(frozen=True)
+class Encoder:
+    """Makes documents from rows of one shape.
+
+    A text or a completion gets the end-of-text token as its last, which is taught: the model learns to stop. Prompt and
+    completion are tokenised apart, so that the prompt's tokens are those that it has alone. A first token is added
+    where the tokenizer itself adds one. Token ids are taken as they are.
+    """
+
+    tokenizer: Any
+    shape: Shape
+    template: str | None
+
+    def __call__(self, rows: list[Row]) -> Encoded:
+        """The documents of a batch, in order."""
+        meanings: list[tuple[str, Meaning]] = []
+        bad: list[tuple[int, str]] = []
+        order: dict[int, int] = {}
+        empty = 0
+        for number, row in enumerate(rows):
+            try:
+                meaning = meaning_of(row, self.shape, self.template)
+            except RowError as error:
+                bad.append((number, f"{row.place}: {error}."))
+                continue
+            if meaning is None:
+                empty += 1
+            else:
+                order[len(meanings)] = number
+                meanings.append((row.place, meaning))
+        encoded = self._tokens([meaning for _, meaning in meanings])
+        good: list[tuple[list[int], list[bool]]] = []
+        for index, item in enumerate(encoded):
+            wrong = item if isinstance(item, RowError) else self._beyond_vocabulary(item[0])
+            if wrong:
+                bad.append((order[index], f"{meanings[index][0]}: {wrong}."))
+            elif not isinstance(item, RowError):
+                good.append(item)
+        return Encoded(self._documents(good), len(rows), empty, [text for _, text in sorted(bad)])
+
+    def _tokens(self, meanings: list[Meaning]) -> list[tuple[list[int], list[bool]] | RowError]:
+        """Ids and what is taught for each meaning; all of them are of the encoder's one kind."""
+        if self.shape.format == "tokens":
+            return [(item.input_ids, item.taught) for item in meanings if isinstance(item, Ids)]
+        if self.shape.format == "chat":
+            conversations = [item.messages for item in meanings if isinstance(item, Conversation)]
+            return encode_conversations(conversations, self.tokenizer, self.template or "", self._first)
+        examples = [item for item in meanings if isinstance(item, Example)]
+        completions = self._ids([example.completion for example in examples])
+        prompts = self._ids([example.prompt or "" for example in examples])
+        end = self.tokenizer.eos_token_id
+        found: list[tuple[list[int], list[bool]] | RowError] = []
+        for prompt, completion in zip(prompts, completions, strict=True):
+            given = len(self._first) + len(prompt)
+            ids = [*self._first, *prompt, *completion, end]
+            found.append((ids, [False] * given + [True] * (len(ids) - given)))
+        return found
+
+    def _ids(self, texts: list[str]) -> list[list[int]]:
+        if not any(texts):
+            return [[] for _ in texts]
+        ids: list[list[int]] = self.tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]
+        return ids
+
+    def _beyond_vocabulary(self, ids: list[int]) -> RowError | None:
+        if self.shape.format == "tokens" and not 0 <= min(ids) <= max(ids) < self._vocabulary:
+            wrong = next(token for token in ids if not 0 <= token < self._vocabulary)
+            return RowError(f"token {wrong} is beyond the vocabulary of {self._vocabulary:,}")
+        return None
+
+    def _documents(self, found: list[tuple[list[int], list[bool]]]) -> Documents:
+        total = sum(len(ids) for ids, _ in found)
+        input_ids = np.fromiter(chain.from_iterable(ids for ids, _ in found), np.int32, total)
+        taught = np.fromiter(chain.from_iterable(labels for _, labels in found), np.bool_, total)
+        lengths = np.array([len(ids) for ids, _ in found], np.int32)
+        label_tokens, ends = np.zeros(len(found), np.int32), np.zeros(len(found), np.bool_)
+        digests = np.zeros(len(found), np.uint64)
+        start = 0
+        for index, length in enumerate(lengths):
+            stop = start + int(length)
+            taught[start] = False
+            places = np.flatnonzero(taught[start:stop])
+            label_tokens[index] = len(places)
+            ends[index] = bool(len(places)) and int(input_ids[start + places[-1]]) in self._end_tokens
+            content = input_ids[start:stop].tobytes() + taught[start:stop].tobytes()
+            digests[index] = int.from_bytes(blake2b(content, digest_size=8).digest(), "little")
+            start = stop
+        return Documents(input_ids, taught, lengths, label_tokens, ends, digests)
+
+    @cached_property
+    def _first(self) -> list[int]:
+        return first_tokens(self.tokenizer)
+
+    @cached_property
+    def _vocabulary(self) -> int:
+        return len(self.tokenizer)
+
+    @cached_property
+    def _end_tokens(self) -> frozenset[int]:
+        """Tokens that a text or a turn may end with: chat models have one of their own beside the end of text."""
+        special = {index for index, token in self.tokenizer.added_tokens_decoder.items() if token.special}
+        return frozenset({self.tokenizer.eos_token_id, *special})
+
+
+def first_tokens(tokenizer: Any) -> list[int]:
+    """The beginning-of-text token, if the tokenizer puts one before a text."""
+    ids = tokenizer("")["input_ids"]
+    begins = bool(ids) and tokenizer.bos_token_id is not None and ids[0] == tokenizer.bos_token_id
+    return [ids[0]] if begins else []
+
+
+def encode(rows: Iterable[Row], encoder: Encoder) -> Iterator[Encoded]:
+    """Every row, in batches and in order. Memory does not grow with the rows; many of them are shared by processes.
+
+    Raises:
+        RunError: a process was killed.
+    """
+    batches = _batches(rows)
+    first = list(islice(batches, _BATCHES_INLINE))
+    workers = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    if len(first) < _BATCHES_INLINE or workers == 1:
+        yield from map(encoder, chain(first, batches))
+    else:
+        yield from _in_processes(chain(first, batches), encoder, workers)
+
+
+def _batches(rows: Iterable[Row]) -> Iterator[list[Row]]:
+    batch: list[Row] = []
+    characters = 0
+    for row in rows:
+        batch.append(row)
+        characters += sum(len(value) for value in row.values.values() if isinstance(value, str | list))
+        if len(batch) >= _ROWS_AT_ONCE or characters >= _CHARACTERS_AT_ONCE:
+            yield batch
+            batch, characters = [], 0
+    if batch:
+        yield batch
+
+
+def _in_processes(batches: Iterator[list[Row]], encoder: Encoder, workers: int) -> Iterator[Encoded]:
+    """A few batches ahead of who takes the results, and no more: whoever reads on would fill the memory."""
+    method = "fork" if "fork" in multiprocessing.get_all_start_methods() else "spawn"
+    with (
+        _one_thread_each(),
+        ProcessPoolExecutor(workers, multiprocessing.get_context(method), _set_encoder, (encoder,)) as pool,
+    ):
+        waiting = deque(pool.submit(_encode, batch) for batch in islice(batches, 2 * workers))
+        try:
+            while waiting:
+                yield waiting.popleft().result()
+                waiting.extend(pool.submit(_encode, batch) for batch in islice(batches, 1))
+        except BrokenProcessPool as error:
+            raise RunError("a process that tokenised was killed.", remedy="Is there memory enough?") from error
+
+
+@contextlib.contextmanager
+def _one_thread_each() -> Iterator[None]:
+    """Keep the tokenizers of the processes from starting threads of their own, which a fork would not survive."""
+    name = "TOKENIZERS_PARALLELISM"
+    before = os.environ.get(name)
+    os.environ[name] = "false"
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[name]
+        else:
+            os.environ[name] = before
+
+
+_of_this_process: list[Encoder] = []
+
+
+def _set_encoder(encoder: Encoder) -> None:
+    _of_this_process[:] = [encoder]
+
+
+def _encode(rows: list[Row]) -> Encoded:
+    return _of_this_process[0](rows)

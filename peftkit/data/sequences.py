@@ -1,0 +1,184 @@
+"""Documents fitted to the longest sequence, and laid out as the sequences that are trained on."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+from peftkit.data.corpus import Part
+from peftkit.data.documents import NO_LABEL, Documents, Ints
+from peftkit.data.packing import pack
+from peftkit.errors import DataError
+from peftkit.recipe.schema import Data
+
+__all__ = ["Features", "Fitted", "Pieces", "Sequences", "arrange", "fit", "packs"]
+
+Features: TypeAlias = dict[str, npt.NDArray[np.int32]]
+
+
+@dataclass(frozen=True)
+class Pieces:
+    """Parts of documents, each of which goes into a sequence whole."""
+
+    offset: Ints
+    """[pieces]: its first token among all tokens of its source."""
+
+    length: Ints
+    """[pieces]: tokens."""
+
+    @classmethod
+    def join(cls, parts: Sequence[Pieces]) -> Pieces:
+        """All pieces of some others, in order."""
+        return cls(*(np.concatenate([getattr(part, name) for part in parts]) for name in ("offset", "length")))
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """Documents of one source in pieces, and what that cost."""
+
+    pieces: Pieces
+    label_tokens: int
+    ends: int
+    """Documents that end in a taught end token, which has not been cut off."""
+
+    cut_documents: int
+    cut_tokens: int
+    untaught_documents: int
+    """Left out: none of the tokens that there is room for is taught."""
+
+    @classmethod
+    def total(cls, parts: Sequence[Fitted], pieces: Pieces) -> Fitted:
+        """The sums of several sources, whose pieces have been put together."""
+        names = ("label_tokens", "ends", "cut_documents", "cut_tokens", "untaught_documents")
+        return cls(pieces, *(sum(getattr(part, name) for part in parts) for name in names))
+
+
+def fit(
+    documents: Documents, chosen: Ints, max_length: int, truncation: Literal["split", "cut", "error"], *, name: str
+) -> Fitted:
+    """The chosen documents in pieces of at most `max_length` tokens; `name` is what errors call their source.
+
+    Raises:
+        DataError: one is longer, and `truncation` is `error`.
+    """
+    lengths = documents.lengths[chosen].astype(np.int64)
+    offsets = documents.offsets[chosen]
+    labels = documents.label_tokens[chosen].astype(np.int64)
+    long = lengths > max_length
+    if truncation == "error" and long.any():
+        worst = int(np.argmax(lengths))
+        raise DataError(
+            f"{int(long.sum()):,} documents are longer than max_length {max_length}; "
+            f"the longest, document {int(chosen[worst]) + 1}, has {int(lengths[worst]):,} tokens.",
+            where=name,
+            remedy="Raise data.max_length, or set data.truncation: cut.",
+        )
+    if truncation == "split":
+        return _split(documents, chosen, max_length)
+    for index in np.flatnonzero(long):
+        start = int(offsets[index])
+        labels[index] = np.count_nonzero(documents.taught[start : start + max_length])
+    taught = labels > 0
+    kept = np.minimum(lengths, max_length)
+    pieces = Pieces(offsets[taught], kept[taught])
+    return Fitted(
+        pieces=pieces,
+        label_tokens=int(labels.sum()),
+        ends=int((documents.ends[chosen] & ~long).sum()),
+        cut_documents=int((long & taught).sum()),
+        cut_tokens=int((lengths - kept)[taught].sum()),
+        untaught_documents=int((~taught).sum()),
+    )
+
+
+def _split(documents: Documents, chosen: Ints, max_length: int) -> Fitted:
+    """Every token of the documents; in each piece, the first has nothing that it could be predicted from."""
+    lengths = documents.lengths[chosen].astype(np.int64)
+    counts = -(-lengths // max_length)
+    which = np.repeat(np.arange(len(lengths)), counts)
+    place = np.arange(len(which)) - np.repeat(np.cumsum(counts) - counts, counts)
+    start = place * max_length
+    pieces = Pieces(documents.offsets[chosen][which] + start, np.minimum(lengths[which] - start, max_length))
+    further = pieces.offset[place > 0]
+    lost = int(np.count_nonzero(documents.taught[further])) if len(further) else 0
+    label_tokens = int(documents.label_tokens[chosen].sum(dtype=np.int64)) - lost
+    # an end token that is alone in its piece has nothing before it to be learnt from
+    alone = (pieces.length == 1) & (place == counts[which] - 1)
+    ends = int(documents.ends[chosen].sum()) - int((alone & documents.ends[chosen][which]).sum())
+    return Fitted(pieces, label_tokens, ends, 0, 0, 0)
+
+
+class Sequences:
+    """Rows to train on, each made of one or several pieces when it is asked for."""
+
+    def __init__(
+        self, documents: Sequence[Documents], source: Ints, pieces: Pieces, bounds: Ints, *, packed: bool
+    ) -> None:
+        self._documents = documents
+        self._source = source
+        """[pieces]: which of the documents each is from."""
+
+        self._pieces = pieces
+        self._bounds = bounds
+        """[sequences + 1]: sequence i is made of the pieces from bounds[i] to bounds[i + 1]."""
+
+        self._packed = packed
+        self.lengths: Ints = np.add.reduceat(pieces.length, bounds[:-1]) if len(bounds) > 1 else np.empty(0, np.int64)
+        """[sequences]: tokens of each."""
+
+    def __len__(self) -> int:
+        return len(self._bounds) - 1
+
+    def __getitem__(self, index: int) -> Features:
+        """`input_ids`, `labels` and, if packed, `position_ids` that begin again with each document; all [tokens]."""
+        if not 0 <= index < len(self):
+            raise IndexError(index)
+        ids: list[npt.NDArray[np.int32]] = []
+        labels: list[npt.NDArray[np.int32]] = []
+        for piece in range(int(self._bounds[index]), int(self._bounds[index + 1])):
+            documents = self._documents[self._source[piece]]
+            start, length = int(self._pieces.offset[piece]), int(self._pieces.length[piece])
+            ids.append(documents.input_ids[start : start + length])
+            labels.append(np.where(documents.taught[start : start + length], ids[-1], np.int32(NO_LABEL)))
+            labels[-1][0] = NO_LABEL
+        row: Features = {"input_ids": np.concatenate(ids), "labels": np.concatenate(labels)}
+        if self._packed:
+            row["position_ids"] = np.concatenate([np.arange(len(piece), dtype=np.int32) for piece in ids])
+        return row
+
+
+def packs(data: Data, formats: set[str]) -> bool:
+    """Whether documents share sequences: as the recipe says, or else if they are all plain text."""
+    return formats == {"text"} if data.packing is None else data.packing
+
+
+def arrange(parts: Sequence[Part], data: Data, *, packed: bool) -> tuple[Sequences, Fitted]:
+    """The documents of a data set as its sequences.
+
+    Raises:
+        DataError: one is longer than `max_length`, and `truncation` is `error`.
+    """
+    fitted = [
+        fit(
+            part.corpus.documents,
+            part.chosen,
+            data.max_length,
+            data.truncation or ("split" if part.corpus.reading.format == "text" else "cut"),
+            name=part.corpus.name,
+        )
+        for part in parts
+    ]
+    pieces = Pieces.join([each.pieces for each in fitted])
+    source = np.repeat(np.arange(len(parts)), [len(each.pieces.length) for each in fitted])
+    bounds = np.arange(len(source) + 1)
+    if packed:
+        bins = pack(pieces.length.tolist(), data.max_length)
+        order = np.fromiter((index for members in bins for index in members), np.int64, len(source))
+        pieces, source = Pieces(pieces.offset[order], pieces.length[order]), source[order]
+        bounds = np.cumsum([0, *map(len, bins)])
+    documents = [part.corpus.documents for part in parts]
+    return Sequences(documents, source, pieces, bounds, packed=packed), Fitted.total(fitted, pieces)

@@ -1,0 +1,130 @@
+"""Where rows come from: files, the hub, or peftkit's own grammar."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from peftkit.data import grammar
+from peftkit.data.files import Row, count_lines, file_rows
+from peftkit.errors import FieldError
+from peftkit.recipe.references import DATA_SUFFIXES
+from peftkit.recipe.schema import Data, Source
+from peftkit.storage import sha256_of_file
+
+__all__ = ["BUILTIN", "Rows", "open_rows"]
+
+BUILTIN = "builtin:grammar"
+_GRAMMAR = Path(grammar.__file__)
+
+
+@dataclass(frozen=True)
+class Rows:
+    """The rows of one source, read anew each time they are gone through."""
+
+    name: str
+    """What errors call the source."""
+
+    identity: dict[str, Any]
+    """What tells these rows from any others: the files' hashes, or the name and revision of a data set."""
+
+    total: int | None
+    """About how many rows there are."""
+
+    _read: Callable[[], Iterable[Row]]
+    _limit: int | None
+
+    def __iter__(self) -> Iterator[Row]:
+        return islice(self._read(), self._limit)
+
+
+def open_rows(source: Source, data: Data, field: str, *, streaming: bool = False) -> Rows:
+    """Find a source; `field` is where the recipe names it, as `data.train`. A stream is not hashed.
+
+    Raises:
+        FieldError: there is no such file or data set.
+    """
+    if source.path is not None:
+        return _from_files(source, data, field, streaming)
+    if source.dataset == BUILTIN:
+        return _from_grammar(source, field)
+    return _from_hub(source, field, streaming)
+
+
+def _from_files(source: Source, data: Data, field: str, streaming: bool) -> Rows:
+    named = [source.path] if isinstance(source.path, str) else source.path or []
+    paths = [Path(name).expanduser() for name in named]
+    for path in paths:
+        if not path.is_file():
+            raise FieldError(f"{field}.path", f"there is no file {path}.", remedy="Check the path.")
+        if path.suffix.lower() not in DATA_SUFFIXES:
+            remedy = f"Use {', '.join(DATA_SUFFIXES)}."
+            raise FieldError(f"{field}.path", f"{path.name} is of no kind that can be read.", remedy=remedy)
+    by_line = not streaming and all(path.suffix.lower() not in (".json", ".parquet") for path in paths)
+    hashes = {str(path): None if streaming else sha256_of_file(path) for path in paths}
+    return Rows(
+        name=", ".join(str(path) for path in paths),
+        identity={"files": hashes},
+        total=_at_most(sum(count_lines(path) for path in paths), source.limit) if by_line else source.limit,
+        _read=lambda: (row for path in paths for row in file_rows(path, data)),
+        _limit=source.limit,
+    )
+
+
+def _from_grammar(source: Source, field: str) -> Rows:
+    split: grammar.Split = "validation" if _split(source, field) == "validation" else "train"
+    identity = {"dataset": BUILTIN, "name": source.name, "split": split, "sha256": sha256_of_file(_GRAMMAR)}
+    if source.name == "corpus":
+        return _listed(
+            source, identity, grammar.DOCUMENTS[split], lambda: ({"text": text} for text in grammar.corpus(split))
+        )
+    if source.name == "task":
+        return _listed(source, identity, grammar.ROWS[split], lambda: grammar.task(split))
+    raise FieldError(f"{field}.name", f"{BUILTIN} has no {source.name}.", remedy="Use corpus or task.")
+
+
+def _from_hub(source: Source, field: str, streaming: bool) -> Rows:
+    import datasets  # takes a second, and files do without
+
+    split = _split(source, field)
+    try:
+        found: Any = datasets.load_dataset(
+            source.dataset, source.name, split=split, revision=source.revision, streaming=streaming
+        )
+    except (ValueError, OSError, RuntimeError, datasets.exceptions.DatasetsError) as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        remedy = "Check name, split and network, or name a file with path."
+        if "scripts are no longer supported" in reason:
+            remedy = "Its files need a script, which is never run; try revision: refs/convert/parquet, the hub's copy."
+        raise FieldError(f"{field}.dataset", f"{source.dataset} cannot be had: {reason}", remedy=remedy) from error
+    identity: dict[str, Any] = source.model_dump(include={"dataset", "name", "revision"}, exclude_none=True)
+    identity["split"] = split
+    if not streaming:
+        identity["fingerprint"] = found._fingerprint
+    return _listed(source, identity, None if streaming else len(found), lambda: found)
+
+
+def _listed(
+    source: Source, identity: dict[str, Any], total: int | None, values: Callable[[], Iterable[dict[str, Any]]]
+) -> Rows:
+    """Rows that have a number instead of a line."""
+    name = ", ".join(str(part) for part in (source.dataset, source.name, identity["split"]) if part)
+    return Rows(
+        name=name,
+        identity=identity,
+        total=_at_most(total, source.limit),
+        _read=lambda: (Row(f"{name}, row {number}", value) for number, value in enumerate(values(), start=1)),
+        _limit=source.limit,
+    )
+
+
+def _at_most(total: int | None, limit: int | None) -> int | None:
+    return total if limit is None else min(limit, total) if total is not None else limit
+
+
+def _split(source: Source, field: str) -> str:
+    """The split that is named, or else the one that the field is for."""
+    return source.split or ("validation" if field.startswith("data.validation") else "train")
