@@ -99,7 +99,7 @@ def load_corpus(source: Source, data: Data, tokenizer: Any, field: str) -> Corpu
     encoder = encoder_of(shape, data, tokenizer)
     place = cache_folder() / "data" / _key(rows, source, data, encoder)
     folder = _made(place, _Work(rows, encoder, data, Reading(shape.format, why)))
-    reading = Reading(**read_json(folder / _READING_NAME))
+    reading = Reading(**{**read_json(folder / _READING_NAME), "why": why})  # it may have been kept for another recipe
     return Corpus(rows.name, {**rows.identity, "rows": reading.rows}, reading, open_documents(folder))
 
 

@@ -128,9 +128,10 @@ def _home(name: str, here: str) -> str | None:
     sections = sorted(_all_sections(Recipe), key=lambda entry: not entry[0].startswith(f"{here}."))
     if here and name in Recipe.model_fields and not sections[0][0].startswith(f"{here}."):
         return "It belongs at the top level."
-    for home, section in sections:
-        if name in _fields(section):
-            return f"It belongs in {home}."
+    homes = [home for home, section in sections if name in _fields(section)]
+    if homes:
+        near = [home for home in homes if here and home.startswith(f"{here}.")]
+        return f"It belongs in {' or '.join(near[:1] or homes[:2])}."
     for home, section in sections:
         if issubclass(section, LibrarySection) and name in section.owned:
             remedy = section.owned[name]

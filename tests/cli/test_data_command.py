@@ -14,7 +14,7 @@ def test_the_audit_fits_a_terminal_and_marks_what_is_taught(peftkit: Command, re
     done = peftkit("data", str(recipe_path), "--show", "1")
 
     assert done.returncode == 0, done.stderr
-    table = done.stdout.partition("\n\n")[0].splitlines()
+    table = done.stdout.split("\n\n")[1].splitlines()
     assert len(table) > 10
     assert max(map(len, table)) <= 80
     assert "documents" in done.stdout
@@ -22,11 +22,19 @@ def test_the_audit_fits_a_terminal_and_marks_what_is_taught(peftkit: Command, re
     assert "<|endoftext|>⟧" in done.stdout.replace("\n", "")
 
 
-def test_the_same_facts_come_as_json_and_a_leak_is_a_warning(peftkit: Command, recipe_path: Path) -> None:
+def test_a_leak_is_counted_and_then_an_error(peftkit: Command, recipe_path: Path) -> None:
     change = ["--set", "data.validation={path: train.jsonl}"]
 
-    told = json.loads(peftkit("data", str(recipe_path), *change, "--json").stdout)
-    printed = peftkit("data", str(recipe_path), *change)
+    done = peftkit("data", str(recipe_path), *change, "--json")
+    told = json.loads(done.stdout)
 
-    assert told["leaked"] == told["train"]["counts"]["documents"] == 24
-    assert "24 validation documents stand in the training data too" in printed.stderr
+    assert told["leak"] == {"documents": 24, "share": 1.0}
+    assert told["train"]["counts"]["documents"] == 24
+    assert done.returncode == 2
+    assert "data.validation: 24 validation documents, 100.0% of the tokens, are trained on too" in done.stderr
+
+
+def test_the_format_is_told_with_its_reason(peftkit: Command, recipe_path: Path) -> None:
+    done = peftkit("data", str(recipe_path), "--show", "0", "--set", "data.format=auto")
+
+    assert "24 rows of the format completion: its rows have prompt and completion" in done.stdout

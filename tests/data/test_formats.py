@@ -1,72 +1,177 @@
-"""A row becomes what is given and what is taught, as its format says."""
+"""The columns say which format rows have, and a row of it becomes what is given and what is taught."""
 
 from __future__ import annotations
 
 from typing import Any
 
 import pytest
-from datasets import Dataset
 
-from peftkit.data.formats import Example, examples, prompt_of
+from peftkit.data.files import Row, RowError
+from peftkit.data.formats import Conversation, Example, Ids, check_template, meaning_of, prompt_of
+from peftkit.data.shapes import recognise
 from peftkit.errors import DataError, FieldError
 from peftkit.recipe.schema import Data, Source
 
 SOURCE = Source(path="rows.jsonl")
+TURNS = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}]
 
 
-def examples_of(rows: list[dict[str, Any]], **fields: Any) -> list[Example]:
-    data = Data.model_validate({"train": SOURCE, **fields})
-    return list(examples(Dataset.from_list(rows), data, "data.train"))
+def rows_of(*values: dict[str, Any]) -> list[Row]:
+    return [Row(f"rows.jsonl:{number}", value) for number, value in enumerate(values, start=1)]
 
 
-def test_text_is_taught_whole() -> None:
-    assert examples_of([{"text": "all of it"}]) == [Example(None, "all of it")]
+def data_of(**fields: Any) -> Data:
+    return Data.model_validate({"train": SOURCE, **fields})
 
 
-def test_a_completion_has_its_prompt_before_it() -> None:
-    assert examples_of([{"prompt": "q", "completion": "a"}], format="completion") == [Example("q", "a")]
+def meaning(values: dict[str, Any], **fields: Any) -> Any:
+    data = data_of(**fields)
+    row = Row("rows.jsonl:1", values)
+    return meaning_of(row, recognise([row], data, "data.train", "rows.jsonl")[0], data.template)
 
 
-def test_columns_and_template_fit_rows_of_another_shape() -> None:
-    rows = [{"mr": "name[X]", "ref": "X is here.", "other": 1}]
+@pytest.mark.parametrize(
+    ("values", "format_", "reason"),
+    [
+        ({"text": "a", "other": 1}, "text", "its rows have text"),
+        ({"prompt": "a", "completion": "b"}, "completion", "its rows have prompt and completion"),
+        ({"input": "a", "output": "b"}, "completion", "its rows have input and output"),
+        ({"instruction": "a", "output": "b"}, "instruction", "its rows have instruction and output"),
+        ({"instruction": "a", "input": "c", "output": "b"}, "instruction", "its rows have instruction and output"),
+        ({"messages": TURNS}, "chat", "its rows have messages"),
+        ({"conversations": TURNS}, "chat", "its rows have conversations"),
+        ({"input_ids": [1], "labels": [1]}, "tokens", "its rows have input_ids"),
+    ],
+)
+def test_a_format_is_recognised_from_the_columns_with_a_reason(
+    values: dict[str, Any], format_: str, reason: str
+) -> None:
+    shape, why = recognise(rows_of(values), data_of(), "data.train", "rows.jsonl")
 
-    found = examples_of(
-        rows, format="completion", columns={"prompt": "mr", "completion": "ref"}, template="Facts: {prompt}\n"
+    assert (shape.format, why) == (format_, reason)
+
+
+def test_columns_that_are_renamed_are_recognised_under_their_names() -> None:
+    rows = rows_of({"question": "a", "answer": "b"})
+    shape, _ = recognise(
+        rows, data_of(columns={"prompt": "question", "completion": "answer"}), "data.train", "rows.jsonl"
     )
 
-    assert found == [Example("Facts: name[X]\n", "X is here.")]
+    assert (shape.format, shape.columns) == ("completion", {"prompt": "question", "completion": "answer"})
+
+
+def test_rows_of_two_formats_are_an_error_that_shows_both() -> None:
+    rows = rows_of({"text": "a"}, {"prompt": "a", "completion": "b"}, {"text": "c"})
+
+    with pytest.raises(DataError, match=r"several formats.*text in 2; completion, prompt in 1"):
+        recognise(rows, data_of(), "data.train", "rows.jsonl")
+
+
+def test_a_row_of_two_formats_at_once_is_an_error_too() -> None:
+    with pytest.raises(DataError, match=r"several formats \(text: text and tokens: input_ids, \(labels\)\)"):
+        recognise(rows_of({"text": "a", "input_ids": [1]}), data_of(), "data.train", "rows.jsonl")
+
+
+def test_an_unknown_shape_is_an_error_that_shows_what_is_there_and_what_could_be() -> None:
+    with pytest.raises(DataError) as raised:
+        recognise(rows_of({"question": "a", "reply": "b"}), data_of(), "data.train", "rows.jsonl")
+
+    message = str(raised.value)
+    assert "question, reply in 1" in message
+    assert "completion: prompt, completion" in message
+    assert "chat: conversations" in message
+    assert "data.columns" in message
+
+
+def test_a_column_that_the_recipes_format_lacks_is_named_with_those_that_are_there() -> None:
+    with pytest.raises(
+        FieldError, match=r"needs a column 'completion'; the rows have completions, prompt\. Set data\.col"
+    ):
+        recognise(rows_of({"completions": "a", "prompt": "b"}), data_of(format="completion"), "data.train", "rows")
+
+
+def test_text_is_taught_whole_and_empty_text_is_no_mistake() -> None:
+    assert meaning({"text": "all of it"}) == Example(None, "all of it")
+    assert meaning({"text": "  \n"}) is None
+
+
+def test_a_completion_has_its_prompt_before_it_in_the_recipes_template() -> None:
+    assert meaning({"prompt": "q", "completion": "a"}) == Example("q", "a")
+    assert meaning(
+        {"mr": "name[X]", "ref": "X is here."},
+        columns={"prompt": "mr", "completion": "ref"},
+        template="Facts: {prompt}\n",
+    ) == Example("Facts: name[X]\n", "X is here.")
 
 
 def test_an_instruction_without_input_has_no_section_for_it() -> None:
-    rows: list[dict[str, Any]] = [
-        {"instruction": "Add.", "input": "1 2", "output": "3"},
-        {"instruction": "Greet.", "input": None, "output": "Hi"},
-    ]
-
-    with_input, without = examples_of(rows, format="instruction")
+    with_input = meaning({"instruction": "Add.", "input": "1 2", "output": "3"})
+    without = meaning({"instruction": "Greet.", "input": None, "output": "Hi"})
 
     assert with_input.prompt == "### Instruction:\nAdd.\n\n### Input:\n1 2\n\n### Response:\n"
     assert without.prompt == "### Instruction:\nGreet.\n\n### Response:\n"
 
 
-def test_a_prompt_from_the_command_line_looks_like_one_of_training() -> None:
-    data = Data(train=SOURCE, format="instruction")
+def test_both_kinds_of_conversation_mean_the_same() -> None:
+    shared = [{"from": "human", "value": "Hi"}, {"from": "gpt", "value": "Hello"}]
 
-    assert prompt_of("Greet.", data) == "### Instruction:\nGreet.\n\n### Response:\n"
-
-
-def test_a_missing_column_is_named_with_those_that_are_there() -> None:
-    with pytest.raises(
-        FieldError, match=r"needs a column 'completion'; the rows have completions, prompt\. Set data\.col"
-    ):
-        examples_of([{"completions": "a", "prompt": "b"}], format="completion")
+    assert meaning({"messages": TURNS}) == meaning({"conversations": shared}) == Conversation(TURNS)
 
 
-def test_a_template_with_an_unknown_name_is_an_error() -> None:
+def test_token_ids_are_taken_as_they_are() -> None:
+    assert meaning({"input_ids": [5, 6, 7], "labels": [-100, 6, 7]}) == Ids([5, 6, 7], [False, True, True])
+    assert meaning({"input_ids": [5, 6]}) == Ids([5, 6], [True, True])
+
+
+USER, REPLY = TURNS
+BAD: dict[str, tuple[dict[str, Any], str]] = {
+    "a missing field": ({"prompt": "q", "completion": None}, "completion is missing"),
+    "an empty field": ({"prompt": " ", "completion": "a"}, "prompt is empty"),
+    "a number for text": ({"prompt": "q", "completion": 7}, "completion is a number, not text"),
+    "half a character": ({"prompt": "q", "completion": "\ud83d"}, "completion holds what is no UTF-8"),
+    "a text that is none": ({"text": ["a"]}, "text is a list, not text"),
+    "an input of another kind": ({"instruction": "a", "input": 3, "output": "b"}, "input is a number, not text"),
+    "no turns": ({"messages": []}, "missing, empty, or no list"),
+    "a turn without a role": ({"messages": [{"content": "Hi"}, REPLY]}, "turn 1 has no role"),
+    "a turn without content": ({"messages": [USER, {"role": "assistant"}]}, "turn 2 has no content"),
+    "an empty turn": ({"messages": [USER, {"role": "assistant", "content": ""}]}, "turn 2 is empty"),
+    "a strange role": ({"messages": [{"role": "boss", "content": "Hi"}, REPLY]}, "turn 1 has the unknown role boss"),
+    "roles out of order": ({"messages": [USER, USER, REPLY]}, "turn 2 is user, but must be assistant"),
+    "an answer first": ({"messages": [REPLY, USER, REPLY]}, "turn 1 is assistant, but must be user"),
+    "a late system turn": ({"messages": [*TURNS, {"role": "system", "content": "x"}]}, "turn 3 is system"),
+    "no answer": ({"messages": [*TURNS, USER]}, "ends in a turn of user that nothing answers"),
+    "ids that are none": ({"input_ids": [1, "2"]}, "input_ids is no list of whole numbers"),
+    "no ids": ({"input_ids": []}, "input_ids is empty"),
+    "too few labels": ({"input_ids": [1, 2], "labels": [1]}, "has 2 input_ids and 1 labels"),
+    "a label of another token": ({"input_ids": [1, 2], "labels": [1, 3]}, "label 3 at 1 is neither -100 nor the token"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_a_row_that_cannot_be_used_says_why(case: str) -> None:
+    values, reason = BAD[case]
+    formats = {"messages": "chat", "input_ids": "tokens", "instruction": "instruction", "text": "text"}
+    format_ = next((formats[name] for name in values if name in formats), "completion")
+    data = data_of(format=format_)
+    good = {"chat": {"messages": TURNS}, "completion": {"prompt": "q", "completion": "a"}}.get(format_, values)
+    shape, _ = recognise(rows_of(good), data, "data.train", "rows.jsonl")
+
+    with pytest.raises(RowError) as raised:
+        meaning_of(Row("rows.jsonl:1", values), shape, None)
+
+    assert reason in str(raised.value)
+
+
+def test_a_prompt_from_the_command_line_looks_like_one_of_training(tokenizer: Any) -> None:
+    assert prompt_of("Greet.", data_of(format="instruction"), tokenizer) == (
+        "### Instruction:\nGreet.\n\n### Response:\n"
+    )
+    assert prompt_of("Greet.", data_of(format="chat"), tokenizer) == "### User:\nGreet.\n\n### Assistant:\n"
+    assert prompt_of("Greet.", data_of(format="text"), tokenizer) == "Greet."
+
+
+def test_a_template_with_an_unknown_name_or_a_stray_brace_is_an_error() -> None:
     with pytest.raises(FieldError, match=r"data\.template: there is no \{question\}\. Use \{prompt\}\."):
-        examples_of([{"prompt": "q", "completion": "a"}], format="completion", template="{question}")
-
-
-def test_a_value_that_is_no_text_is_named_by_its_row() -> None:
-    with pytest.raises(DataError, match="row 2: completion is empty, not text"):
-        examples_of([{"prompt": "q", "completion": "a"}, {"prompt": "q", "completion": None}], format="completion")
+        check_template(data_of(format="completion", template="{question}"), "completion")
+    with pytest.raises(FieldError, match=r"data\.template: .* Write \{\{ and \}\}"):
+        check_template(data_of(format="completion", template="{prompt"), "completion")

@@ -11,12 +11,18 @@ from peftkit.data.packing import pack
 LENGTHS = st.lists(st.integers(1, 64), max_size=60)
 
 
-@given(lengths=LENGTHS)
-def test_every_document_is_packed_once_and_no_sequence_overflows(lengths: list[int]) -> None:
-    packed = pack(lengths, 64)
+@given(lengths=LENGTHS, window=st.integers(1, 70))
+def test_every_document_is_packed_once_and_no_sequence_overflows(lengths: list[int], window: int) -> None:
+    packed = pack(lengths, 64, window)
 
     assert sorted(index for sequence in packed for index in sequence) == list(range(len(lengths)))
     assert all(sum(lengths[index] for index in sequence) <= 64 for sequence in packed)
+
+
+@given(lengths=LENGTHS, window=st.integers(1, 20))
+def test_documents_of_two_windows_never_share_a_sequence(lengths: list[int], window: int) -> None:
+    for sequence in pack(lengths, 64, window):
+        assert len({index // window for index in sequence}) == 1
 
 
 @given(lengths=LENGTHS)

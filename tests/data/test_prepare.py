@@ -8,9 +8,10 @@ from typing import Any
 
 import pytest
 
-from peftkit.data.prepare import NO_LABEL, Prepared, pairs, prepare, prepare_source, texts
+from peftkit.data.documents import NO_LABEL
+from peftkit.data.prepare import Prepared, pairs, prepare, prepare_validation, texts
 from peftkit.errors import DataError, FieldError
-from peftkit.recipe.schema import Data, Source
+from peftkit.recipe.schema import Data
 
 SHARED = Path(__file__).resolve().parents[2].parent / "shared"
 
@@ -20,8 +21,7 @@ def data_of(path: Path, **fields: Any) -> Data:
 
 
 def prepared(path: Path, tokenizer: Any, **fields: Any) -> Prepared:
-    data = data_of(path, **fields)
-    return prepare_source(data.train, data, tokenizer, "data.train")
+    return prepare(data_of(path, **fields), tokenizer).train
 
 
 @pytest.fixture
@@ -44,8 +44,8 @@ def test_packed_documents_restart_their_positions_and_their_first_token_is_not_t
     result = prepared(lines, tokenizer, max_length=32)
 
     assert result.packed
-    assert len(result.dataset) == 1
-    row = result.dataset[0]
+    assert len(result.sequences) == 1
+    row = result.sequences[0]
     starts = [index for index, position in enumerate(row["position_ids"]) if position == 0]
     assert starts == [0, 6, 17]
     assert [index for index, label in enumerate(row["labels"]) if label == NO_LABEL] == starts
@@ -55,14 +55,15 @@ def test_packed_documents_restart_their_positions_and_their_first_token_is_not_t
 def test_every_document_and_token_is_counted(lines: Path, tokenizer: Any) -> None:
     counts = prepared(lines, tokenizer, max_length=32).counts
 
-    assert (counts.documents, counts.empty_documents, counts.tokens, counts.label_tokens) == (3, 2, 23, 20)
+    assert (counts.documents, counts.empty_rows, counts.tokens, counts.label_tokens) == (3, 2, 23, 20)
 
 
 def test_only_the_completion_and_its_end_are_taught(rows: Path, tokenizer: Any) -> None:
-    result = prepared(rows, tokenizer, format="completion", max_length=32)
+    result = prepared(rows, tokenizer, max_length=32)
 
     taught = [
-        [int(label) for label in row["labels"] if label != NO_LABEL] for row in map(result.dataset.__getitem__, (0, 1))
+        [int(label) for label in row["labels"] if label != NO_LABEL]
+        for row in map(result.sequences.__getitem__, (0, 1))
     ]
     assert [tokenizer.decode(labels) for labels in taught] == ["yes<|end|>", "no<|end|>"]
     assert not result.packed
@@ -76,53 +77,107 @@ def test_text_longer_than_a_sequence_goes_on_in_the_next(lines: Path, tokenizer:
 
 
 def test_cut_documents_and_lost_tokens_are_counted_and_told(rows: Path, tokenizer: Any) -> None:
-    result = prepared(rows, tokenizer, format="completion", max_length=10)
+    result = prepared(rows, tokenizer, max_length=10)
 
     assert (result.counts.cut_documents, result.counts.cut_tokens) == (1, 2)
     assert "1 documents cut (2 tokens lost)" in result.summary()
 
 
 def test_a_prompt_that_fills_the_sequence_is_left_out_and_told(rows: Path, tokenizer: Any) -> None:
-    result = prepared(rows, tokenizer, format="completion", max_length=8)
+    result = prepared(rows, tokenizer, max_length=8)
 
     assert result.counts.untaught_documents == 1
     assert "1 left out" in result.summary()
 
 
 def test_data_that_teaches_nothing_is_an_error(rows: Path, tokenizer: Any) -> None:
-    with pytest.raises(FieldError, match="none of its 2 rows teaches anything"):
-        prepared(rows, tokenizer, format="completion", max_length=3)
+    with pytest.raises(
+        FieldError, match="nothing would be taught: of 2 rows, 0 are empty, 0 have no label, and 2 have"
+    ):
+        prepared(rows, tokenizer, max_length=3)
 
 
 def test_text_of_nothing_but_empty_lines_is_an_error(tmp_path: Path, tokenizer: Any) -> None:
     path = tmp_path / "empty.txt"
     path.write_text("\n\n \n", encoding="utf-8")
 
-    with pytest.raises(FieldError, match="teaches anything: after 3 empty ones"):
+    with pytest.raises(FieldError, match="nothing would be taught: of 3 rows, 3 are empty"):
+        prepared(path, tokenizer)
+
+
+def test_rows_whose_labels_are_all_masked_are_an_error(tmp_path: Path, tokenizer: Any) -> None:
+    path = tmp_path / "ids.jsonl"
+    path.write_text('{"input_ids": [5, 6, 7], "labels": [-100, -100, -100]}\n' * 3, encoding="utf-8")
+
+    with pytest.raises(
+        FieldError, match=r"data\.train: nothing would be taught: of 3 rows, 0 are empty, 3 have no label"
+    ):
         prepared(path, tokenizer)
 
 
 def test_truncation_error_names_the_document(rows: Path, tokenizer: Any) -> None:
-    with pytest.raises(DataError, match="document 2 has 12 tokens, more than max_length 10"):
-        prepared(rows, tokenizer, format="completion", max_length=10, truncation="error")
+    with pytest.raises(DataError, match="the longest, document 2, has 12 tokens"):
+        prepared(rows, tokenizer, max_length=10, truncation="error")
 
 
 def test_validation_may_be_missing(lines: Path, tokenizer: Any) -> None:
-    train, validation = prepare(data_of(lines), tokenizer)
+    result = prepare(data_of(lines), tokenizer)
 
-    assert train.counts.documents == 3
-    assert validation is None
+    assert result.train.counts.documents == 3
+    assert result.validation is None
+
+
+def test_a_share_is_held_out_the_same_way_each_time(tmp_path: Path, tokenizer: Any) -> None:
+    path = tmp_path / "many.txt"
+    path.write_text("".join(f"line {number}\n" for number in range(100)), encoding="utf-8")
+    data = data_of(path, validation=0.1)
+
+    result, alone = prepare(data, tokenizer), prepare_validation(data, tokenizer)
+
+    assert result.validation is not None
+    assert alone is not None
+    assert (result.train.counts.documents, result.validation.counts.documents) == (90, 10)
+    assert alone.record() == result.validation.record()
+    assert alone.record()["held_out"] == 0.1
+
+
+def test_sources_of_several_formats_make_one_data_set(lines: Path, rows: Path, tokenizer: Any) -> None:
+    data = Data.model_validate({"train": [{"path": str(lines)}, {"path": str(rows)}], "max_length": 32})
+
+    result = prepare(data, tokenizer).train
+
+    assert result.formats == ["text", "completion"]
+    assert not result.packed
+    assert result.counts.documents == 5
+    assert len(result.record()["sources"]) == 2
 
 
 def test_texts_for_a_tokenizer_hold_prompt_and_completion(rows: Path) -> None:
-    data = data_of(rows, format="completion")
-
-    assert list(texts(data.train, data, "data.train")) == ["ask:yes", "long ask:no"]
+    assert list(texts(data_of(rows))) == ["ask:yes", "long ask:no"]
 
 
-def test_plain_text_has_no_completions_to_compare_with(lines: Path) -> None:
+def test_what_a_model_writes_is_compared_with_the_completion(rows: Path, tokenizer: Any) -> None:
+    result = prepared(rows, tokenizer)
+
+    assert pairs(result, tokenizer) == [("ask:", "yes"), ("long ask:", "no")]
+    assert pairs(result, tokenizer, 1) == [("ask:", "yes")]
+
+
+def test_of_a_conversation_the_last_answer_is_compared(tmp_path: Path, tokenizer: Any) -> None:
+    turns = [{"role": role, "content": role[0]} for role in ("user", "assistant") * 2]
+    path = tmp_path / "chat.jsonl"
+    path.write_text(json.dumps({"messages": turns}) + "\n", encoding="utf-8")
+
+    ((prompt, completion),) = pairs(prepared(path, tokenizer), tokenizer)
+
+    assert prompt.count("### Assistant:\n") == 2
+    assert prompt.endswith("### Assistant:\n")
+    assert completion == "a"
+
+
+def test_plain_text_has_no_completions_to_compare_with(lines: Path, tokenizer: Any) -> None:
     with pytest.raises(FieldError, match="text has no completions"):
-        pairs(Source(path=str(lines)), data_of(lines), "data.train")
+        pairs(prepared(lines, tokenizer), tokenizer)
 
 
 @pytest.mark.skipif(not SHARED.is_dir(), reason="the real texts are not on this machine")

@@ -8,9 +8,10 @@ from typing import Any
 import pytest
 import torch
 from torch.nn import functional
+from transformers import LlamaConfig, LlamaForCausalLM, set_seed
 
 from peftkit.data.grammar import corpus
-from peftkit.data.prepare import Prepared, prepare_source
+from peftkit.data.prepare import Prepared, prepare
 from peftkit.errors import FieldError
 from peftkit.evaluation.perplexity import measure_loss
 from peftkit.models.base import LocatedBase, locate_base
@@ -31,10 +32,28 @@ def model(base: LocatedBase) -> Any:
 def prepared(base: LocatedBase, folder: Path, packing: bool) -> Prepared:
     (folder / "text.txt").write_text("\n".join(corpus("validation")[:12]) + "\n", encoding="utf-8")
     data = Data.model_validate({"train": {"path": str(folder / "text.txt")}, "max_length": 128, "packing": packing})
-    return prepare_source(data.train, data, base.tokenizer(), "data.train")
+    return prepare(data, base.tokenizer()).train
 
 
-def test_neither_batch_size_nor_packing_changes_the_loss(base: LocatedBase, model: Any, tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def llama(base: LocatedBase) -> Any:
+    set_seed(0)
+    config = LlamaConfig(
+        vocab_size=len(base.tokenizer()),
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+    )
+    return LlamaForCausalLM(config).eval()
+
+
+@pytest.mark.parametrize("family", ["model", "llama"])
+def test_neither_batch_size_nor_packing_changes_the_loss(
+    family: str, base: LocatedBase, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    model = request.getfixturevalue(family)
     apart, together = (prepared(base, tmp_path, packing) for packing in (False, True))
     losses = [measure_loss(model, data, 1, size) for data in (apart, together) for size in (1, 3, 64)]
 
@@ -47,8 +66,8 @@ def test_the_loss_is_that_of_torch_over_all_tokens(base: LocatedBase, model: Any
     data = prepared(base, tmp_path, packing=False)
     total = torch.zeros(())
     with torch.no_grad():
-        for index in range(len(data.dataset)):
-            ids = torch.from_numpy(data.dataset[index]["input_ids"]).long()
+        for index in range(len(data.sequences)):
+            ids = torch.from_numpy(data.sequences[index]["input_ids"]).long()
             total += functional.cross_entropy(model(ids[None]).logits[0, :-1], ids[1:], reduction="sum")
 
     assert measure_loss(model, data, 1, 4).total == pytest.approx(float(total), rel=1e-5)

@@ -52,7 +52,7 @@ BROKEN = {
     "unknown optimizer": ("eval_strategy: epoch", "optim: adamw", 13, "training.optim", "Did you mean"),
     "unknown scheduler": (
         "eval_strategy: epoch", "lr_scheduler_type: linera", 13, "training.lr_scheduler_type", "Did you mean linear?"),
-    "a field at the wrong level": ("method: lora", "seed: 1", 2, "seed", "It belongs in training."),
+    "a field at the wrong level": ("method: lora", "seed: 1", 2, "seed", "It belongs in data or training."),
     "a library argument of the wrong type": (
         "eval_strategy: epoch", "dataloader_num_workers: many", 13, "training.dataloader_num_workers", "whole number"),
     "the shape of a new base on a pretrained one": (
@@ -72,7 +72,7 @@ BROKEN = {
     "two widths of a source": (
         "train: {path: rows.txt}", "train: {path: rows.txt, split: train}", 8, "data.train", "cannot act on files"),
     "a column that the format has not": (
-        "max_length: 32", "columns: {prompt: q}", 10, "data.columns", "names prompt"),
+        "max_length: 32", "format: text\n  columns: {prompt: q}", 11, "data.columns", "names prompt"),
     "an error in a method's own values": (
         "lora:\n  r: 4", "methods: {full: {training: {lerning_rate: 1}}}", 5,
         "methods.full.training.lerning_rate", "Did you mean learning_rate?"),
