@@ -153,8 +153,8 @@ def test_a_row_that_cannot_be_used_says_why(case: str) -> None:
     formats = {"messages": "chat", "input_ids": "tokens", "instruction": "instruction", "text": "text"}
     format_ = next((formats[name] for name in values if name in formats), "completion")
     data = data_of(format=format_)
-    good = {"chat": {"messages": TURNS}, "completion": {"prompt": "q", "completion": "a"}}.get(format_, values)
-    shape, _ = recognise(rows_of(good), data, "data.train", "rows.jsonl")
+    usable: dict[str, dict[str, Any]] = {"chat": {"messages": TURNS}, "completion": {"prompt": "q", "completion": "a"}}
+    shape, _ = recognise(rows_of(usable.get(format_, values)), data, "data.train", "rows.jsonl")
 
     with pytest.raises(RowError) as raised:
         meaning_of(Row("rows.jsonl:1", values), shape, None)

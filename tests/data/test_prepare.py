@@ -92,7 +92,7 @@ def test_a_prompt_that_fills_the_sequence_is_left_out_and_told(rows: Path, token
 
 def test_data_that_teaches_nothing_is_an_error(rows: Path, tokenizer: Any) -> None:
     with pytest.raises(
-        FieldError, match="nothing would be taught: of 2 rows, 0 are empty, 0 have no label, and 2 have"
+        FieldError, match=r"nothing would be taught: .* 0 have no label, and 2 have none within max_length 3"
     ):
         prepared(rows, tokenizer, max_length=3)
 
@@ -109,9 +109,7 @@ def test_rows_whose_labels_are_all_masked_are_an_error(tmp_path: Path, tokenizer
     path = tmp_path / "ids.jsonl"
     path.write_text('{"input_ids": [5, 6, 7], "labels": [-100, -100, -100]}\n' * 3, encoding="utf-8")
 
-    with pytest.raises(
-        FieldError, match=r"data\.train: nothing would be taught: of 3 rows, 0 are empty, 3 have no label"
-    ):
+    with pytest.raises(FieldError, match=r"data\.train: nothing would be taught: of 3 rows, .* 3 have no label"):
         prepared(path, tokenizer)
 
 

@@ -42,7 +42,7 @@ def test_numbers_are_those_of_yaml_1_2(path: Path) -> None:
 
 
 def test_data_is_found_beside_the_recipe(path: Path, tmp_path: Path) -> None:
-    assert load_recipe(path).recipe.data.train.path == str(tmp_path / "data" / "rows.txt")
+    assert load_recipe(path).recipe.data.train_sources[0].path == str(tmp_path / "data" / "rows.txt")
 
 
 def test_a_method_has_its_own_values_and_the_command_line_the_last_word(path: Path) -> None:
