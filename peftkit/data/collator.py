@@ -23,6 +23,8 @@ class Collator:
     """
 
     pad_token_id: int
+    flat: bool = False
+    """Put packed rows one after the other into a single one, without padding, for attention of variable lengths."""
 
     def __call__(self, features: Sequence[Features]) -> dict[str, torch.Tensor]:
         """The batch: `input_ids`, `labels` and, if packed, `position_ids` [rows, tokens]; `num_tokens` [rows].
@@ -30,16 +32,19 @@ class Collator:
         In a packed row the padding is a document of its own, with positions from 0.
         """
         lengths = [len(row["input_ids"]) for row in features]
+        packed = "position_ids" in features[0]
+        if self.flat and packed:
+            features = [{name: np.concatenate([row[name] for row in features]) for name in features[0]}]
         batch = {
             "input_ids": self._padded(features, "input_ids", self.pad_token_id),
             "labels": self._padded(features, "labels", NO_LABEL),
             "num_tokens": torch.tensor(lengths),
         }
-        if "position_ids" in features[0]:
-            positions = self._padded(features, "position_ids", 0)
-            for row, length in enumerate(lengths):
-                positions[row, length:] = torch.arange(positions.shape[1] - length)
-            batch["position_ids"] = positions
+        if packed:
+            batch["position_ids"] = self._padded(features, "position_ids", 0)
+            for row, values in enumerate(features):
+                padding = batch["position_ids"][row, len(values["position_ids"]) :]
+                padding.copy_(torch.arange(len(padding)))
         return batch
 
     @staticmethod

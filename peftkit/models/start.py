@@ -6,8 +6,6 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-import torch
-
 from peftkit.errors import FieldError
 from peftkit.models.attach import attach_adapter, resolve_targets
 from peftkit.models.base import LocatedBase, locate_base, open_tokenizer
@@ -16,7 +14,7 @@ from peftkit.models.quantise import load_base
 from peftkit.planning.hardware import Dtype
 from peftkit.recipe.schema import Base, Init, Recipe
 
-__all__ = ["Start", "check_isolation", "new_start", "padding_id", "pretrained_start"]
+__all__ = ["Start", "new_start", "padding_id", "pretrained_start"]
 
 
 @dataclass(frozen=True)
@@ -83,31 +81,6 @@ def new_start(recipe: Recipe, init: Init, texts: Iterable[str]) -> Start:
 def padding_id(tokenizer: Any) -> int:
     """The token to fill rows with. Labels are masked by place, so a real end of text is taught even where it pads."""
     return int(tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id)
-
-
-@torch.inference_mode()
-def check_isolation(model: Any) -> None:
-    """See that documents packed into one row do not see each other: a probe of two, together and alone.
-
-    Raises:
-        FieldError: this architecture mixes them.
-    """
-    was_training = model.training
-    model.eval()
-    first, second = torch.arange(2, 10, device=model.device), torch.arange(10, 18, device=model.device)
-    together = torch.cat([first, second])[None]
-    positions = torch.arange(8, device=model.device).repeat(2)[None]
-    packed = model(input_ids=together, position_ids=positions, use_cache=False).logits[0, 8:].float()
-    alone = model(input_ids=second[None], position_ids=positions[:, :8], use_cache=False).logits[0].float()
-    model.train(was_training)
-    held = next(parameter.dtype for parameter in model.parameters() if parameter.is_floating_point())
-    tolerance = 1e-4 if held == torch.float32 else 5e-2
-    if float((packed - alone).abs().max()) > tolerance * float(alone.abs().max()):
-        raise FieldError(
-            "data.packing",
-            f"{model.config.model_type} lets packed documents see each other.",
-            remedy="Set packing: false.",
-        )
 
 
 def _check_length(recipe: Recipe, positions: int | None) -> None:

@@ -11,13 +11,24 @@ from typing import Any, Literal
 from peftkit.errors import FieldError
 from peftkit.recipe.schema import Method, Precision
 
-__all__ = ["ChosenPrecision", "Dtype", "Hardware", "choose_base_dtype", "choose_precision", "dtype_of"]
+__all__ = [
+    "Attention",
+    "ChosenPrecision",
+    "Dtype",
+    "Hardware",
+    "choose_attention",
+    "choose_base_dtype",
+    "choose_precision",
+    "dtype_of",
+]
 
 ChosenPrecision = Literal["fp32", "bf16", "fp16"]
 Dtype = Literal["float32", "bfloat16", "float16"]
+Attention = Literal["flash_attention_2", "flex_attention", "sdpa"]
 
 _DTYPES: dict[ChosenPrecision, Dtype] = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 _FIRST_WITH_BF16 = (8, 0)  # Ampere; older GPUs emulate bf16 or lack it
+_FIRST_WITH_VARIABLE_LENGTH = (8, 0)  # Dao 2023: FlashAttention-2 needs Ampere
 
 
 @dataclass(frozen=True)
@@ -92,3 +103,28 @@ def choose_base_dtype(
     if wanted != "auto":
         return wanted
     return "bfloat16" if precision == "bf16" else "float32"
+
+
+def choose_attention(
+    hardware: Hardware, base_dtype: Dtype, *, packed: bool, flash: bool, flex: bool
+) -> tuple[Attention, ...]:
+    """The kernels to try for packed documents, the best first; `sdpa` is always the last and works everywhere.
+
+    `sdpa` gets a mask that keeps documents apart and computes what it then throws away. The kernels for variable
+    lengths skip it: FlashAttention, which takes 16-bit numbers only, and flex attention.
+
+    Args:
+        hardware: the machine.
+        base_dtype: the number type that the base is held in.
+        packed: whether several documents share a row; otherwise nothing is gained.
+        flash: whether FlashAttention is installed and the model can use it.
+        flex: whether the model can use flex attention as it is set up.
+    """
+    new_enough = hardware.capability is not None and hardware.capability >= _FIRST_WITH_VARIABLE_LENGTH
+    choices: list[Attention] = []
+    if packed and hardware.device == "cuda" and new_enough:
+        if flash and base_dtype != "float32":
+            choices.append("flash_attention_2")
+        if flex:
+            choices.append("flex_attention")
+    return (*choices, "sdpa")

@@ -13,7 +13,7 @@ from peftkit.data.collator import Collator
 from peftkit.data.prepare import RunData
 from peftkit.errors import RunError
 from peftkit.models.attach import adapter_has_effect
-from peftkit.planning.hardware import ChosenPrecision, Hardware
+from peftkit.planning.hardware import Attention, ChosenPrecision, Hardware
 from peftkit.recipe.schema import Recipe
 from peftkit.runs.folder import RunFolder
 from peftkit.training.arguments import training_arguments
@@ -23,6 +23,8 @@ from peftkit.training.records import MetricsFile
 from peftkit.training.trainer import TokenTrainer
 
 __all__ = ["TrainingResult", "train"]
+
+_FLASH: Attention = "flash_attention_2"  # it tells documents apart by their positions in a single row only
 
 
 @dataclass(frozen=True)
@@ -61,7 +63,7 @@ def train(
         args=training_arguments(recipe, hardware, precision, folder.checkpoints),
         train_dataset=data.train.dataset,
         eval_dataset=data.validation.dataset if data.validation else None,
-        data_collator=Collator(pad_token_id),
+        data_collator=Collator(pad_token_id, flat=model.config._attn_implementation == _FLASH),
     )
     progress = ProgressReport(f"training {recipe.method}", trainer)
     trainer.remove_callback(PrinterCallback)  # it prints each log as a dictionary

@@ -15,9 +15,10 @@ from peftkit.data.prepare import RunData, prepare, texts
 from peftkit.errors import PeftkitError, RunError
 from peftkit.merging.proof import logits_in_fresh_process, logits_of, probe_ids, relative_error
 from peftkit.models.attach import count_parameters
+from peftkit.models.attention import use_attention
 from peftkit.models.device import detect_hardware
 from peftkit.models.export import export, record_of
-from peftkit.models.start import Start, check_isolation, new_start, padding_id, pretrained_start
+from peftkit.models.start import Start, new_start, padding_id, pretrained_start
 from peftkit.models.target import open_adapter
 from peftkit.planning.hardware import ChosenPrecision, choose_base_dtype, choose_precision
 from peftkit.recipe.loader import RecipeFile
@@ -53,11 +54,11 @@ def run(file: RecipeFile) -> tuple[RunFolder, RunManifest]:
         file = _stated(file, data)
         recipe = file.recipe
         model = start.load(recipe, base_dtype, hardware.device)
-        if data.train.packed:
-            check_isolation(model)
+        attention = use_attention(model, hardware, base_dtype) if data.train.packed else None
     trainable, total = count_parameters(model)
     console.info(
-        f"{recipe.method} on {hardware.name} in {precision}: {trainable:,} of {total:,} parameters are trained"
+        f"{recipe.method} on {hardware.name} in {precision}{f', {attention}' if attention else ''}: "
+        f"{trainable:,} of {total:,} parameters are trained"
     )
     manifest = RunManifest(
         name=recipe.name,

@@ -25,3 +25,17 @@ def test_the_padding_of_a_packed_row_is_a_document_of_its_own() -> None:
     short = row(input_ids=[1, 2], labels=[-100, 2], position_ids=[0, 1])
 
     assert Collator(0)([long, short])["position_ids"].tolist() == [[0, 1, 0, 1, 2], [0, 1, 0, 1, 2]]
+
+
+def test_flat_rows_stand_one_after_the_other_without_padding() -> None:
+    long = row(input_ids=[1, 2, 3], labels=[-100, 2, 3], position_ids=[0, 1, 2])
+    short = row(input_ids=[4, 5], labels=[-100, 5], position_ids=[0, 1])
+    apart = [row(input_ids=[1], labels=[-100]), row(input_ids=[4, 5], labels=[-100, 5])]
+
+    batch = Collator(0, flat=True)([long, short])
+
+    assert batch["input_ids"].tolist() == [[1, 2, 3, 4, 5]]
+    assert batch["labels"].tolist() == [[-100, 2, 3, -100, 5]]
+    assert batch["position_ids"].tolist() == [[0, 1, 2, 0, 1]]
+    assert batch["num_tokens"].tolist() == [3, 2]
+    assert Collator(0, flat=True)(apart)["input_ids"].shape == (2, 2)  # rows that are not packed stay rows

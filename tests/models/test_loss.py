@@ -14,8 +14,8 @@ from peftkit.data.grammar import corpus
 from peftkit.data.prepare import Prepared, prepare
 from peftkit.errors import FieldError
 from peftkit.evaluation.perplexity import measure_loss
+from peftkit.models.attention import check_isolation
 from peftkit.models.base import LocatedBase, locate_base
-from peftkit.models.start import check_isolation
 from peftkit.recipe.schema import Base, Data
 
 

@@ -5,7 +5,15 @@ from __future__ import annotations
 import pytest
 
 from peftkit.errors import FieldError
-from peftkit.planning.hardware import ChosenPrecision, Dtype, Hardware, choose_base_dtype, choose_precision, dtype_of
+from peftkit.planning.hardware import (
+    ChosenPrecision,
+    Dtype,
+    Hardware,
+    choose_attention,
+    choose_base_dtype,
+    choose_precision,
+    dtype_of,
+)
 from peftkit.recipe.schema import Method, Precision
 
 GB = 10**9
@@ -62,3 +70,22 @@ def test_a_named_type_holds_frozen_weights_but_never_trained_ones() -> None:
 
 def test_each_precision_has_its_torch_type() -> None:
     assert [dtype_of(precision) for precision in ("fp32", "bf16", "fp16")] == ["float32", "bfloat16", "float16"]
+
+
+@pytest.mark.parametrize(
+    ("hardware", "base_dtype", "flash", "flex", "expected"),
+    [
+        (CPU, "float32", True, True, ("sdpa",)),
+        (T4, "float32", True, True, ("sdpa",)),
+        (A100, "bfloat16", True, True, ("flash_attention_2", "flex_attention", "sdpa")),
+        (A100, "bfloat16", False, True, ("flex_attention", "sdpa")),
+        (H100, "float32", True, True, ("flex_attention", "sdpa")),
+        (H100, "bfloat16", True, False, ("flash_attention_2", "sdpa")),
+        (H100, "float32", True, False, ("sdpa",)),
+    ],
+)
+def test_packed_documents_take_the_kernels_for_variable_lengths_where_there_are_any(
+    hardware: Hardware, base_dtype: Dtype, flash: bool, flex: bool, expected: tuple[str, ...]
+) -> None:
+    assert choose_attention(hardware, base_dtype, packed=True, flash=flash, flex=flex) == expected
+    assert choose_attention(hardware, base_dtype, packed=False, flash=flash, flex=flex) == ("sdpa",)

@@ -1,4 +1,4 @@
-"""Data of every format trains from a file, and data that would teach the wrong thing is caught before the first step."""
+"""Data of every format trains from a file; data that would teach the wrong thing is caught before the first step."""
 
 from __future__ import annotations
 
