@@ -13,6 +13,7 @@ from peftkit.data.collator import Collator
 from peftkit.data.prepare import RunData
 from peftkit.errors import RunError
 from peftkit.models.attach import adapter_has_effect
+from peftkit.models.kernels import use_fast_kernels
 from peftkit.planning.hardware import Attention, ChosenPrecision, Hardware
 from peftkit.recipe.schema import Recipe
 from peftkit.runs.folder import RunFolder
@@ -57,6 +58,7 @@ def train(
         RunError: a loss or a weight is not finite, or training changed nothing.
     """
     set_seed(recipe.training.seed)
+    use_fast_kernels(model, hardware)
     reset_peak_memory(hardware)
     trainer = TokenTrainer(
         model=model,

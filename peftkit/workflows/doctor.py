@@ -16,6 +16,7 @@ from peftkit.planning.hardware import Hardware, choose_precision, dtype_of
 from peftkit.recipe.hyperparameters import Quantization
 from peftkit.recipe.schema import Base
 from peftkit.runs.versions import installed_versions
+from peftkit.storage import cache_folder
 
 __all__ = ["Report", "examine"]
 
@@ -47,6 +48,7 @@ def examine() -> Report:
         _try("open the embedded base", _open_base),
         _try("quantise to 4 bits", lambda: _quantise(hardware, Quantization())),
         _try("quantise to 8 bits", lambda: _quantise(hardware, Quantization(load_in_4bit=False, load_in_8bit=True))),
+        _try("keep tokenised data", _describe_cache),
     ]
     return Report(hardware, installed_versions(), checks)
 
@@ -79,3 +81,9 @@ def _quantise(hardware: Hardware, quantization: Quantization) -> str:
     if not bool(torch.isfinite(logits).all()):
         raise RunError("its logits are not finite.", where="bitsandbytes")
     return "a quantised forward pass gives finite logits"
+
+
+def _describe_cache() -> str:
+    folder = cache_folder()
+    held = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+    return f"{folder} holds {held / 1e6:,.1f} MB, which can be made again"

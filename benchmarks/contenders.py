@@ -1,0 +1,272 @@
+"""One measurement of `benchmarks/training.py`, in a process of its own: trains one way and prints what it took.
+
+    python benchmarks/contenders.py '{"name": "guide", "base": …}'
+
+Every contender is a Transformers Trainer, and the same clock is put around `Trainer.train` of each: neither loading
+nor tokenising nor saving counts.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import psutil
+import torch
+from torch.nn import functional
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    DataCollatorForLanguageModeling,
+    Trainer,
+    TrainingArguments,
+    set_seed,
+)
+
+LORA: dict[str, Any] = {"r": 8, "lora_alpha": 16, "lora_dropout": 0.05, "target_modules": ["c_attn"]}
+TRAINING: dict[str, Any] = {"learning_rate": 5e-5, "weight_decay": 0.01, "max_grad_norm": 1.0, "seed": 42}
+
+
+@dataclass(frozen=True)
+class Job:
+    """What to train, and how."""
+
+    name: str
+    method: str
+    base: str
+    text: str
+    steps: int
+    batch: int
+    length: int
+    whole: bool = False
+    """Take the text as one document and fill every sequence, instead of a document a line."""
+
+    trl_packing: str = "wrapped"
+
+
+@dataclass
+class Measurement:
+    """What training took."""
+
+    tokens: int = 0
+    seconds: float = 0.0
+    peak_bytes: int = 0
+    """Largest resident set while training."""
+
+    step_bytes: int = 0
+    """How much larger that is than the resident set before the first step."""
+
+    @property
+    def tokens_per_second(self) -> float:
+        """Useful tokens: those that are no padding."""
+        return self.tokens / self.seconds
+
+
+@contextlib.contextmanager
+def measured() -> Iterator[Measurement]:
+    """Put a clock, a token counter and a memory watch around the training of any Trainer."""
+    found = Measurement()
+    stock_train, stock_step = Trainer.train, Trainer.training_step
+
+    def step(self: Any, model: Any, inputs: dict[str, Any], *rest: Any) -> Any:
+        mask = inputs.get("attention_mask")
+        found.tokens += inputs["input_ids"].numel() if mask is None else int(mask.sum())
+        return stock_step(self, model, inputs, *rest)
+
+    def train(self: Any, *arguments: Any, **named: Any) -> Any:
+        before = psutil.Process().memory_info().rss
+        with _watched() as peak:
+            start = time.perf_counter()
+            result = stock_train(self, *arguments, **named)
+            found.seconds = time.perf_counter() - start
+        found.tokens = getattr(self, "train_tokens", found.tokens)  # peftkit's batches have no mask to count by
+        found.peak_bytes, found.step_bytes = peak[0], peak[0] - before
+        return result
+
+    Trainer.train, Trainer.training_step = train, step
+    try:
+        yield found
+    finally:
+        Trainer.train, Trainer.training_step = stock_train, stock_step
+
+
+@contextlib.contextmanager
+def _watched() -> Iterator[list[int]]:
+    """The largest resident set so far, looked at fifty times a second."""
+    process, peak, done = psutil.Process(), [0], threading.Event()
+
+    def look() -> None:
+        while not done.wait(0.02):
+            peak[0] = max(peak[0], process.memory_info().rss)
+
+    watcher = threading.Thread(target=look, daemon=True)
+    watcher.start()
+    try:
+        yield peak
+    finally:
+        done.set()
+        watcher.join()
+
+
+def documents(job: Job) -> list[str]:
+    """The lines, empty ones too as WikiText has them, or the whole text."""
+    text = Path(job.text).read_text(encoding="utf-8")
+    return [text] if job.whole else text.splitlines()
+
+
+def model_of(job: Job) -> Any:
+    """The base, with an adapter for method lora."""
+    set_seed(42)
+    model: Any = AutoModelForCausalLM.from_pretrained(job.base, dtype=torch.float32)
+    if job.method == "full":
+        return model
+    from peft import LoraConfig, get_peft_model
+
+    return get_peft_model(model, LoraConfig(task_type="CAUSAL_LM", fan_in_fan_out=True, **LORA))
+
+
+def common_arguments(job: Job, folder: str) -> dict[str, Any]:
+    """Training arguments that all contenders share."""
+    return {
+        "output_dir": folder,
+        "max_steps": job.steps,
+        "per_device_train_batch_size": job.batch,
+        "use_cpu": not torch.cuda.is_available(),
+        "logging_strategy": "no",
+        "save_strategy": "no",
+        "report_to": [],
+        "disable_tqdm": True,
+        **TRAINING,
+    }
+
+
+def guide(job: Job, folder: str) -> None:
+    """A stock Trainer as tutorials set it up: each line, be it empty, cut or padded to the same length."""
+    tokenizer = AutoTokenizer.from_pretrained(job.base)
+    tokenizer.pad_token = tokenizer.eos_token
+    if job.whole:
+        ids = tokenizer(documents(job)[0], verbose=False)["input_ids"]
+        starts = range(0, len(ids) - job.length + 1, job.length)
+        rows: Any = [{"input_ids": ids[start : start + job.length]} for start in starts]
+    else:
+        padded = tokenizer(documents(job), truncation=True, padding="max_length", max_length=job.length)
+        rows = [
+            {"input_ids": ids, "attention_mask": mask}
+            for ids, mask in zip(padded["input_ids"], padded["attention_mask"], strict=True)
+        ]
+    Trainer(
+        model=model_of(job),
+        args=TrainingArguments(**common_arguments(job, folder)),
+        train_dataset=rows,
+        data_collator=DataCollatorForLanguageModeling(tokenizer, mlm=False),
+    ).train()
+
+
+def trl(job: Job, folder: str) -> None:
+    """TRL's SFTTrainer with packing. Its default of bf16 is turned off: a CPU emulates it, many times slower."""
+    from datasets import Dataset
+    from trl import SFTConfig, SFTTrainer
+
+    tokenizer = AutoTokenizer.from_pretrained(job.base)
+    tokenizer.pad_token = tokenizer.eos_token
+    arguments = SFTConfig(
+        **common_arguments(job, folder),
+        packing=True,
+        packing_strategy=job.trl_packing,
+        max_length=job.length,
+        bf16=False,
+        gradient_checkpointing=False,
+    )
+    rows = Dataset.from_dict({"text": [text for text in documents(job) if text.strip()]})  # it fails on empty ones
+    SFTTrainer(model=model_of(job), args=arguments, train_dataset=rows, processing_class=tokenizer).train()
+
+
+def peftkit(job: Job, folder: str) -> None:
+    """The whole command, from a recipe."""
+    from peftkit.recipe.loader import load_recipe
+    from peftkit.workflows.run import run
+
+    os.environ["PEFTKIT_CACHE"] = f"{folder}/cache"
+    recipe = {
+        "name": "benchmark",
+        "method": job.method,
+        "base": {"model": job.base},
+        "lora": LORA,
+        "data": {
+            "train": {"path": job.text},
+            "sample_by": "document" if job.whole else "line",
+            "max_length": job.length,
+            "packing": True,
+        },
+        "training": {
+            **TRAINING,
+            "max_steps": job.steps,
+            "per_device_train_batch_size": job.batch,
+            "save_strategy": "no",
+            "eval_strategy": "no",
+        },
+    }
+    path = Path(folder) / "recipe.yaml"
+    path.write_text(json.dumps(recipe), encoding="utf-8")  # JSON is YAML
+    run(load_recipe(path, output=Path(folder) / "run"))
+
+
+def limit(job: Job, folder: str) -> Measurement:
+    """Tokens per second if a step of `batch` rows of `length` tokens were nothing but its matrix products.
+
+    Forward, and backward to the input; to the weight too where it is trained. Attention is counted in whole squares.
+    """
+    del folder
+    config = json.loads((Path(job.base) / "config.json").read_text(encoding="utf-8"))
+    width, layers, heads, words = (config[name] for name in ("n_embd", "n_layer", "n_head", "vocab_size"))
+    tokens = job.batch * job.length
+    linear = [(width, 3 * width), (width, width), (width, 4 * width), (4 * width, width)]
+    seconds = layers * sum(_linear_seconds(tokens, *shape, trained=job.method == "full") for shape in linear)
+    seconds += _linear_seconds(tokens, width, words, trained=job.method == "full")
+    queries = torch.randn(job.batch * heads, job.length, width // heads)
+    weights = torch.randn(job.batch * heads, job.length, job.length)
+    products = _best(lambda: queries @ queries.transpose(1, 2)) + _best(lambda: weights @ queries)
+    seconds += layers * 3 * products  # each product has two more in the backward pass
+    return Measurement(tokens=tokens, seconds=seconds)
+
+
+def _linear_seconds(tokens: int, inputs: int, outputs: int, *, trained: bool) -> float:
+    rows, weight, gradient = torch.randn(tokens, inputs), torch.randn(outputs, inputs), torch.randn(tokens, outputs)
+    seconds = _best(lambda: functional.linear(rows, weight)) + _best(lambda: gradient @ weight)
+    return seconds + (_best(lambda: gradient.T @ rows) if trained else 0.0)
+
+
+def _best(product: Callable[[], torch.Tensor], repetitions: int = 7) -> float:
+    """The shortest time of several, so that what is measured is the machine and not what else it does."""
+    times = []
+    for _ in range(repetitions):
+        start = time.perf_counter()
+        product()
+        times.append(time.perf_counter() - start)
+    return min(times)
+
+
+def main() -> None:
+    """Do the job that the command line describes and print the measurement as the last line."""
+    job = Job(**json.loads(sys.argv[1]))
+    with tempfile.TemporaryDirectory() as folder:
+        if job.name == "limit":
+            with torch.inference_mode():
+                found = limit(job, folder)
+        else:
+            with measured() as found:
+                {"guide": guide, "trl": trl, "peftkit": peftkit}[job.name](job, folder)
+    print(json.dumps({**asdict(found), "tokens_per_second": found.tokens_per_second}))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,184 @@
+"""What is computed faster is what was computed before: values, gradients, and chances."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+from transformers import GPT2Config, GPT2LMHeadModel, set_seed
+
+from peftkit.models import kernels
+from peftkit.models.kernels import Dropout, dropout_attention, keep_mask, use_fast_kernels
+from peftkit.planning.hardware import Hardware
+
+CPU = Hardware("cpu", "a CPU", 24 * 10**9, 1, 2)
+A100 = Hardware("cuda", "A100", 80 * 10**9, 1, 12, (8, 0))
+
+
+def gpt2(dropout: float) -> Any:
+    set_seed(0)
+    config = GPT2Config(
+        vocab_size=64,
+        n_positions=64,
+        n_embd=32,
+        n_layer=2,
+        n_head=4,
+        resid_pdrop=dropout,
+        embd_pdrop=dropout,
+        attn_pdrop=dropout,
+    )
+    return GPT2LMHeadModel(config)
+
+
+def loss_and_gradients(model: Any, positions: torch.Tensor | None = None) -> list[torch.Tensor]:
+    set_seed(1)
+    model.zero_grad()
+    ids = torch.randint(0, 64, (3, 24))
+    loss = model(input_ids=ids, labels=ids, position_ids=positions, use_cache=False).loss
+    loss.backward()
+    return [loss.detach(), *(parameter.grad.clone() for parameter in model.parameters())]
+
+
+def test_without_dropout_loss_and_gradients_are_the_stock_ones() -> None:
+    stock = loss_and_gradients(gpt2(0.0).train())
+    fast = gpt2(0.0).train()
+    use_fast_kernels(fast, CPU)
+
+    for wanted, found in zip(stock, loss_and_gradients(fast), strict=True):
+        assert torch.allclose(found, wanted, rtol=1e-5, atol=1e-7)
+
+
+def test_in_evaluation_logits_are_the_stock_ones() -> None:
+    stock, fast = gpt2(0.1).eval(), gpt2(0.1).eval()
+    use_fast_kernels(fast, CPU)
+    ids = torch.arange(20)[None]
+
+    assert torch.allclose(fast(input_ids=ids).logits, stock(input_ids=ids).logits, rtol=1e-5, atol=1e-6)
+
+
+def test_a_gpu_keeps_the_librarys_kernels() -> None:
+    model = gpt2(0.1)
+    before = [type(module) for module in model.modules()]
+    use_fast_kernels(model, A100)
+
+    assert [type(module) for module in model.modules()] == before
+    assert model.config._attn_implementation == "sdpa"
+
+
+def test_nothing_that_is_saved_changes(tmp_path: Path) -> None:
+    stock, fast = gpt2(0.1), gpt2(0.1)
+    use_fast_kernels(fast, CPU)
+    for name, model in (("stock", stock), ("fast", fast)):
+        model.save_pretrained(tmp_path / name)
+
+    for file in ("config.json", "model.safetensors"):
+        assert (tmp_path / "fast" / file).read_bytes() == (tmp_path / "stock" / file).read_bytes()
+
+
+@pytest.mark.parametrize("probability", [0.05, 0.1, 0.5])
+def test_as_many_numbers_are_dropped_as_was_asked_for_and_the_mean_stays(probability: float) -> None:
+    set_seed(0)
+    kept = Dropout(probability).train()(torch.ones(1000, 1001))
+
+    share = float((kept == 0).float().mean())
+    assert share == pytest.approx(probability, abs=0.003)
+    assert float(kept.mean()) == pytest.approx(1.0, abs=0.005)
+    assert float(kept.max()) == pytest.approx(1 / (1 - probability), rel=1e-4)
+
+
+def test_what_is_dropped_is_drawn_by_the_seed_and_anew_each_time() -> None:
+    set_seed(3)
+    first, second = keep_mask((7, 5), 0.5), keep_mask((7, 5), 0.5)
+    set_seed(3)
+
+    assert torch.equal(keep_mask((7, 5), 0.5), first)
+    assert not torch.equal(first, second)
+
+
+def test_the_gradient_passes_where_the_number_did() -> None:
+    values = torch.randn(40, 5, requires_grad=True)
+    dropped = Dropout(0.4).train()(values)
+    dropped.sum().backward()
+
+    assert values.grad is not None
+    assert torch.allclose(values.grad * values, dropped)
+
+
+def test_dropout_does_nothing_outside_training() -> None:
+    values = torch.randn(5)
+
+    assert Dropout(0.5).eval()(values) is values
+    assert Dropout(0.0).train()(values) is values
+
+
+def packed_mask(lengths: list[int]) -> torch.Tensor:
+    document = torch.repeat_interleave(torch.arange(len(lengths)), torch.tensor(lengths))
+    return (document[:, None] == document[None, :]) & torch.ones(len(document), len(document)).tril().bool()
+
+
+@pytest.mark.parametrize("mask", ["causal", "of one row for all", "of each row"])
+@pytest.mark.parametrize("at_once", [(256, 1 << 22), (5, 1), (5, 300)])
+def test_attention_with_dropout_is_that_of_its_definition_in_values_and_gradients(
+    mask: str, at_once: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    set_seed(0)
+    rows, heads, tokens, width, dropout = 3, 2, 13, 8, 0.25
+    query, key, value = (torch.randn(rows, heads, tokens, width, requires_grad=True) for _ in range(3))
+    causal = torch.ones(tokens, tokens).tril().bool().expand(rows, 1, tokens, tokens)
+    of_each = torch.stack([packed_mask(lengths) for lengths in ([13], [6, 7], [1, 4, 8])])[:, None]
+    seen = {"causal": causal, "of one row for all": packed_mask([6, 7])[None, None], "of each row": of_each}[mask]
+    keep = torch.rand(rows, heads, tokens, tokens) >= dropout
+    monkeypatch.setattr(kernels, "_QUERIES_AT_ONCE", at_once[0])
+    monkeypatch.setattr(kernels, "_SCORES_AT_ONCE", at_once[1])
+    tiles = kernels._tiles(query.detach())
+    monkeypatch.setattr(kernels, "keep_mask", lambda *_: keep[(tile := next(tiles))[0], :, tile[1], tile[2]])
+
+    scores = (query @ key.transpose(-1, -2) * 0.3).masked_fill(~seen, float("-inf"))
+    wanted = (scores.softmax(-1) * keep / (1 - dropout)) @ value
+    direction = torch.randn_like(wanted)
+    gradients = torch.autograd.grad(wanted, (query, key, value), direction)
+    found = dropout_attention(query, key, value, None if mask == "causal" else seen, scaling=0.3, dropout=dropout)
+
+    assert torch.allclose(found, wanted, rtol=1e-5, atol=1e-6)
+    for ours, theirs in zip(torch.autograd.grad(found, (query, key, value), direction), gradients, strict=True):
+        assert torch.allclose(ours, theirs, rtol=1e-4, atol=1e-5)
+
+
+def test_packed_documents_stay_apart_in_training_with_dropout() -> None:
+    model = gpt2(0.1).train()
+    use_fast_kernels(model, CPU)
+    positions = torch.arange(12).repeat(3, 2)
+    ids = torch.randint(0, 64, (3, 24))
+    changed = ids.clone()
+    changed[:, :12] = 7
+
+    def second_half(tokens: torch.Tensor) -> torch.Tensor:
+        set_seed(5)
+        logits: torch.Tensor = model(input_ids=tokens, position_ids=positions, use_cache=False).logits[:, 12:]
+        return logits
+
+    assert torch.allclose(second_half(ids), second_half(changed), atol=1e-6)
+
+
+def test_training_with_dropout_learns_as_with_the_stock_kernels() -> None:
+    ids = torch.arange(24)[None].repeat(4, 1)
+    losses: dict[bool, list[float]] = {}
+    for fast in (False, True):
+        model = gpt2(0.1).train()
+        if fast:
+            use_fast_kernels(model, CPU)
+        optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+        losses[fast] = []
+        for _ in range(40):
+            loss = model(input_ids=ids, labels=ids, use_cache=False).loss
+            loss.backward()
+            nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            optimizer.step()
+            optimizer.zero_grad()
+            losses[fast].append(float(loss.detach()))
+
+    assert losses[True][-1] < 0.5 * losses[True][0]
+    assert losses[True][-1] == pytest.approx(losses[False][-1], abs=0.3)
