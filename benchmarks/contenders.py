@@ -1,6 +1,6 @@
-"""One measurement of `benchmarks/training.py`, in a process of its own: trains one way and prints what it took.
+"""One measurement of `benchmarks.training`, in a process of its own: trains one way and prints what it took.
 
-    python benchmarks/contenders.py '{"name": "guide", "base": …}'
+    python -m benchmarks.contenders '{"name": "guide", "base": …}'
 
 Every contender is a Transformers Trainer, and the same clock is put around `Trainer.train` of each: neither loading
 nor tokenising nor saving counts.

@@ -1,6 +1,6 @@
 """Training side by side: a tutorial's script, TRL's SFTTrainer and peftkit, on the same documents and steps.
 
-    python benchmarks/training.py --text FILE --tokenizer gpt2 [--rounds 3] [--steps 6] [--json FILE]
+    python -m benchmarks.training --text FILE --tokenizer gpt2 [--rounds 3] [--steps 6] [--json FILE]
 
 The base has GPT-2's true shape and random weights, so nothing but a tokenizer is needed. Each measurement is a process
 of its own; those of a round follow each other, in another order each round, so that a machine's moods fall on all; the
@@ -23,10 +23,11 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from contenders import Job
+from benchmarks.contenders import Job
 
 CONTENDERS = ["guide", "trl", "peftkit", "limit"]
 LONG = 1024
+ROOT = Path(__file__).resolve().parents[1]
 Round = dict[str, dict[str, float]]
 
 
@@ -41,8 +42,8 @@ def make_base(folder: Path, tokenizer: str, layers: int) -> None:
 
 def measure(job: Job) -> dict[str, float]:
     """One measurement in a process of its own."""
-    command = [sys.executable, str(Path(__file__).with_name("contenders.py")), json.dumps(asdict(job))]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    command = [sys.executable, "-m", "benchmarks.contenders", json.dumps(asdict(job))]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     if done.returncode:
         sys.exit(f"{job.name} failed:\n{done.stderr}")
     found: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
@@ -123,10 +124,14 @@ def _gigabytes(value: float) -> str:
     return f"{value / 1e9:.2f} GB"
 
 
+def _absolute(path: str) -> str:
+    return str(Path(path).resolve())
+
+
 def parsed() -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--text", required=True, help="a text file of a document a line, as WikiText's")
+    parser.add_argument("--text", required=True, type=_absolute, help="a text file of a document a line, as WikiText's")
     parser.add_argument("--tokenizer", default="gpt2", help="hub name or folder")
     parser.add_argument("--methods", nargs="+", default=["lora", "full"], choices=["lora", "full"])
     parser.add_argument("--rounds", type=int, default=3)
