@@ -68,7 +68,9 @@ def main() -> None:
         write(files["small"], text, arguments.copies)
         write(files["large"], text, 10 * arguments.copies)
         for number in range(1, arguments.rounds + 1):
-            found = {size: measure(path, arguments.tokenizer, folder / f"{size}-{number}") for size, path in files.items()}
+            found = {
+                size: measure(path, arguments.tokenizer, folder / f"{size}-{number}") for size, path in files.items()
+            }
             again = measure(files["large"], arguments.tokenizer, folder / f"large-{number}")
             times.append(found["large"]["seconds"] / found["small"]["seconds"])
             memories.append(found["large"]["peak_bytes"] / found["small"]["peak_bytes"])
@@ -77,7 +79,8 @@ def main() -> None:
                 for size, one in (*found.items(), ("again", again))
             ]
             print(f"round {number}: {'; '.join(shown)}", flush=True)
-    print(f"ten times the data: {statistics.median(times):.1f} times the time, {statistics.median(memories):.2f} the memory")
+    ratio, memory = statistics.median(times), statistics.median(memories)
+    print(f"ten times the data: {ratio:.1f} times the time, {memory:.2f} the memory")
 
 
 if __name__ == "__main__":

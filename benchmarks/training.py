@@ -81,7 +81,7 @@ def long_sequences(arguments: argparse.Namespace, base: Path, method: str) -> Ro
     """The stock Trainer and peftkit on the same full sequences of 1,024 tokens."""
     print(f"\n{method}, {LONG} tokens a sequence", flush=True)
     jobs = [
-        Job(name, method, str(base), arguments.text, 2, arguments.long_batch, LONG, whole=True)
+        Job(name, method, str(base), arguments.text, 3, arguments.long_batch, LONG, whole=True)
         for name in ("guide", "peftkit")
     ]
     return {job.name: measure(job) for job in jobs}
@@ -135,7 +135,7 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--tokenizer", default="gpt2", help="hub name or folder")
     parser.add_argument("--methods", nargs="+", default=["lora", "full"], choices=["lora", "full"])
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--steps", type=int, default=6)
+    parser.add_argument("--steps", type=int, default=9, help="the first warms up and does not count")
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--length", type=int, default=128)
     parser.add_argument("--long-batch", type=int, default=4, help="rows of 1,024 tokens in a step")

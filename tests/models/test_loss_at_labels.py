@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig
+from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig, PhiConfig
+from transformers.trainer_pt_utils import LabelSmoother
 
 from peftkit.models.attach import attach_adapter, resolve_targets
 from peftkit.models.loss import compute_loss_at_labels
@@ -18,6 +19,9 @@ SHAPES = {
     "llama": LlamaConfig(
         num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=2, hidden_size=16, intermediate_size=32,
         vocab_size=600, bos_token_id=0, eos_token_id=0),
+    "phi, whose head has a bias": PhiConfig(
+        num_hidden_layers=2, num_attention_heads=2, hidden_size=32, intermediate_size=32, vocab_size=640,
+        resid_pdrop=0.0, bos_token_id=0, eos_token_id=0),
 }  # fmt: skip
 
 
@@ -46,6 +50,12 @@ def gradients(model: Any, loss: torch.Tensor) -> dict[str, torch.Tensor]:
     return {name: weight.grad for name, weight in model.named_parameters() if weight.grad is not None}
 
 
+def assert_equal(ours: dict[str, torch.Tensor], stock: dict[str, torch.Tensor]) -> None:
+    assert ours.keys() == stock.keys()
+    for name, wanted in stock.items():
+        assert torch.allclose(ours[name], wanted, rtol=1e-4, atol=1e-5 * float(wanted.abs().max())), name
+
+
 @pytest.mark.parametrize("kind", SHAPES)
 @pytest.mark.parametrize("adapted", [False, True])
 @pytest.mark.parametrize("items", [None, 1000])
@@ -61,23 +71,24 @@ def test_loss_and_gradients_are_the_stock_ones(kind: str, adapted: bool, items: 
 
     assert output.logits is None
     assert output.loss.item() == pytest.approx(stock_loss.item(), rel=1e-5)
-    assert ours.keys() == stock.keys()
-    assert all(
-        torch.allclose(ours[name], stock[name], rtol=1e-4, atol=1e-5 * float(stock[name].abs().max())) for name in stock
-    )
+    assert_equal(ours, stock)
 
 
-def test_label_smoothing_is_the_trainers(tmp_path: Any) -> None:
-    from transformers.trainer_pt_utils import LabelSmoother
-
-    model = model_of("gpt2", False, tmp_path)
+@pytest.mark.parametrize("kind", SHAPES)
+@pytest.mark.parametrize("adapted", [False, True])
+def test_label_smoothing_is_the_trainers_in_loss_and_gradients(kind: str, adapted: bool, tmp_path: Any) -> None:
+    model = model_of(kind, adapted, tmp_path)
     inputs = batch()
     logits = model(input_ids=inputs["input_ids"]).logits
-    expected = LabelSmoother(epsilon=0.1)({"logits": logits}, inputs["labels"], shift_labels=True)
+    stock_loss = LabelSmoother(epsilon=0.1)({"logits": logits}, inputs["labels"], shift_labels=True)
+    stock = gradients(model, stock_loss)
 
     assert compute_loss_at_labels(model, 0.1)
+    output = model(**inputs)
 
-    assert model(**inputs).loss.item() == pytest.approx(expected.item(), rel=1e-5)
+    assert output.logits is None
+    assert output.loss.item() == pytest.approx(stock_loss.item(), rel=1e-5)
+    assert_equal(gradients(model, output.loss), stock)
 
 
 def test_without_labels_the_model_is_as_it_was(tmp_path: Any) -> None:
