@@ -1,6 +1,6 @@
 """What packing is worth: useful tokens per second of the same training, padded and packed.
 
-    python benchmarks/packing.py [--base FOLDER-OR-NAME] [--method lora] [--rounds 3]
+    python -m benchmarks.packing [--base FOLDER-OR-NAME] [--method lora] [--rounds 3]
 
 Each round trains both ways in turn, in processes of their own, so that a machine's moods fall on both; the ratio of a
 round says more than its figures. Documents are the first 2,000 of peftkit's own corpus.

@@ -1,9 +1,10 @@
 """What ten times the data costs: seconds and memory of reading, tokenising and keeping a text, and of opening it again.
 
-    python benchmarks/tokenising.py --text FILE --tokenizer gpt2 [--copies 10] [--rounds 3]
+    python -m benchmarks.tokenising --text FILE --tokenizer gpt2 [--copies 10] [--rounds 3]
 
 The text is taken a few times over for the small file and ten times that for the large one, with a number before each
-line, so that no two lines are the same. Each measurement is a process of its own.
+line, so that no two lines are the same. Each measurement is a process of its own; its memory is its largest resident
+set and that of the largest process that tokenised for it.
 """
 
 from __future__ import annotations
@@ -18,8 +19,7 @@ import tempfile
 from pathlib import Path
 
 WORKER = """
-import json, sys, time
-import psutil, resource
+import json, resource, sys, time
 from peftkit.data.prepare import prepare
 from peftkit.models.base import open_tokenizer
 from peftkit.recipe.schema import Data
@@ -30,7 +30,8 @@ tokenizer = open_tokenizer(Path(sys.argv[2]))
 start = time.perf_counter()
 found = prepare(data, tokenizer).train
 seconds = time.perf_counter() - start
-peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+whose = (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
+peak = sum(resource.getrusage(who).ru_maxrss for who in whose) * 1024
 print(json.dumps({"seconds": seconds, "peak_bytes": peak, "tokens": found.counts.tokens}))
 """
 

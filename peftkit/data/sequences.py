@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
@@ -176,9 +177,11 @@ def arrange(parts: Sequence[Part], data: Data, *, packed: bool) -> tuple[Sequenc
     source = np.repeat(np.arange(len(parts)), [len(each.pieces.length) for each in fitted])
     bounds = np.arange(len(source) + 1)
     if packed:
-        bins = pack(pieces.length.tolist(), data.max_length)
-        order = np.fromiter((index for members in bins for index in members), np.int64, len(source))
+        order, ends = array("q"), array("q", [0])  # there may be millions
+        for members in pack(pieces.length, data.max_length):
+            order.extend(members)
+            ends.append(len(order))
         pieces, source = Pieces(pieces.offset[order], pieces.length[order]), source[order]
-        bounds = np.cumsum([0, *map(len, bins)])
+        bounds = np.asarray(ends)
     documents = [part.corpus.documents for part in parts]
     return Sequences(documents, source, pieces, bounds, packed=packed), Fitted.total(fitted, pieces)

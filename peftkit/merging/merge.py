@@ -9,7 +9,7 @@ from typing import Any, Literal
 import torch
 
 from peftkit.errors import RunError, TargetError
-from peftkit.merging.proof import logits_in_fresh_process, logits_of, probe_ids, relative_error
+from peftkit.merging.proof import INT8_TOLERANCE, logits_in_fresh_process, logits_of, probe_ids, relative_error
 from peftkit.models.quantise import dequantised_base
 from peftkit.models.target import RECORD_NAME, AdapterRecord, open_adapter, put_adapter
 from peftkit.storage import atomic_folder, folder_hashes, is_free, read_json, write_json
@@ -20,7 +20,6 @@ Onto = Literal["dequantized", "original"]
 MERGE_DTYPES = {"float32": 1e-5, "float16": 5e-3, "bfloat16": 5e-2}
 """Number types to save in, and the relative error of the logits that is accepted. Measured for an adapter on NF4:
 3.8e-7 in float32, 8e-4 in float16, 6e-3 in bfloat16."""
-_INT8_TOLERANCE = 0.1  # LLM.int8() rounds activations too, which no weights can reproduce
 RECEIPT_NAME = "merge.json"
 
 
@@ -109,6 +108,6 @@ def _tolerance(record: AdapterRecord, onto: Onto, dtype: str) -> float | None:
     if record.recipe.method == "qlora" and onto == "original":
         return None
     if record.recipe.method == "qlora" and record.recipe.quantization.load_in_8bit:
-        return max(_INT8_TOLERANCE, MERGE_DTYPES[dtype])
+        return max(INT8_TOLERANCE, MERGE_DTYPES[dtype])
     held = 1e-5 if record.base_dtype == "float32" else MERGE_DTYPES["bfloat16"]
     return max(held, MERGE_DTYPES[dtype])

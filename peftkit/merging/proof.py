@@ -17,7 +17,11 @@ from safetensors.torch import load_file, save_file
 
 from peftkit.errors import RunError
 
-__all__ = ["logits_in_fresh_process", "logits_of", "probe_ids", "relative_error"]
+__all__ = ["INT8_TOLERANCE", "logits_in_fresh_process", "logits_of", "probe_ids", "relative_error"]
+
+INT8_TOLERANCE = 0.1
+"""Relative difference of logits that is accepted of an 8-bit base. LLM.int8() rounds what it multiplies to a 127th of
+the largest (Dettmers et al. 2022), so the last bit of a float may decide about a whole step."""
 
 _PROBE_SHAPE = (4, 32)
 

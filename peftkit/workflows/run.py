@@ -13,7 +13,7 @@ from peftkit.data.audit import check
 from peftkit.data.chat import chat_template
 from peftkit.data.prepare import RunData, prepare, texts
 from peftkit.errors import PeftkitError, RunError
-from peftkit.merging.proof import logits_in_fresh_process, logits_of, probe_ids, relative_error
+from peftkit.merging.proof import INT8_TOLERANCE, logits_in_fresh_process, logits_of, probe_ids, relative_error
 from peftkit.models.attach import count_parameters
 from peftkit.models.attention import use_attention
 from peftkit.models.device import detect_hardware
@@ -129,7 +129,8 @@ def _verify(model: Any, place: Path, recipe: Recipe, vocabulary: int, precision:
     else:
         found = logits_in_fresh_process(place, probe)
     error = relative_error(found, expected)
-    if not error <= _TOLERANCE[precision]:
+    in_8_bit = recipe.method == "qlora" and recipe.quantization.load_in_8bit
+    if not error <= (INT8_TOLERANCE if in_8_bit else _TOLERANCE[precision]):
         raise RunError(
             f"what was saved computes other logits than what was trained: {error:.1e} off.", where=str(place)
         )
