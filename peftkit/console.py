@@ -66,7 +66,7 @@ def print_text(text: str) -> None:
 def print_marked(parts: Sequence[tuple[bool, str]]) -> None:
     """Print a text of which some parts are marked: in colour and, for who sees none, by brackets."""
     marked = (f"[green]⟦{escape(text)}⟧[/green]" if mark else f"[dim]{escape(text)}[/dim]" for mark, text in parts)
-    stdout.print("".join(marked))
+    stdout.print("".join(marked), soft_wrap=not stdout.is_terminal)  # a person reads words, a program lines
 
 
 def print_json(value: Any) -> None:

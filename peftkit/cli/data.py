@@ -49,8 +49,7 @@ def command(recipe: str, show: int, overrides: tuple[str, ...], as_json: bool) -
     else:
         _print_sources(audit)
         _print_counts(audit)
-        for number, shown in enumerate(audit.shown, start=1):
-            _print_document(number, shown)
+        _print_documents(audit)
     for message in examined.warnings:
         console.warning(message)
     if examined.fault:
@@ -59,7 +58,12 @@ def command(recipe: str, show: int, overrides: tuple[str, ...], as_json: bool) -
 
 def _print_sources(audit: Audit) -> None:
     for name, data in (("train", audit.train), ("validation", audit.validation)):
-        for source in data.sources if data else ():
+        if data is None:
+            continue
+        if data.held_out:
+            console.print_text(f"{name}: {data.held_out:.3g} of the training documents, held out")
+            continue
+        for source in data.sources:
             console.print_text(f"{name}: {source.name}")
             console.print_text(f"  {source.rows:,} rows of the format {source.format}: {source.why}")
             for row in source.first_bad:
@@ -81,6 +85,7 @@ def _column(source: SourceAudit) -> dict[str, str]:
     return {
         "documents": f"{counts.documents:,}",
         "  seen before (duplicates)": f"{source.duplicates:,}",
+        "  split at max_length": f"{counts.split_documents:,} ({source.split:.1%})",
         "  cut at max_length": f"{counts.cut_documents:,} ({source.cut:.1%})",
         "  nothing taught fits, left out": f"{counts.untaught_documents:,}",
         "  whose end is taught": f"{source.ends_taught:.1%}",
@@ -96,8 +101,16 @@ def _column(source: SourceAudit) -> dict[str, str]:
     }
 
 
-def _print_document(number: int, shown: Shown) -> None:
-    console.print_text(f"\nTraining document {number}; what is taught stands in green, between ⟦ and ⟧:")
+def _print_documents(audit: Audit) -> None:
+    if audit.shown:
+        console.print_text("\nThe first training documents; what is taught is green, between ⟦ and ⟧.")
+    for shown in audit.shown:
+        console.print_text("")
+        console.print_marked(_beginning(shown))
+
+
+def _beginning(shown: Shown) -> list[tuple[bool, str]]:
+    """As many runs as fit a screen."""
     left = _SHOWN_CHARACTERS
     parts: list[tuple[bool, str]] = []
     for taught, text in shown.runs:
@@ -105,4 +118,4 @@ def _print_document(number: int, shown: Shown) -> None:
         left -= len(text)
         if left <= 0:
             break
-    console.print_marked(parts)
+    return parts

@@ -42,10 +42,16 @@ class SourceAudit:
     """The training or the validation data, counted."""
 
     sources: list[Origin]
+    held_out: float | None
+    """The share of the sources' documents that validation data is, if it is one."""
+
     counts: Counts
     packed: bool
     length_quantiles: dict[str, int]
     """Tokens of a whole document, its end token included, before anything is cut: median, 90%, 99% and longest."""
+
+    split: float
+    """Share of the documents that go on in a further sequence."""
 
     cut: float
     """Share of the documents that lose tokens."""
@@ -162,9 +168,11 @@ def _count(prepared: Prepared, batch_size: int) -> SourceAudit:
             )
             for part in prepared.parts
         ],
+        held_out=prepared.identity.get("held_out"),
         counts=counts,
         packed=prepared.packed,
         length_quantiles={"50%": median, "90%": most, "99%": nearly_all, "longest": int(lengths.max())},
+        split=counts.split_documents / counts.documents,
         cut=counts.cut_documents / counts.documents,
         filled=counts.tokens / _slots(prepared.sequences.lengths, batch_size),
         taught=counts.label_tokens / counts.tokens,

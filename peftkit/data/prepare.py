@@ -37,6 +37,9 @@ class Counts:
     untaught_documents: int
     """Left out: none of the tokens that `max_length` has room for is taught."""
 
+    split_documents: int
+    """Longer than `max_length`, and gone on with in a further sequence."""
+
     cut_documents: int
     cut_tokens: int
     """Lost by `truncation: cut`."""
@@ -209,6 +212,7 @@ def _prepared(parts: Sequence[Part], data: Data, field: str, *, packed: bool | N
         bad_rows=sum(reading.bad for reading in readings),
         documents=sum(len(part.chosen) for part in parts),
         untaught_documents=fitted.untaught_documents,
+        split_documents=fitted.split_documents,
         cut_documents=fitted.cut_documents,
         cut_tokens=fitted.cut_tokens,
         sequences=len(sequences),

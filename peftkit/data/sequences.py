@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Literal, TypeAlias
 
 import numpy as np
@@ -46,6 +46,7 @@ class Fitted:
     ends: int
     """Documents that end in a taught end token, which has not been cut off."""
 
+    split_documents: int
     cut_documents: int
     cut_tokens: int
     untaught_documents: int
@@ -54,7 +55,7 @@ class Fitted:
     @classmethod
     def total(cls, parts: Sequence[Fitted], pieces: Pieces) -> Fitted:
         """The sums of several sources, whose pieces have been put together."""
-        names = ("label_tokens", "ends", "cut_documents", "cut_tokens", "untaught_documents")
+        names = [field.name for field in fields(cls) if field.name != "pieces"]
         return cls(pieces, *(sum(getattr(part, name) for part in parts) for name in names))
 
 
@@ -90,6 +91,7 @@ def fit(
         pieces=pieces,
         label_tokens=int(labels.sum()),
         ends=int((documents.ends[chosen] & ~long).sum()),
+        split_documents=0,
         cut_documents=int((long & taught).sum()),
         cut_tokens=int((lengths - kept)[taught].sum()),
         untaught_documents=int((~taught).sum()),
@@ -110,7 +112,15 @@ def _split(documents: Documents, chosen: Ints, max_length: int) -> Fitted:
     # an end token that is alone in its piece has nothing before it to be learnt from
     alone = (pieces.length == 1) & (place == counts[which] - 1)
     ends = int(documents.ends[chosen].sum()) - int((alone & documents.ends[chosen][which]).sum())
-    return Fitted(pieces, label_tokens, ends, 0, 0, 0)
+    return Fitted(
+        pieces=pieces,
+        label_tokens=label_tokens,
+        ends=ends,
+        split_documents=int((counts > 1).sum()),
+        cut_documents=0,
+        cut_tokens=0,
+        untaught_documents=0,
+    )
 
 
 class Sequences:

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
-from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizerFast
 
 from peftkit.errors import FieldError
 from peftkit.recipe.schema import Init
@@ -52,12 +52,14 @@ def train_tokenizer(texts: Iterable[str], init: Init) -> PreTrainedTokenizerFast
     )
 
 
-def initialise_model(init: Init, tokenizer: Any, dropout: float | None) -> GPT2LMHeadModel:
+def initialise_model(init: Init, tokenizer: Any, dropout: float | None) -> Any:
     """Make a GPT-2 (Radford et al. 2019) with random weights; the caller has set the seed.
 
     Raises:
         FieldError: the tokenizer knows more tokens than the model would.
     """
+    from transformers import GPT2Config, GPT2LMHeadModel  # takes a second, and all but a new base does without
+
     if len(tokenizer) > init.vocab_size:
         raise FieldError(
             "base.init.vocab_size",

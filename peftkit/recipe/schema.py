@@ -273,6 +273,9 @@ class Recipe(Section):
             found.append(("training.eval_strategy", "needs data.validation. Add it, or set eval_strategy: no."))
         if self.data.streaming and self.training.max_steps <= 0:
             found.append(("data.streaming", "needs training.max_steps: a stream does not say where it ends. Set it."))
+        if self.data.streaming and getattr(self.training, "dataloader_num_workers", False):
+            remedy = "Leave it out: the stream tokenises in processes of its own."
+            found.append(("training.dataloader_num_workers", f"would read the stream once for each worker. {remedy}"))
         if self.base.init and self.data.max_length > self.base.init.n_positions:
             seen = self.base.init.n_positions
             found.append(("data.max_length", f"is more than base.init.n_positions, {seen}. Change one of them."))

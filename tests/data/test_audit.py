@@ -121,6 +121,23 @@ def test_ends_that_are_cut_off_are_not_taught(tmp_path: Path, tokenizer: Any) ->
     assert train.cut == pytest.approx(1 / 3)
 
 
+def test_documents_that_are_split_are_counted_and_lose_nothing(tmp_path: Path, tokenizer: Any) -> None:
+    (tmp_path / "text.txt").write_text("a\n" + "b" * 20 + "\n", encoding="utf-8")
+    data = Data.model_validate({"train": {"path": str(tmp_path / "text.txt")}, "max_length": 8})
+
+    train = audit_of(data, tokenizer).train
+
+    assert (train.counts.split_documents, train.split) == (1, 0.5)
+    assert (train.counts.cut_tokens, train.counts.tokens) == (0, 2 + 21)
+
+
+def test_a_share_that_is_held_out_is_told(tmp_path: Path, tokenizer: Any) -> None:
+    found = audit_of(data_of(tmp_path, validation=0.4), tokenizer)
+
+    assert found.validation is not None
+    assert (found.train.held_out, found.validation.held_out) == (None, 0.4)
+
+
 def test_packed_text_fills_its_slots(tmp_path: Path, tokenizer: Any) -> None:
     (tmp_path / "text.txt").write_text("abc\n" * 8, encoding="utf-8")
     data = Data.model_validate({"train": {"path": str(tmp_path / "text.txt")}, "max_length": 16})

@@ -50,6 +50,7 @@ def test_splitting_and_packing_lose_no_token(lengths: list[int], max_length: int
     assert [len(row["input_ids"]) for row in rows] == sequences.lengths.tolist()
     assert max(sequences.lengths) <= max_length
     assert sum(int((row["labels"] != NO_LABEL).sum()) for row in rows) == fitted.label_tokens
+    assert fitted.split_documents == sum(length > max_length for length in lengths)
     assert fitted.cut_tokens == 0
 
 

@@ -67,6 +67,11 @@ BROKEN = {
         "model: builtin:tiny-gpt2", "init: {n_embd: 100, n_head: 3}", 4, "base.init", "not a multiple of n_head"),
     "evaluation without data": (
         "  validation: {path: rows.txt}\n", "", 12, "training.eval_strategy", "needs data.validation."),
+    "a stream without an end": (
+        "max_length: 32", "streaming: true", 10, "data.streaming", "needs training.max_steps"),
+    "a stream that each worker would read": (
+        "max_length: 32\ntraining:", "streaming: true\ntraining:\n  max_steps: 4\n  dataloader_num_workers: 2", 13,
+        "training.dataloader_num_workers", "once for each worker"),
     "both widths": (
         "lora:\n  r: 4", "quantization: {load_in_4bit: true, load_in_8bit: true}", 5, "quantization", "exactly one of"),
     "two widths of a source": (
