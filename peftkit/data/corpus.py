@@ -94,6 +94,7 @@ def load_corpus(source: Source, data: Data, tokenizer: Any, field: str) -> Corpu
         FieldError: there is no such source, or its columns are not those of the format.
         DataError: the source has no rows, or some that cannot be used and are not to be skipped.
     """
+    data = data.of(source)
     rows = open_rows(source, data, field)
     shape, why = shape_of(rows, data, field)
     encoder = encoder_of(shape, data, tokenizer)

@@ -73,7 +73,11 @@ def meaning_of(row: Row, shape: Shape, template: str | None) -> Meaning | None:
 
 
 def prompt_of(prompt: str, data: Data, tokenizer: Any) -> str:
-    """A user's prompt as the model was taught to see it; a model of plain text sees it as it is."""
+    """A user's prompt as the model was taught to see it; a model of plain text sees it as it is.
+
+    Where the sources are of several formats, it is put as those of the first are.
+    """
+    data = data.of(data.train_sources[0])
     if data.format == "chat":
         return prompt_of_chat([{"role": "user", "content": prompt}], tokenizer, chat_template(data, tokenizer))
     if data.format in ("completion", "instruction"):

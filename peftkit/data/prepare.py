@@ -138,11 +138,12 @@ def texts(data: Data) -> Iterator[str]:
         FieldError: the rows are token ids, of which there is no text.
     """
     for source in data.train_sources:
-        rows = open_rows(source, data, "data.train", streaming=data.streaming)
-        shape, _ = shape_of(rows, data, "data.train")
+        own = data.of(source)
+        rows = open_rows(source, own, "data.train", streaming=data.streaming)
+        shape, _ = shape_of(rows, own, "data.train")
         for row in rows:
             try:
-                meaning = meaning_of(row, shape, None if shape.format == "chat" else data.template)
+                meaning = meaning_of(row, shape, None if shape.format == "chat" else own.template)
             except RowError:
                 continue  # it is told when the rows are tokenised
             if isinstance(meaning, Example):

@@ -81,7 +81,9 @@ def recognise(rows: Sequence[Row], data: Data, field: str, name: str) -> tuple[S
     if len(formats) == 1:
         shape = next(iter(formats.values()))
         return shape, f"its rows have {' and '.join(shape.columns.values())}"
-    raise DataError(_unclear(columns, list(formats), shapes), where=name, remedy="Set data.format or data.columns.")
+    raise DataError(
+        _unclear(columns, list(formats), shapes), where=name, remedy="Set format or columns in data or in the source."
+    )
 
 
 def _closest(shapes: Sequence[Shape], present: frozenset[str]) -> Iterator[Shape]:

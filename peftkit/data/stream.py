@@ -30,9 +30,10 @@ class Stream(IterableDataset[Features]):
         self._epoch = 0
         self._sources: list[tuple[Rows, Encoder, Reading]] = []
         for source in data.train_sources:
-            rows = open_rows(source, data, "data.train", streaming=True)
-            shape, why = shape_of(rows, data, "data.train")
-            self._sources.append((rows, encoder_of(shape, data, tokenizer), Reading(shape.format, why)))
+            own = data.of(source)
+            rows = open_rows(source, own, "data.train", streaming=True)
+            shape, why = shape_of(rows, own, "data.train")
+            self._sources.append((rows, encoder_of(shape, own, tokenizer), Reading(shape.format, why)))
         self.packed = packs(data, {reading.format for _, _, reading in self._sources})
         self.readings: list[Reading] = []
         """What became of the rows so far, for each source that has been begun in this epoch."""

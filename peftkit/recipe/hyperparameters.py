@@ -73,9 +73,10 @@ class Training(LibrarySection):
     """Gradient clipping: a gradient whose norm over all trained weights is larger is scaled down to it (Pascanu et
     al. 2013). 1.0 is usual; 0 turns it off."""
 
-    optim: Annotated[str, AfterValidator(_optimizer)] = "adamw_torch"
-    """Optimizer, by Transformers' name: `adamw_torch`, `adamw_torch_fused`, `adafactor`, `sgd`, or, with less memory,
-    `adamw_bnb_8bit` and `paged_adamw_8bit` (Dettmers et al. 2022)."""
+    optim: Annotated[str, AfterValidator(_optimizer)] = "adamw_torch_fused"
+    """Optimizer, by Transformers' name: `adamw_torch_fused` (AdamW, Loshchilov and Hutter 2019, as one kernel),
+    `adamw_torch` (the same in more steps), `adafactor`, `sgd`, or, with less memory, `adamw_bnb_8bit` and
+    `paged_adamw_8bit` (Dettmers et al. 2022)."""
 
     lr_scheduler_type: Annotated[str, AfterValidator(_scheduler)] = "linear"
     """How the learning rate falls after the warm-up: `linear` to 0, `cosine`, `constant_with_warmup` and others."""

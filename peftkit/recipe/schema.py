@@ -13,6 +13,7 @@ __all__ = ["COLUMNS", "Base", "Data", "Init", "Method", "Precision", "Recipe", "
 
 Method = Literal["full", "lora", "qlora"]
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
+Format = Literal["auto", "text", "completion", "instruction", "chat", "tokens"]
 Positive = Annotated[int, Field(gt=0)]
 
 
@@ -109,6 +110,16 @@ class Source(Section):
     """Where there are several sources: this one's share of an epoch's documents, relative to the others' weights. Of a
     source that has more, some are drawn by `data.seed`; those of one that has fewer come again."""
 
+    format: Format | None = None
+    """What the rows of this source are, where it differs from `data.format`. A source that has any of `format`,
+    `columns` and `template` is read by its own columns and template, and not by those of `data`."""
+
+    columns: dict[str, str] | None = None
+    """Other names of the format's columns in this source."""
+
+    template: str | None = None
+    """How a row of this source becomes the prompt."""
+
     @model_validator(mode="after")
     def _one_origin(self) -> Source:
         if (self.path is None) == (self.dataset is None):
@@ -131,7 +142,7 @@ class Data(Section):
     """Rows held out to measure on: sources, or a share such as `0.05` of the training documents, drawn by `seed` so
     that equal documents stay together. Without them there is no evaluation."""
 
-    format: Literal["auto", "text", "completion", "instruction", "chat", "tokens"] = "auto"
+    format: Format = "auto"
     """`text`: column `text`, every token is taught. `completion`: columns `prompt` and `completion`, or `input` and
     `output`; only the completion is taught. `instruction`: columns `instruction`, `input` (may be empty) and `output`;
     only the output is taught. `chat`: column `messages` (with role and content) or `conversations` (with from and
@@ -186,8 +197,15 @@ class Data(Section):
         """The sources of the validation rows; none where these are a share of the training rows."""
         return _as_list(self.validation)
 
-    @model_validator(mode="after")
-    def _format_agrees(self) -> Data:
+    def of(self, source: Source) -> Data:
+        """The same, with what one source says itself of its rows."""
+        if source.format is None and source.columns is None and source.template is None:
+            return self
+        own = {"format": source.format or self.format, "columns": source.columns or {}, "template": source.template}
+        return self.model_copy(update=own)
+
+    def _misread(self) -> list[tuple[str, str]]:
+        """The fields that cannot act on the format, and why."""
         found: list[tuple[str, str]] = []
         if self.template is not None and self.format in ("text", "tokens"):
             found.append(("template", f"cannot act on format: {self.format}, which has no prompt. Remove it."))
@@ -197,6 +215,14 @@ class Data(Section):
         if strange:
             has = f"format: {self.format} has not" if self.format != "auto" else "no format has"
             found.append(("columns", f"names {', '.join(strange)}, which {has}. Use {', '.join(known)}."))
+        return found
+
+    @model_validator(mode="after")
+    def _format_agrees(self) -> Data:
+        found = self._misread()
+        for name, sources in (("train", self.train_sources), ("validation", self.validation_sources)):
+            own = [self.of(source) for source in sources]
+            found += [(name, f"{field} {what}") for data in own if data is not self for field, what in data._misread()]
         if self.truncation == "split" and self.format not in ("auto", "text"):
             found.append(("truncation", "split would cut a prompt from its completion. Use cut or error."))
         if found:

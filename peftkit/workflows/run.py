@@ -101,8 +101,10 @@ def _prepare(recipe: Recipe, start: Start) -> RunData:
     console.info(f"train: {data.train.summary()}")
     for message in check(data, recipe.data):
         console.warning(message)
-    if "chat" in data.train.formats:
-        start.tokenizer.chat_template = chat_template(recipe.data, start.tokenizer)
+    for source, part in zip(recipe.data.train_sources, data.train.parts, strict=False):  # of a stream, the first alone
+        if part.corpus.reading.format == "chat":
+            start.tokenizer.chat_template = chat_template(recipe.data.of(source), start.tokenizer)
+            break
     return data
 
 

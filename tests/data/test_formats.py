@@ -80,7 +80,7 @@ def test_an_unknown_shape_is_an_error_that_shows_what_is_there_and_what_could_be
     assert "question, reply in 1" in message
     assert "completion: prompt, completion" in message
     assert "chat: conversations" in message
-    assert "data.columns" in message
+    assert "Set format or columns" in message
 
 
 def test_a_column_that_the_recipes_format_lacks_is_named_with_those_that_are_there() -> None:

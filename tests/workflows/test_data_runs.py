@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from peftkit.data.formats import prompt_of
 from peftkit.errors import InputError
 from peftkit.recipe.loader import load_recipe
 from peftkit.runs.manifest import RunManifest
@@ -88,6 +89,23 @@ def test_sources_are_mixed_by_weight_and_a_share_is_held_out(tmp_path: Path) -> 
     assert manifest.data["validation"]["documents"] == 9
     assert manifest.data["train"]["documents"] == 27
     assert manifest.metrics.perplexity
+
+
+def test_each_source_may_say_itself_what_its_rows_are(tmp_path: Path) -> None:
+    rows = [{"text": "both", "instruction": prompt, "output": answer} for prompt, answer in SAID]
+    path = write(tmp_path, rows)
+    other = [{"question": prompt, "reply": answer} for prompt, answer in SAID]
+    (tmp_path / "other.jsonl").write_text("".join(json.dumps(row) + "\n" for row in other), encoding="utf-8")
+    first = {"path": "rows.jsonl", "format": "instruction", "template": "Do: {instruction}\n"}
+    second = {"path": "other.jsonl", "columns": {"prompt": "question", "completion": "reply"}}
+    path.write_text(RECIPE.replace("{path: rows.jsonl}", json.dumps([first, second])), encoding="utf-8")
+
+    manifest, folder = trained(path)
+
+    assert manifest.data["train"]["formats"] == ["instruction", "completion"]
+    assert manifest.data["train"]["documents"] == 24
+    stored = load_recipe(folder / "recipe.yaml").recipe.data
+    assert prompt_of("Sing.", stored, None) == "Do: Sing.\n"
 
 
 def test_bad_rows_that_are_skipped_are_in_the_manifest(tmp_path: Path) -> None:
