@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 from pydantic import PydanticSchemaGenerationError, TypeAdapter
@@ -33,6 +34,19 @@ def _described(section: type[Training | Lora | Quantization], name: str) -> str:
 def _type_schema(kind: Any) -> dict[str, Any]:
     """The schema of a library's type, or of anything where JSON has no such type."""
     try:
-        return TypeAdapter(kind).json_schema()
+        found: dict[str, Any] = _ordered(TypeAdapter(kind).json_schema())
     except (PydanticSchemaGenerationError, PydanticInvalidForJsonSchema):
         return {}
+    return found
+
+
+def _ordered(value: Any) -> Any:
+    """The same with alternatives in one order: `typing` gives those of whichever equal type was made first."""
+    if isinstance(value, list):
+        return [_ordered(item) for item in value]
+    if not isinstance(value, dict):
+        return value
+    found = {name: _ordered(item) for name, item in value.items()}
+    if "anyOf" in found:
+        found["anyOf"].sort(key=json.dumps)
+    return found
