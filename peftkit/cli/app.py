@@ -45,7 +45,7 @@ class _Commands(click.Group):
 @click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.version_option(peftkit.__version__, message="peftkit %(version)s")
 def app() -> None:
-    r"""Fine-tune language models from one strict recipe: full, LoRA, or LoRA on a quantised base.
+    """Fine-tune language models from one strict recipe: full, LoRA, or LoRA on a quantised base.
 
     \b
     First steps:

@@ -26,7 +26,7 @@ _SHOWN_CHARACTERS = 600
 @options.overrides
 @options.as_json
 def command(recipe: str, show: int, overrides: tuple[str, ...], as_json: bool) -> None:
-    r"""Audit RECIPE's data: what the model will see, and what it will be taught.
+    """Audit RECIPE's data: what the model will see, and what it will be taught.
 
     Says which format was recognised and why; counts rows, documents, tokens and labels of training and validation data,
     with what is cut, left out, doubled or stands in both; and prints the first documents with the taught part marked.

@@ -41,7 +41,7 @@ def command(
     max_new_tokens: int,
     as_json: bool,
 ) -> None:
-    r"""Measure TARGET: a run, an adapter, a model or a base.
+    """Measure TARGET: a run, an adapter, a model or a base.
 
     Its perplexity, without options on the validation data of the recipe that it was made from.
 

@@ -36,9 +36,9 @@ def command(
     raw: bool,
     as_json: bool,
 ) -> None:
-    r"""Let TARGET write: a run, an adapter, a model or a base.
+    """Let TARGET write: a run, an adapter, a model or a base.
 
-    A prompt is put into the template of the recipe that the target was made from. \n stands for a new line.
+    A prompt is put into the template of the recipe that the target was made from. \\n stands for a new line.
 
     \b
     Example:

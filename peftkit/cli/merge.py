@@ -32,7 +32,7 @@ __all__ = ["command"]
 )
 @options.as_json
 def command(adapter: Path, output: Path, onto: str, dtype: str, as_json: bool) -> None:
-    r"""Make one full model of ADAPTER and its base, in OUTPUT.
+    """Make one full model of ADAPTER and its base, in OUTPUT.
 
     ADAPTER is an adapter or the run that made it, OUTPUT a new folder. The model is opened again by a process without
     PEFT and bitsandbytes, and must give the adapter's own logits; merge.json in the folder is the receipt.

@@ -47,7 +47,7 @@ def show(recipe: str) -> None:
 @click.argument("recipe")
 @click.argument("destination", type=click.Path(path_type=Path))
 def copy(recipe: str, destination: Path) -> None:
-    r"""Copy a shipped recipe, to change it.
+    """Copy a shipped recipe, to change it.
 
     \b
     Example:

@@ -21,7 +21,7 @@ __all__ = ["command"]
 @options.overrides
 @options.as_json
 def command(recipe: str, method: str | None, output: Path | None, overrides: tuple[str, ...], as_json: bool) -> None:
-    r"""Train what RECIPE says.
+    """Train what RECIPE says.
 
     RECIPE is a file, or the name of a shipped recipe. The run ends in DIR/adapter or, for method full, in DIR/model.
 

@@ -30,6 +30,7 @@ def test_every_command_explains_itself(command: str, peftkit: Command) -> None:
 
     assert done.returncode == 0
     assert done.stdout.startswith(f"Usage: peftkit {command}")
+    assert "\\b" not in done.stdout  # what tells click to leave the lines of an example as they are
 
 
 def test_the_whole_job_from_recipe_to_merged_model(peftkit: Command, recipe_path: Path) -> None:
