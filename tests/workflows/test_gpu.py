@@ -27,6 +27,16 @@ def test_every_method_trains_on_a_gpu(method: str, recipe_path: Path, tmp_path: 
     assert manifest.metrics.perplexity < manifest.metrics.base_perplexity
 
 
+def test_packed_documents_train_on_a_gpu_with_the_attention_that_is_chosen(recipe_path: Path, tmp_path: Path) -> None:
+    overrides = ["data.packing=true", "base.dropout=0.0"]  # without dropout, flex attention may be chosen
+    _, manifest = run(load_recipe(recipe_path, overrides=overrides, output=tmp_path / "run"))
+
+    assert manifest.data["train"]["packed"]
+    assert manifest.metrics.perplexity is not None
+    assert manifest.metrics.base_perplexity is not None
+    assert manifest.metrics.perplexity < manifest.metrics.base_perplexity
+
+
 def test_an_adapter_trained_on_a_gpu_is_merged_exactly(recipe_path: Path, tmp_path: Path) -> None:
     run(load_recipe(recipe_path, method="qlora", overrides=["precision=fp32"], output=tmp_path / "run"))
 
