@@ -172,7 +172,7 @@ class _Head:
 
     def __call__(self, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Weight [words, width] and bias [words]; those of a frozen head are made once."""
-        if self._linear.weight.requires_grad:
+        if any(parameter.requires_grad for parameter in self._linear.parameters()):
             return self._filled(dtype)
         if dtype not in self._kept:
             self._kept[dtype] = self._filled(dtype)

@@ -91,6 +91,23 @@ def test_label_smoothing_is_the_trainers_in_loss_and_gradients(kind: str, adapte
     assert_equal(gradients(model, output.loss), stock)
 
 
+def test_a_bias_that_is_trained_on_a_frozen_head_is_taken_as_it_is_now() -> None:
+    model = AutoModelForCausalLM.from_config(copy.deepcopy(SHAPES["phi, whose head has a bias"]))
+    model.lm_head = torch.nn.Linear(32, 600)  # no multiple of what heads are filled up to
+    model.requires_grad_(False)
+    model.lm_head.bias.requires_grad_(True)
+    compute_loss_at_labels(model)
+    first = model(**batch()).loss
+    first.backward()
+    with torch.no_grad():
+        model.lm_head.bias -= 10 * model.lm_head.bias.grad
+
+    second = model(**batch()).loss
+    second.backward()
+
+    assert second.item() < first.item()
+
+
 def test_without_labels_the_model_is_as_it_was(tmp_path: Any) -> None:
     model = model_of("gpt2", False, tmp_path)
     before = model(input_ids=batch()["input_ids"]).logits
