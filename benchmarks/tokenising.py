@@ -1,6 +1,6 @@
 """What ten times the data costs: seconds and memory of reading, tokenising and keeping a text, and of opening it again.
 
-    python -m benchmarks.tokenising --text FILE --tokenizer gpt2 [--copies 10] [--rounds 3]
+    python -m benchmarks.tokenising --text FILE --tokenizer FOLDER [--copies 10] [--rounds 3]
 
 The text is taken a few times over for the small file and ten times that for the large one, with a number before each
 line, so that no two lines are the same. Each measurement is a process of its own; its memory is its largest resident

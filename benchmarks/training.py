@@ -1,6 +1,6 @@
 """Training side by side: a tutorial's script, TRL's SFTTrainer and peftkit, on the same documents and steps.
 
-    python -m benchmarks.training --text FILE --tokenizer gpt2 [--rounds 3] [--steps 6] [--json FILE]
+    python -m benchmarks.training --text FILE --tokenizer gpt2 [--rounds 3] [--steps 9] [--json FILE]
 
 The base has GPT-2's true shape and random weights, so nothing but a tokenizer is needed. Each measurement is a process
 of its own; those of a round follow each other, in another order each round, so that a machine's moods fall on all; the
