@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Literal
 
 from rich.console import Console
 from rich.markup import escape
@@ -24,10 +24,14 @@ __all__ = [
     "print_table",
     "print_text",
     "progress",
+    "size",
     "stderr",
     "stdout",
     "warning",
 ]
+
+_SHORT = 12
+"""Cells of a table that have no more characters than this stay on one line."""
 
 stdout = Console(highlight=False, soft_wrap=True)
 stderr = Console(stderr=True, highlight=False)
@@ -58,6 +62,14 @@ def progress(title: str, total: int | None) -> Iterator[Callable[[int], None]]:
         yield lambda amount: bar.advance(task, amount)
 
 
+def size(count: int) -> str:
+    """A number of bytes for people: 67 kB, 3.8 MB."""
+    for unit, name in ((10**9, "GB"), (10**6, "MB"), (10**3, "kB")):
+        if count >= unit:
+            return f"{count / unit:.1f} {name}" if count < 10 * unit else f"{count / unit:.0f} {name}"
+    return f"{count} B"
+
+
 def print_text(text: str) -> None:
     """Print a result as it is, without wrapping or markup."""
     stdout.print(text, markup=False)
@@ -77,10 +89,15 @@ def print_json(value: Any) -> None:
 def print_table(
     title: str | None, columns: Sequence[str], rows: Sequence[Sequence[str]], numeric: bool = False
 ) -> None:
-    """Print a result as a table; with `numeric`, every column but the first is set flush right."""
+    """Print a result as a table; with `numeric`, every column but the first is set flush right.
+
+    Where the terminal is narrow, long cells go on in a further line; nothing is cut off.
+    """
     table = Table(title=title, title_justify="left", title_style="bold", box=None, pad_edge=False, padding=(0, 2, 0, 0))
     for index, column in enumerate(columns):
-        table.add_column(column, justify="right" if numeric and index else "left", header_style="bold")
+        justify: Literal["left", "right"] = "right" if numeric and index else "left"
+        short = max((len(row[index]) for row in rows), default=0) <= _SHORT
+        table.add_column(column, justify=justify, header_style="bold", overflow="fold", no_wrap=short)
     for row in rows:
         table.add_row(*(escape(cell) for cell in row))
     stdout.print(table, soft_wrap=False)

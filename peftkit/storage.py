@@ -12,7 +12,7 @@ import json
 import os
 import secrets
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ __all__ = [
     "cache_folder",
     "folder_hashes",
     "is_free",
+    "manifest_faults",
     "read_json",
     "sha256_of_file",
     "sha256_of_json",
@@ -51,10 +52,32 @@ def sha256_of_json(value: Any) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def folder_hashes(folder: Path) -> dict[str, str]:
-    """SHA-256 of every file below `folder`, by POSIX path relative to it, in sorted order."""
-    files = sorted(path for path in folder.rglob("*") if path.is_file())
-    return {path.relative_to(folder).as_posix(): sha256_of_file(path) for path in files}
+def folder_hashes(folder: Path, known: Mapping[str, str] | None = None) -> dict[str, str]:
+    """SHA-256 of every file below `folder`, by POSIX path relative to it, in sorted order.
+
+    `known` are those that need not be read again.
+    """
+    files = {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*")) if path.is_file()}
+    return {name: (known or {}).get(name) or sha256_of_file(path) for name, path in files.items()}
+
+
+def manifest_faults(folder: Path) -> list[str] | None:
+    """How a folder's files differ from its `manifest.json`; None where it has none, or one of another kind.
+
+    Files that the manifest does not name are no fault: people add them.
+    """
+    try:
+        files = read_json(folder / MANIFEST_NAME)["files"]
+        wanted = {str(name): str(entry["sha256"]) for name, entry in files.items()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return None
+    faults = []
+    for name, digest in wanted.items():
+        if not (folder / name).is_file():
+            faults.append(f"{name} is missing")
+        elif sha256_of_file(folder / name) != digest:
+            faults.append(f"{name} has changed")
+    return faults
 
 
 def read_json(path: Path) -> Any:
@@ -102,10 +125,11 @@ def cache_folder() -> Path:
 
 
 @contextlib.contextmanager
-def atomic_folder(place: Path) -> Iterator[Path]:
+def atomic_folder(place: Path, known: Mapping[str, str] | None = None) -> Iterator[Path]:
     """Give a new folder to write into; it appears at `place`, whole and synced, when the block ends well.
 
-    The folder gets a `manifest.json` with the size and SHA-256 of each file. If the block raises, nothing is left.
+    The folder gets a `manifest.json` with the size and SHA-256 of each file; those that the block puts into `known`
+    are not computed again. If the block raises, nothing is left.
 
     Raises:
         RunError: `place` exists and is not an empty folder.
@@ -117,21 +141,21 @@ def atomic_folder(place: Path) -> Iterator[Path]:
     part.mkdir()
     try:
         yield part
-        _finish_folder(part)
+        _finish_folder(part, known)
         part.replace(place)
         _sync(place.parent)
     finally:
         shutil.rmtree(part, ignore_errors=True)
 
 
-def _finish_folder(folder: Path) -> None:
+def _finish_folder(folder: Path, known: Mapping[str, str] | None) -> None:
     """Set modes by the umask, sync every file, and write the manifest last."""
     mode = 0o666 & ~_current_umask()
     for path in sorted(folder.rglob("*")):
         if path.is_file():
             path.chmod(mode)  # safetensors creates its files with mode 0600; a shared model folder wants the umask's
             _sync(path)
-    hashes = folder_hashes(folder)
+    hashes = folder_hashes(folder, known)
     files = {name: {"bytes": (folder / name).stat().st_size, "sha256": digest} for name, digest in hashes.items()}
     write_json(folder / MANIFEST_NAME, {"files": files})
 

@@ -20,7 +20,7 @@ from peftkit.recipe.names import nearest
 
 __all__ = ["COMMANDS", "app", "main"]
 
-COMMANDS = ("quickstart", "recipes", "data", "train", "evaluate", "generate", "merge", "doctor")
+COMMANDS = ("quickstart", "recipes", "data", "train", "evaluate", "generate", "merge", "adapters", "push", "doctor")
 """In the order of a first use; each is the file of that name in this folder, with the command as `command`."""
 
 

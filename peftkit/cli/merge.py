@@ -1,16 +1,38 @@
-"""`peftkit merge`: an adapter and its base made into one model."""
+"""`peftkit merge`: adapters and their base made into one model."""
 
 from __future__ import annotations
 
+import re
 from dataclasses import asdict
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from peftkit import console
 from peftkit.cli import options
 
+if TYPE_CHECKING:
+    from peftkit.merging.receipt import MergeReceipt
+
 __all__ = ["command"]
+
+_UNITS = {"KB": 10**3, "MB": 10**6, "GB": 10**9}
+
+
+class _Size(click.ParamType[int]):
+    """A number of bytes, written as 500MB or 5GB."""
+
+    name = "size"
+
+    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        """The number of bytes."""
+        if isinstance(value, int):
+            return value
+        parts = re.fullmatch(r"(\d+)\s*([KMG]B)", str(value).upper())
+        if parts is None or int(parts[1]) == 0:
+            self.fail(f"{value!r} is no size; write it as 500MB or 5GB.", param, ctx)
+        return int(parts[1]) * _UNITS[parts[2]]
 
 
 @click.command("merge")
@@ -21,7 +43,8 @@ __all__ = ["command"]
     type=click.Choice(["dequantized", "original"]),
     default="dequantized",
     show_default=True,
-    help="For qlora: the base's rounded weights that the adapter was trained on, or the original ones.",
+    help="For qlora: the base's rounded weights that the adapter was trained on, or the original ones, which the "
+    "adapter does not know; how much that costs is measured and told.",
 )
 @click.option(
     "--dtype",
@@ -30,34 +53,73 @@ __all__ = ["command"]
     show_default=True,
     help="Number type to save in.",
 )
+@click.option("--shard-size", type=_Size(), default="50GB", show_default=True, help="Largest size of a file.")
+@click.option(
+    "--verify/--no-verify", default=True, show_default=True, help="Compare the result with the adapter on its base."
+)
+@click.option(
+    "--weight", type=float, default=1.0, show_default=True, help="What the adapter's update is multiplied by."
+)
+@click.option(
+    "--also",
+    type=(click.Path(path_type=Path), float),
+    multiple=True,
+    metavar="ADAPTER WEIGHT",
+    help="Add another adapter of the same base, times a weight. May be given again.",
+)
+@options.base
 @options.as_json
-def command(adapter: Path, output: Path, onto: str, dtype: str, as_json: bool) -> None:
+def command(
+    adapter: Path,
+    output: Path,
+    onto: str,
+    dtype: str,
+    shard_size: int,
+    verify: bool,
+    weight: float,
+    also: tuple[tuple[Path, float], ...],
+    base: str | None,
+    quantization: str | None,
+    as_json: bool,
+) -> None:
     """Make one full model of ADAPTER and its base, in OUTPUT.
 
     ADAPTER is an adapter or the run that made it, OUTPUT a new folder. The model is opened again by a process without
-    PEFT and bitsandbytes, and must give the adapter's own logits; merge.json in the folder is the receipt.
+    PEFT and bitsandbytes, and must give the adapter's own logits; merge.json in the folder is the receipt. A full
+    fine-tuned model is written in another number type, or in other files, and proven in the same way.
 
     \b
-    Example:
+    Examples:
       peftkit merge runs/first my-model
+      peftkit merge runs/first my-model --dtype bfloat16 --shard-size 5GB
+      peftkit merge runs/polite my-model --weight 0.7 --also runs/brief 0.3
     """
-    from peftkit.merging.merge import merge_adapter
+    from peftkit.merging.merge import MergeSettings, merge
     from peftkit.models.base import take_quiet
-    from peftkit.models.target import find_adapter
+    from peftkit.models.target import find_weights
 
     take_quiet()
-    receipt = merge_adapter(find_adapter(adapter), output, onto=onto, dtype=dtype)  # type: ignore[arg-type]
+    settings = MergeSettings(onto, dtype, shard_size, verify)  # type: ignore[arg-type]
+    parts = [(find_weights(folder), factor) for folder, factor in ((adapter, weight), *also)]
+    receipt = merge(parts, output, settings, options.given_base(base, quantization))
     if as_json:
         console.print_json({"output": str(output), **asdict(receipt)})
         return
+    _tell(receipt)
+    console.print_text(str(output))
+
+
+def _tell(receipt: MergeReceipt) -> None:
+    proof = receipt.proof
+    if proof is None:
+        console.warning("it was not compared with the adapter, as --no-verify says.")
+        return
     if receipt.tolerance is None:
         console.warning(
-            f"the base's original weights are not those that the adapter was trained on: "
-            f"the logits are {receipt.relative_error:.1e} off the adapter's own."
+            "the base's original weights are not those that the adapter was trained on; beside the adapter on its own, "
+            f"{proof.summary()}"
         )
     else:
         console.info(
-            f"opened without PEFT and bitsandbytes: logits {receipt.relative_error:.1e} off the adapter's own, "
-            f"{receipt.tolerance:.0e} allowed"
+            f"opened without PEFT and bitsandbytes, {proof.summary()}; the logits may be {receipt.tolerance:.0e} off"
         )
-    console.print_text(str(output))

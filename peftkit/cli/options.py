@@ -4,13 +4,28 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar, get_args
+from typing import TYPE_CHECKING, Any, TypeVar, get_args
 
 import click
 
+from peftkit import console
+from peftkit.recipe.hyperparameters import Quantization
 from peftkit.recipe.schema import Method
 
-__all__ = ["as_json", "method", "output", "overrides"]
+if TYPE_CHECKING:
+    from peftkit.models.adapter import GivenBase
+    from peftkit.workflows.adapters import Combined
+
+__all__ = ["QUANTIZATIONS", "as_json", "base", "given_base", "made_adapter", "method", "output", "overrides"]
+
+QUANTIZATIONS: dict[str, dict[str, Any]] = {
+    "nf4-double": {},
+    "nf4": {"bnb_4bit_use_double_quant": False},
+    "fp4": {"bnb_4bit_quant_type": "fp4", "bnb_4bit_use_double_quant": False},
+    "fp4-double": {"bnb_4bit_quant_type": "fp4"},
+    "int8": {"load_in_8bit": True},
+}
+"""Names for what a recipe's `quantization` section says."""
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
@@ -30,6 +45,33 @@ def overrides(function: Function) -> Function:
     """`--set FIELD=VALUE`, as often as wanted."""
     text = "Change one field of the recipe, as training.learning_rate=1e-4. May be given again."
     return click.option("--set", "overrides", metavar="FIELD=VALUE", multiple=True, help=text)(function)
+
+
+def base(function: Function) -> Function:
+    """`--base` and `--quantization`: what an adapter stands on, where its record does not say so."""
+    place = "The base's folder or name: if it has moved, or if peftkit did not make the adapter."
+    held = "How the base was quantised, if peftkit did not make the adapter."
+    function = click.option("--quantization", type=click.Choice(list(QUANTIZATIONS)), help=held)(function)
+    return click.option("--base", metavar="MODEL", help=place)(function)
+
+
+def given_base(base: str | None, quantization: str | None) -> GivenBase:
+    """What `--base` and `--quantization` say."""
+    from peftkit.models.adapter import GivenBase
+
+    chosen = Quantization.model_validate(QUANTIZATIONS[quantization]) if quantization else None
+    return GivenBase(base, chosen)
+
+
+def made_adapter(made: Combined) -> str:
+    """One line on an adapter that was made of others."""
+    text = f"rank {', '.join(map(str, made.ranks))}, {console.size(made.bytes)}"
+    if made.error is None:
+        return f"{text}: the exact sum"
+    text += f": the updates are {made.error:.2%} off"
+    if made.worst_error is not None:
+        text += f", at most {made.worst_error:.2%} in {made.worst_module}"
+    return f"{text}; {made.logits.summary()}" if made.logits else text
 
 
 def output(text: str) -> Callable[[Function], Function]:

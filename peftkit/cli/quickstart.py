@@ -48,11 +48,9 @@ def command(output: Path, as_json: bool) -> None:
     ]
     rows += [_cells(row) for row in result.rows]
     console.print_table("Held-out data, before and after fine-tuning", _COLUMNS, rows, numeric=True)
-    console.print_text("")
-    console.print_text(
-        f"The qlora adapter, merged into {result.merged}: "
-        f"logits {result.merge.relative_error:.1e} off the adapter's own."
-    )
+    if result.merge.proof:
+        off = f"logits {result.merge.proof.relative_error:.1e} off the adapter's own"
+        console.print_text(f"\nThe qlora adapter, merged into {result.merged}: {off}.")
     for sample in result.samples:
         console.print_text(f"\n  {sample.prompt}\n  → {sample.written}")
     console.print_text(_next(result))
@@ -65,17 +63,10 @@ def _cells(row: Row) -> list[str]:
         f"{metrics.trainable_parameters:,}",
         f"{metrics.base_perplexity:.1f} → {metrics.perplexity:.3f}",
         f"{row.exact_match:.2f}",
-        _size(row.output_bytes),
+        console.size(row.output_bytes),
         f"{metrics.train_seconds:.0f}",
-        _size(metrics.peak_memory_bytes or 0),
+        console.size(metrics.peak_memory_bytes or 0),
     ]
-
-
-def _size(count: float) -> str:
-    """Bytes as people read them."""
-    return (
-        f"{count / 1e3:.0f} kB" if count < 1e6 else f"{count / 1e6:.1f} MB" if count < 1e8 else f"{count / 1e6:.0f} MB"
-    )
 
 
 def _next(result: Quickstart) -> str:

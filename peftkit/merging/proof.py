@@ -1,75 +1,170 @@
-"""Whether two models compute the same: a probe, its logits here, and its logits in a process without helpers.
+"""Whether two models compute the same on a sample: here, and in a process without helpers.
 
-Run as `python -m peftkit.merging.proof FOLDER PROBE RESULT`: reads `input_ids` [rows, tokens] from the safetensors file
-PROBE, opens the model in FOLDER with Transformers alone, and writes its float32 `logits` to RESULT.
+Run as `python -m peftkit.merging.proof FOLDER WORK`: opens the model in FOLDER with Transformers alone, compares its
+logits with the expected ones in the folder WORK, and prints what it found as JSON.
 """
 
 from __future__ import annotations
 
+import json
+import math
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors import safe_open
+from safetensors.torch import save_file
 
+from peftkit.adapters.sample import SAMPLE_NAME, Sample
 from peftkit.errors import RunError
+from peftkit.storage import read_json
 
-__all__ = ["INT8_TOLERANCE", "logits_in_fresh_process", "logits_of", "probe_ids", "relative_error"]
+__all__ = ["INT8_TOLERANCE", "Agreement", "compare", "compare_in_fresh_process", "logits_of"]
 
 INT8_TOLERANCE = 0.1
 """Relative difference of logits that is accepted of an 8-bit base. LLM.int8() rounds what it multiplies to a 127th of
 the largest (Dettmers et al. 2022), so the last bit of a float may decide about a whole step."""
 
-_PROBE_SHAPE = (4, 32)
+_LOGITS_NAME = "logits.safetensors"
+_NO_LABEL = -100
 
 
-def probe_ids(vocabulary: int) -> torch.Tensor:
-    """Token ids [4, 32] spread over a vocabulary, the same on every machine."""
-    generator = torch.Generator().manual_seed(0)
-    return torch.randint(0, vocabulary, _PROBE_SHAPE, generator=generator)
+@dataclass(frozen=True)
+class Agreement:
+    """How nearly a model computes what another one does, over the tokens of a sample."""
+
+    sample: str
+    """What the sample is."""
+
+    tokens: int
+    largest_difference: float
+    """Of two logits."""
+
+    relative_error: float
+    """The same over the largest expected logit, by its size."""
+
+    kl_divergence: float
+    """Of the expected next-token distributions from the found ones: mean nats a token."""
+
+    same_next_token: float
+    """Share of the tokens after which both find the same one likeliest."""
+
+    expected_perplexity: float | None
+    """On the taught tokens of the sample; None where these are random."""
+
+    found_perplexity: float | None
+
+    def summary(self) -> str:
+        """One line for a person."""
+        line = (
+            f"on {self.tokens:,} tokens of {self.sample}: logits {self.relative_error:.1e} off, KL divergence "
+            f"{self.kl_divergence:.1e} nats a token, same next token {self.same_next_token:.2%}"
+        )
+        if self.expected_perplexity is None:
+            return line
+        return f"{line}, perplexity {self.expected_perplexity:.5g} → {self.found_perplexity:.5g}"
 
 
 @torch.inference_mode()
-def logits_of(model: Any, input_ids: torch.Tensor) -> torch.Tensor:
-    """A model's logits for token ids [rows, tokens], in evaluation mode: float32 [rows, tokens, vocabulary]."""
-    logits: torch.Tensor = model.eval()(input_ids=input_ids.to(model.device)).logits
-    return logits.float().cpu()
+def logits_of(model: Any, sample: Sample) -> list[torch.Tensor]:
+    """A model's logits in evaluation mode: for each row of the sample, float32 [tokens, vocabulary]."""
+    model.eval()
+    return [_row_logits(model, row) for row in sample.input_ids]
 
 
-def relative_error(found: torch.Tensor, expected: torch.Tensor) -> float:
-    """Largest difference over the largest expected value."""
-    return float((found - expected).abs().max() / expected.abs().max())
-
-
-def logits_in_fresh_process(folder: Path, input_ids: torch.Tensor) -> torch.Tensor:
-    """What the model in `folder` says to `input_ids` when a process without PEFT and bitsandbytes opens it.
+def compare(found: Iterable[torch.Tensor], expected: Iterable[torch.Tensor], sample: Sample) -> Agreement:
+    """Compare the logits of two models, row by row.
 
     Raises:
-        RunError: the process could not open the model.
+        RunError: one of them is not finite.
+    """
+    return _checked(_agreement(found, expected, sample))
+
+
+def compare_in_fresh_process(folder: Path, expected: Iterable[torch.Tensor], sample: Sample) -> Agreement:
+    """Compare what the model in `folder` says, when a process without PEFT and bitsandbytes opens it.
+
+    Raises:
+        RunError: the process could not open the model, or its logits are not finite.
     """
     with tempfile.TemporaryDirectory() as work:
-        probe, result = Path(work, "probe.safetensors"), Path(work, "logits.safetensors")
-        save_file({"input_ids": input_ids}, probe)
-        command = [sys.executable, "-m", "peftkit.merging.proof", str(folder), str(probe), str(result)]
+        Path(work, SAMPLE_NAME).write_text(json.dumps(sample.to_json()), encoding="utf-8")
+        save_file({str(number): row.contiguous() for number, row in enumerate(expected)}, Path(work, _LOGITS_NAME))
+        command = [sys.executable, "-m", "peftkit.merging.proof", str(folder), work]
         process = subprocess.run(command, capture_output=True, text=True, check=False)
         if process.returncode:
             lines = process.stderr.strip().splitlines() or ["it said nothing"]
             raise RunError(f"a fresh process cannot open the model: {lines[-1]}", where=str(folder))
-        return load_file(result)["logits"]
+        return _checked(Agreement(**json.loads(process.stdout.splitlines()[-1])))
 
 
-def _main(folder: str, probe: str, result: str) -> None:
+def _agreement(found: Iterable[torch.Tensor], expected: Iterable[torch.Tensor], sample: Sample) -> Agreement:
+    rows = [_row_figures(one, other, labels) for one, other, labels in zip(found, expected, sample.labels, strict=True)]
+    total = torch.tensor(rows, dtype=torch.float64)
+    difference, largest = total[:, :2].amax(dim=0).tolist()
+    divergence, same, taught, expected_loss, found_loss = total[:, 2:].sum(dim=0).tolist()
+    measured = sample.has_text and taught > 0
+    return Agreement(
+        sample=sample.source,
+        tokens=sample.tokens,
+        largest_difference=difference,
+        relative_error=difference / largest if largest else math.nan,
+        kl_divergence=divergence / sample.tokens,
+        same_next_token=same / sample.tokens,
+        expected_perplexity=_exponential(expected_loss / taught) if measured else None,
+        found_perplexity=_exponential(found_loss / taught) if measured else None,
+    )
+
+
+def _checked(agreement: Agreement) -> Agreement:
+    if not (math.isfinite(agreement.relative_error) and math.isfinite(agreement.kl_divergence)):
+        raise RunError("logits that are not finite were computed.", remedy="The weights are damaged, or overflow.")
+    return agreement
+
+
+def _exponential(loss: float) -> float:
+    return math.exp(loss) if loss < 700 else math.inf  # beyond, a float has no room
+
+
+def _row_logits(model: Any, ids: list[int]) -> torch.Tensor:
+    logits: torch.Tensor = model(input_ids=torch.tensor([ids], device=model.device)).logits[0]
+    return logits.float().cpu()
+
+
+def _row_figures(found: torch.Tensor, expected: torch.Tensor, labels: list[int]) -> tuple[float, ...]:
+    """Largest difference and logit, and sums: of divergence, equal next tokens, taught tokens, and both losses."""
+    one, other = found.double().log_softmax(dim=-1), expected.double().log_softmax(dim=-1)
+    divergence = torch.nn.functional.kl_div(one, other, reduction="sum", log_target=True)
+    wanted = [(place, label) for place, (_, label) in enumerate(pairwise(labels)) if label != _NO_LABEL]
+    losses = [-sum(float(table[place, label]) for place, label in wanted) for table in (other, one)]
+    return (
+        float((found - expected).abs().max()),
+        float(expected.abs().max()),
+        float(divergence),
+        float((found.argmax(dim=-1) == expected.argmax(dim=-1)).sum()),
+        float(len(wanted)),
+        *losses,
+    )
+
+
+def _main(folder: str, work: str) -> None:
     from transformers import AutoModelForCausalLM
 
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, trust_remote_code=False)
-    logits = logits_of(model, load_file(probe)["input_ids"])
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, trust_remote_code=False).eval()
+    sample = Sample(**read_json(Path(work, SAMPLE_NAME)))
+    with torch.inference_mode(), safe_open(Path(work, _LOGITS_NAME), framework="pt") as file:
+        found = (_row_logits(model, row) for row in sample.input_ids)  # one row in memory at a time
+        agreement = _agreement(found, (file.get_tensor(str(row)) for row in range(len(sample.labels))), sample)
     helpers = {"peft", "bitsandbytes"} & set(sys.modules)
     if helpers:
         raise SystemExit(f"{' and '.join(sorted(helpers))} was loaded; the proof needs a process without it")
-    save_file({"logits": logits.contiguous()}, result)
+    print(json.dumps(asdict(agreement)))
 
 
 if __name__ == "__main__":

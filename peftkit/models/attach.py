@@ -14,7 +14,14 @@ from peftkit.errors import FieldError
 from peftkit.models.quantise import quantised_modules
 from peftkit.recipe.hyperparameters import Lora
 
-__all__ = ["adapter_has_effect", "attach_adapter", "count_parameters", "resolve_targets"]
+__all__ = [
+    "adapter_has_effect",
+    "attach_adapter",
+    "count_parameters",
+    "embedding_modules",
+    "resolve_targets",
+    "tied_modules",
+]
 
 AUTO_TARGETS = {"gpt2": ["c_attn"], "llama": ["q_proj", "v_proj"], "gpt_neox": ["query_key_value"]}
 """The attention's input projections, which the LoRA paper adapts (Hu et al. 2021, section 7.1). GPT-2 holds query, key
@@ -34,7 +41,7 @@ def resolve_targets(structure: Any, target_modules: str | list[str]) -> list[str
     """
     linear = [name for name, module in structure.named_modules() if isinstance(module, nn.Linear | Conv1D)]
     head = _name_of(structure, structure.get_output_embeddings())
-    tied = {head, _name_of(structure, structure.get_input_embeddings())} if _is_tied(structure) else set()
+    tied = tied_modules(structure)
     adaptable = [name for name in linear if name != head]
     if target_modules == "all-linear":
         return adaptable
@@ -91,7 +98,7 @@ def attach_adapter(model: Any, lora: Lora, targets: list[str], base_folder: Path
         **arguments,
         target_modules=targets,
         task_type=TaskType.CAUSAL_LM,
-        fan_in_fan_out=isinstance(first, Conv1D),
+        fan_in_fan_out=Conv1D in (type(first), getattr(first, "source_cls", None)),  # what a quantised layer was
     )
     adapted = get_peft_model(model, config)
     adapted.peft_config["default"].base_model_name_or_path = str(base_folder)
@@ -106,6 +113,17 @@ def adapter_has_effect(model: Any) -> bool:
     return any(bool(torch.count_nonzero(parameter)) for parameter in trained)
 
 
+def embedding_modules(structure: Any) -> list[str]:
+    """The names of the input embedding and of the head, as far as the model has them."""
+    modules = (structure.get_input_embeddings(), structure.get_output_embeddings())
+    return [name for module in modules if module is not None and (name := _name_of(structure, module)) is not None]
+
+
+def tied_modules(structure: Any) -> list[str]:
+    """The same where they are one matrix, and nothing where each has its own."""
+    return embedding_modules(structure) if getattr(structure.config, "tie_word_embeddings", False) else []
+
+
 def count_parameters(model: Any) -> tuple[int, int]:
     """Trainable parameters and all parameters; a quantised weight counts as the numbers it stands for."""
     trainable = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
@@ -114,10 +132,6 @@ def count_parameters(model: Any) -> tuple[int, int]:
     }
     total = sum(packed.get(id(parameter), parameter.numel()) for parameter in model.parameters())
     return trainable, total
-
-
-def _is_tied(structure: Any) -> bool:
-    return bool(getattr(structure.config, "tie_word_embeddings", False))
 
 
 def _name_of(structure: Any, wanted: Any) -> str | None:

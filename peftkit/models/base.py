@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -15,13 +16,28 @@ from peftkit.errors import BaseError, FieldError
 from peftkit.recipe.schema import Base
 from peftkit.storage import sha256_of_file, sha256_of_json
 
-__all__ = ["BUILTIN_PREFIX", "LocatedBase", "locate_base", "open_tokenizer", "set_dropout", "take_quiet"]
+__all__ = [
+    "BUILTIN_PREFIX",
+    "TOKENIZER_FILES",
+    "LocatedBase",
+    "copy_tokenizer",
+    "has_tokenizer",
+    "locate_base",
+    "open_tokenizer",
+    "set_dropout",
+    "take_quiet",
+]
 
 BUILTIN_PREFIX = "builtin:"
 _ASSETS = Path(__file__).resolve().parents[1] / "assets"
 _DROPOUT_NAMES = ("resid_pdrop", "embd_pdrop", "attn_pdrop", "attention_dropout", "hidden_dropout", "embedding_dropout")
 # What Transformers needs from a hub repository; weights in any other form than safetensors can run code when opened.
 _WANTED_FILES = ("*.safetensors", "*.safetensors.index.json", "*.json", "*.txt", "*.model")
+
+TOKENIZER_FILES = (
+    "tokenizer*", "vocab.*", "merges.txt", "special_tokens_map.json", "added_tokens.json", "chat_template*", "*.model",
+)  # fmt: skip
+"""What a tokenizer is saved as."""
 
 
 @dataclass(frozen=True)
@@ -94,12 +110,22 @@ class LocatedBase:
 
         Adapters are stored with it: on another base they load without complaint and mean nothing.
         """
-        files = [*sorted(self.folder.glob("*.safetensors")), self.folder / "config.json"]
-        return sha256_of_json({file.name: sha256_of_file(file) for file in files})
+        return sha256_of_json(self.file_hashes)
 
-    def record(self) -> dict[str, str | None]:
+    @cached_property
+    def file_hashes(self) -> dict[str, str]:
+        """SHA-256 of the configuration and of every weight file, by name."""
+        files = [*sorted(self.folder.glob("*.safetensors")), self.folder / "config.json"]
+        return {file.name: sha256_of_file(file) for file in files}
+
+    def record(self) -> dict[str, Any]:
         """What a manifest says about the base."""
-        return {"model": self.reference, "revision": self.revision, "sha256": self.fingerprint}
+        return {
+            "model": self.reference,
+            "revision": self.revision,
+            "sha256": self.fingerprint,
+            "files": self.file_hashes,
+        }
 
 
 def locate_base(base: Base, *, weights: bool = True) -> LocatedBase:
@@ -146,6 +172,24 @@ def _fetch(name: str, revision: str | None, weights: bool) -> LocatedBase:
             remedy="Check the name and the network, name a folder, or use builtin:tiny-gpt2.",
         ) from error
     return LocatedBase(name, Path(folder), Path(folder).name)
+
+
+def has_tokenizer(folder: Path) -> bool:
+    """Whether a tokenizer was saved in a folder."""
+    return (folder / "tokenizer_config.json").is_file()
+
+
+def copy_tokenizer(source: Path, folder: Path) -> None:
+    """Copy a tokenizer's files as they are: opening and saving it would take longer, and write them in another form.
+
+    Raises:
+        BaseError: there are none.
+    """
+    files = [file for pattern in TOKENIZER_FILES for file in sorted(source.glob(pattern)) if file.is_file()]
+    if not files:
+        raise BaseError("holds no tokenizer.", where=str(source), remedy="Save the base's tokenizer into it.")
+    for file in files:
+        shutil.copyfile(file, folder / file.name)
 
 
 def open_tokenizer(folder: Path) -> Any:

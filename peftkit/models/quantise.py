@@ -6,18 +6,17 @@ import contextlib
 import logging
 import warnings
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import torch
 from transformers import BitsAndBytesConfig, PreTrainedConfig
-from transformers.pytorch_utils import Conv1D
 
 from peftkit.errors import BaseError
 from peftkit.models.base import LocatedBase
 from peftkit.recipe.hyperparameters import Quantization
-from peftkit.recipe.schema import Recipe
 
-__all__ = ["dequantised_base", "load_base", "load_quantised", "quantised_modules"]
+__all__ = ["Rounding", "load_base", "load_quantised", "quantised_modules"]
 
 
 def load_quantised(
@@ -32,9 +31,7 @@ def load_quantised(
         model = base.load(
             config,
             compute_dtype,
-            quantization_config=BitsAndBytesConfig(
-                **quantization.model_dump(), bnb_4bit_compute_dtype=getattr(torch, compute_dtype)
-            ),
+            quantization_config=_library_config(quantization, compute_dtype),
             device_map={"": device},
         )
     modules = quantised_modules(model)
@@ -45,42 +42,80 @@ def load_quantised(
             # Where a CPU has AVX512-BF16, the first evaluation would repack the weights for a kernel that computes in
             # bf16: other logits than in training, which cannot go on with such weights at all.
             module.support_avx512bf16_for_cpu = False
+            module.init_8bit_state = partial(_init_8bit_state, module)
     return model
 
 
-def load_base(base: LocatedBase, config: PreTrainedConfig, recipe: Recipe, dtype: str, device: str) -> Any:
-    """Load a base on its device as the recipe's method holds it: quantised for `qlora`, and in `dtype` otherwise.
+def load_base(
+    base: LocatedBase, config: PreTrainedConfig, quantization: Quantization | None, dtype: str, device: str
+) -> Any:
+    """Load a base on its device: quantised, or as it is in `dtype`.
 
     Raises:
         BaseError: it cannot be opened.
     """
-    if recipe.method == "qlora":
-        return load_quantised(base, config, recipe.quantization, dtype, device)
+    if quantization is not None:
+        return load_quantised(base, config, quantization, dtype, device)
     return base.load(config, dtype).to(device)
 
 
 def quantised_modules(model: Any) -> dict[str, Any]:
     """The modules whose weights bitsandbytes holds, by name."""
-    if not hasattr(model.config, "quantization_config"):
-        return {}
-    from bitsandbytes.nn import Linear4bit, Linear8bitLt
+    return _quantised_modules(model) if hasattr(model.config, "quantization_config") else {}
+
+
+class Rounding:
+    """What quantising does to a base's weights, one of them at a time and without the model."""
+
+    def __init__(self, structure: Any, quantization: Quantization, dtype: str) -> None:
+        """Find which modules of `structure`, the empty model, are quantised; it is used up.
+
+        `dtype` is torch's name of the number type that the base is loaded in.
+        """
+        from transformers.quantizers.auto import AutoHfQuantizer
+
+        quantizer = AutoHfQuantizer.from_config(_library_config(quantization, dtype), pre_quantized=False)
+        with _hushed():
+            quantizer.preprocess_model(structure, dtype=getattr(torch, dtype), device_map={"": "cpu"})
+        self._modules = _quantised_modules(structure)
+
+    def __contains__(self, module: str) -> bool:
+        return module in self._modules
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._modules)
+
+    @torch.no_grad()
+    def rounded(self, module: str, weight: torch.Tensor) -> torch.Tensor:
+        """A weight [out features, in features] after it was quantised and turned back: float32, on the CPU."""
+        layer = self._modules[module]
+        empty = layer.weight
+        settings = {name: value for name, value in empty.__dict__.items() if name != "SCB"}
+        layer.weight = type(empty)(weight.contiguous(), requires_grad=False, **settings).to("cpu")
+        numbers = _dequantised_weight(layer)
+        layer.weight = empty
+        return numbers
+
+
+def _quantised_modules(model: Any) -> dict[str, Any]:
+    from bitsandbytes.nn import Linear4bit, Linear8bitLt  # takes a second, and plain models do without
 
     return {name: module for name, module in model.named_modules() if isinstance(module, Linear4bit | Linear8bitLt)}
 
 
-@torch.no_grad()
-def dequantised_base(quantised: Any, base: LocatedBase, config: PreTrainedConfig) -> Any:
-    """A plain float32 model that computes what the quantised one does: its rounded weights, with nothing left to round.
+def _library_config(quantization: Quantization, dtype: str) -> BitsAndBytesConfig:
+    return BitsAndBytesConfig(**quantization.model_dump(), bnb_4bit_compute_dtype=getattr(torch, dtype))
 
-    The weights go into a freshly loaded model, whose layers keep their own kind: a quantised layer is always a Linear,
-    whose weight is the transpose of a Conv1D's, and a square one would fit the wrong way round.
+
+def _init_8bit_state(layer: Any) -> None:
+    """Begin an 8-bit layer's forward pass without losing its scales.
+
+    On a CPU, PEFT's DoRA moves the weight anew at each step, which brings back its numbers and not its scales;
+    bitsandbytes would replace those that it keeps in the layer's state with nothing.
     """
-    fresh = base.load(config, "float32")
-    for name, module in quantised_modules(quantised).items():
-        weight = _dequantised_weight(module)
-        place = fresh.get_submodule(name.removesuffix(".base_layer"))  # PEFT's name of a layer inside its adapter
-        place.weight.copy_(weight.T if isinstance(place, Conv1D) else weight)
-    return fresh
+    if layer.weight.SCB is None:
+        layer.weight.SCB = layer.state.SCB
+    type(layer).init_8bit_state(layer)
 
 
 def _dequantised_weight(module: Any) -> torch.Tensor:

@@ -39,7 +39,7 @@ class Start:
         if self.located is None:
             model: Any = initialise_model(recipe.base.init or Init(), self.tokenizer, recipe.base.dropout)
             return model.to(device)
-        base = load_base(self.located, self.config, recipe, base_dtype, device)
+        base = load_base(self.located, self.config, recipe.base_quantization, base_dtype, device)
         if not recipe.trains_adapter:
             return base
         if recipe.training.activation_checkpointing:

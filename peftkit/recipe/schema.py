@@ -313,3 +313,8 @@ class Recipe(Section):
     def trains_adapter(self) -> bool:
         """Whether the run ends in an adapter rather than a whole model."""
         return self.method != "full"
+
+    @property
+    def base_quantization(self) -> Quantization | None:
+        """How the base is quantised while training; None where it is not."""
+        return self.quantization if self.method == "qlora" else None

@@ -9,7 +9,9 @@ from peftkit.errors import TargetError
 from peftkit.runs.manifest import RunManifest
 from peftkit.storage import MANIFEST_NAME, is_free, read_json, write_json, write_text
 
-__all__ = ["RunFolder"]
+__all__ = ["ADAPTER_FOLDER", "RunFolder"]
+
+ADAPTER_FOLDER = "adapter"
 
 
 @dataclass(frozen=True)
@@ -41,7 +43,7 @@ class RunFolder:
     @property
     def adapter(self) -> Path:
         """What a run of `lora` or `qlora` ships."""
-        return self.path / "adapter"
+        return self.path / ADAPTER_FOLDER
 
     @property
     def model(self) -> Path:

@@ -12,7 +12,8 @@ from typing import get_args
 from peftkit import console
 from peftkit.data.prepare import pairs, prepare_validation
 from peftkit.errors import RunError
-from peftkit.merging.merge import MergeReceipt, merge_adapter
+from peftkit.merging.merge import merge
+from peftkit.merging.receipt import MergeReceipt
 from peftkit.models.base import locate_base
 from peftkit.recipe.library import find_recipe
 from peftkit.recipe.loader import load_recipe
@@ -83,7 +84,7 @@ def quickstart(output: Path) -> Quickstart:
         _check_helped(row, untouched.exact_match or 0.0)
     merged = output / _MERGED
     console.info("Merging the qlora adapter into a model that needs neither PEFT nor bitsandbytes.")
-    receipt = merge_adapter(output / "qlora" / "adapter", merged)
+    receipt = merge([(output / "qlora" / "adapter", 1.0)], merged)
     return Quickstart(base, untouched.exact_match or 0.0, rows, str(merged), receipt, _samples(merged, recipe.data))
 
 

@@ -9,15 +9,18 @@ from pathlib import Path
 from typing import Any
 
 from peftkit import console
+from peftkit.adapters.record import Record
+from peftkit.adapters.sample import Sample
 from peftkit.data.audit import check
 from peftkit.data.chat import chat_template
 from peftkit.data.prepare import RunData, prepare, texts
+from peftkit.data.sample import pick_sample
 from peftkit.errors import PeftkitError, RunError
-from peftkit.merging.proof import INT8_TOLERANCE, logits_in_fresh_process, logits_of, probe_ids, relative_error
+from peftkit.merging.proof import INT8_TOLERANCE, compare, compare_in_fresh_process, logits_of
 from peftkit.models.attach import count_parameters
 from peftkit.models.attention import use_attention
 from peftkit.models.device import detect_hardware
-from peftkit.models.export import export, record_of
+from peftkit.models.export import export
 from peftkit.models.start import Start, new_start, padding_id, pretrained_start
 from peftkit.models.target import open_adapter
 from peftkit.planning.hardware import ChosenPrecision, choose_base_dtype, choose_precision
@@ -78,9 +81,11 @@ def run(file: RecipeFile) -> tuple[RunFolder, RunManifest]:
         measured = {name: value for name, value in asdict(result).items() if name in RunMetrics.__dataclass_fields__}
         manifest.metrics = RunMetrics(trainable_parameters=trainable, total_parameters=total, **measured)
         place = folder.adapter if recipe.trains_adapter else folder.model
-        export(model, start.tokenizer, place, record_of(recipe, start.record(), base_dtype, manifest.metrics))
-        _verify(model, place, recipe, len(start.tokenizer), precision)
         manifest.data["train"] = data.train.record()  # of a stream, more is known now
+        record = Record(recipe, manifest.base, base_dtype, manifest.data, asdict(manifest.metrics), manifest.versions)
+        sample = pick_sample(data)
+        export(model, start.tokenizer, place, record, sample)
+        _verify(model, place, recipe, sample, precision)
         manifest.outputs = {f"{place.name}/{name}": digest for name, digest in folder_hashes(place).items()}
         manifest.status = "finished"
     return folder, manifest
@@ -118,23 +123,22 @@ def _stated(file: RecipeFile, data: RunData) -> RecipeFile:
     return file.with_format(data.train.formats[0]) if len(data.train.formats) == 1 else file
 
 
-def _verify(model: Any, place: Path, recipe: Recipe, vocabulary: int, precision: ChosenPrecision) -> None:
+def _verify(model: Any, place: Path, recipe: Recipe, sample: Sample, precision: ChosenPrecision) -> None:
     """Open what was saved as a user would, and see that it computes what the model in memory computes.
 
     Raises:
         RunError: it does not.
     """
-    probe = probe_ids(vocabulary)
-    expected = logits_of(model, probe)
+    expected = logits_of(model, sample)
     if recipe.trains_adapter:
-        found = logits_of(open_adapter(place, str(model.device))[0], probe)
+        agreement = compare(logits_of(open_adapter(place, str(model.device))[0], sample), expected, sample)
     else:
-        found = logits_in_fresh_process(place, probe)
-    error = relative_error(found, expected)
-    in_8_bit = recipe.method == "qlora" and recipe.quantization.load_in_8bit
-    if not error <= (INT8_TOLERANCE if in_8_bit else _TOLERANCE[precision]):
+        agreement = compare_in_fresh_process(place, expected, sample)
+    in_8_bit = recipe.base_quantization is not None and recipe.base_quantization.load_in_8bit
+    if agreement.relative_error > (INT8_TOLERANCE if in_8_bit else _TOLERANCE[precision]):
         raise RunError(
-            f"what was saved computes other logits than what was trained: {error:.1e} off.", where=str(place)
+            f"what was saved computes other logits than what was trained: {agreement.relative_error:.1e} off.",
+            where=str(place),
         )
 
 

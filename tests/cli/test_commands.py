@@ -87,7 +87,7 @@ def test_a_base_laid_out_as_the_hubs_cache_trains_by_its_name(
         (["evaluate", "builtin:tiny-gpt2"], "records no recipe"),
         (["generate", "builtin:tiny-gpt2", "--prompt", " "], "--prompt: is empty"),
         (["generate", "builtin:nothing", "--prompt", "a"], "there is no builtin:nothing"),
-        (["merge", "builtin:tiny-gpt2", "out"], "is not an adapter"),
+        (["merge", "builtin:tiny-gpt2", "out"], "there is no such folder"),
         (["recipes", "copy", "quickstart", "no/such/folder/a.yaml"], "there is no such folder"),
         (["recipes", "show", "nothing"], "The shipped ones are: "),
     ],

@@ -7,9 +7,10 @@ from typing import Any
 import pytest
 import torch
 
+from peftkit.models.attach import attach_adapter
 from peftkit.models.base import LocatedBase, locate_base
-from peftkit.models.quantise import dequantised_base, load_quantised, quantised_modules
-from peftkit.recipe.hyperparameters import Quantization
+from peftkit.models.quantise import Rounding, load_quantised, quantised_modules
+from peftkit.recipe.hyperparameters import Lora, Quantization
 from peftkit.recipe.schema import Base
 
 WAYS = {
@@ -37,11 +38,16 @@ def test_a_dequantised_base_computes_what_the_quantised_one_does(way: str, base:
     quantised = load_quantised(base, base.config(), quantization, "float32", "cpu")
     expected = logits(quantised)
 
-    plain = logits(dequantised_base(quantised, base, base.config()))
+    structure, plain = base.structure(base.config()), base.load(base.config(), "float32")
+    rounding = Rounding(structure, quantization, "float32")
+    for module in rounding:
+        weight = plain.get_submodule(module).weight.data  # of a Conv1D: the transpose of a Linear's
+        weight.copy_(rounding.rounded(module, weight.T).T)
+    found = logits(plain)
     original = logits(base.load(base.config(), "float32"))
 
     scale = expected.abs().max()
-    assert (plain - expected).abs().max() / scale < bound
+    assert (found - expected).abs().max() / scale < bound
     assert (original - expected).abs().max() / scale > 1e-3
 
 
@@ -62,6 +68,21 @@ def test_evaluation_leaves_a_quantised_model_able_to_train(base: LocatedBase) ->
 
     assert embeddings.grad is not None
     assert torch.equal(logits(quantised), before)
+
+
+@pytest.mark.parametrize("way", ["nf4", "int8"])
+def test_dora_trains_on_a_quantised_base(way: str, base: LocatedBase) -> None:
+    quantised = load_quantised(base, base.config(), WAYS[way][0], "float32", "cpu")
+    adapted = attach_adapter(quantised, Lora(use_dora=True), ["transformer.h.0.attn.c_attn"], base.folder)
+    first = logits(adapted)
+
+    adapted.train()
+    for _ in range(2):
+        adapted(input_ids=IDS, labels=IDS).loss.backward()
+
+    magnitudes = [weight for name, weight in adapted.named_parameters() if "lora_magnitude_vector" in name]
+    assert [weight.grad is not None and bool(weight.grad.any()) for weight in magnitudes] == [True]
+    assert torch.allclose(logits(adapted), first, rtol=0.1, atol=0.1)
 
 
 def test_a_plain_model_has_no_quantised_modules(base: LocatedBase) -> None:

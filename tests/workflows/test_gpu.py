@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from peftkit.merging.merge import merge_adapter
+from peftkit.merging.merge import merge
 from peftkit.recipe.loader import load_recipe
 from peftkit.workflows.run import run
 
@@ -40,4 +40,7 @@ def test_packed_documents_train_on_a_gpu_with_the_attention_that_is_chosen(recip
 def test_an_adapter_trained_on_a_gpu_is_merged_exactly(recipe_path: Path, tmp_path: Path) -> None:
     run(load_recipe(recipe_path, method="qlora", overrides=["precision=fp32"], output=tmp_path / "run"))
 
-    assert merge_adapter(tmp_path / "run" / "adapter", tmp_path / "merged").relative_error < 1e-5
+    receipt = merge([(tmp_path / "run" / "adapter", 1.0)], tmp_path / "merged")
+
+    assert receipt.proof is not None
+    assert receipt.proof.relative_error < 1e-5

@@ -27,7 +27,7 @@ def test_every_method_is_clearly_better_than_the_untouched_base(peftkit: Command
     for row in result["rows"]:
         assert row["metrics"]["perplexity"] < 1.1 < 100 < row["metrics"]["base_perplexity"]
         assert row["exact_match"] > 0.9
-    assert result["merge"]["relative_error"] < 1e-5
+    assert result["merge"]["proof"]["relative_error"] < 1e-5
     assert [sample["written"] for sample in result["samples"]] == [sample["wanted"] for sample in result["samples"]]
     assert (tmp_path / "quick" / "merged-qlora" / "model.safetensors").is_file()
 

@@ -1,0 +1,1 @@
+"""What is in an adapter, known from its files alone: numpy and safetensors, no torch."""

@@ -1,0 +1,153 @@
+"""The model card: what an adapter or a model is, how it was made and how good it is, how to open it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from peftkit.adapters.lora import kinds_of
+from peftkit.adapters.record import RECORD_NAME, Record
+from peftkit.recipe.hyperparameters import Quantization
+from peftkit.recipe.schema import Source
+
+__all__ = ["model_card"]
+
+_OPEN_ADAPTER = """\
+from peft import AutoPeftModelForCausalLM
+
+model = AutoPeftModelForCausalLM.from_pretrained("FOLDER")"""
+_OPEN_MODEL = """\
+from transformers import pipeline
+
+print(pipeline("text-generation", "FOLDER")("...")[0]["generated_text"])"""
+
+
+def model_card(record: Record, receipt: dict[str, Any] | None = None) -> str:
+    """The text of `README.md` beside the weights; of a merged model with the receipt that it was proven by."""
+    merged = receipt is not None
+    adapter = record.recipe.trains_adapter and not merged
+    parts = [
+        *_front_matter(record, adapter),
+        f"# {record.recipe.name}",
+        "",
+        f"{_what(record, merged)} with peftkit from the recipe `{record.recipe.name}`.",
+        *([record.recipe.description] if record.recipe.description else []),
+        "",
+        *_table("How it was made", _made(record)),
+        *_table("How good it is", _measured(record)),
+        *(_table("How exactly it was merged", _proven(receipt)) if receipt else []),
+        *_use(adapter),
+        f"`{RECORD_NAME}` holds the complete recipe, the hashes of base and data, and the versions.",
+        "",
+    ]
+    return "\n".join(parts)
+
+
+def _front_matter(record: Record, adapter: bool) -> list[str]:
+    """What the hub reads."""
+    base = record.base["model"]
+    named = [f"base_model: {base}"] if base and not base.startswith(("builtin:", "/")) else []
+    library, tags = ("peft", ["lora", "peftkit"]) if adapter else ("transformers", ["peftkit"])
+    lines = [
+        f"library_name: {library}",
+        *named,
+        "pipeline_tag: text-generation",
+        "tags:",
+        *(f"- {tag}" for tag in tags),
+    ]
+    return ["---", *lines, "---", ""]
+
+
+def _what(record: Record, merged: bool) -> str:
+    base = _base_name(record)
+    if record.recipe.method == "full":
+        return f"Every weight of {base}, fine-tuned"
+    quantised = " on its quantised weights" if record.recipe.base_quantization else ""
+    if merged:
+        return f"{base} with a LoRA adapter merged into it, trained{quantised}"
+    return f"A LoRA adapter for {base}, trained{quantised}"
+
+
+def _made(record: Record) -> Iterator[tuple[str, str]]:
+    recipe, training = record.recipe, record.recipe.training
+    yield "base", _base_name(record) + (f" at {record.base['revision']}" if record.base["revision"] else "")
+    yield "SHA-256 of the base", record.base["sha256"] or "none: made from nothing"
+    yield "data", ", ".join(_data_name(source) for source in recipe.data.train_sources)
+    yield "method", recipe.method
+    if recipe.trains_adapter:
+        yield "LoRA", _lora(record)
+    if recipe.base_quantization:
+        yield "base quantised to", _width(recipe.base_quantization)
+    yield "learning rate", f"{training.learning_rate:g}, {training.lr_scheduler_type}"
+    yield "optimizer", f"{training.optim}, weight decay {training.weight_decay:g}"
+    yield "batch size", str(training.per_device_train_batch_size * training.gradient_accumulation_steps)
+    length = f"{training.max_steps:,} steps" if training.max_steps > 0 else f"{training.num_train_epochs:g} epochs"
+    yield "length", f"{length} of sequences of at most {recipe.data.max_length:,} tokens"
+    yield "seed", str(training.seed)
+    if record.made_from:
+        yield "made from", ", ".join(f"{part['weight']:g} x {part['adapter']}" for part in record.made_from)
+    versions = (f"{name} {version}" for name, version in record.versions.items() if version)
+    yield "versions", ", ".join(versions)
+
+
+def _lora(record: Record) -> str:
+    lora = record.recipe.lora
+    kinds = [name for name, used in (("DoRA", lora.use_dora), ("rslora", lora.use_rslora)) if used]
+    targets = (record.adapter_config or {}).get("target_modules") or []
+    where = [f"on {', '.join(kinds_of(targets))}"] if isinstance(targets, list) and targets else []
+    return ", ".join([f"r {lora.r}", f"alpha {lora.lora_alpha:g}", *kinds, *where])
+
+
+def _measured(record: Record) -> Iterator[tuple[str, str]]:
+    yield "perplexity before", _number(record.metrics.get("base_perplexity"))
+    yield "perplexity after", _number(record.metrics.get("perplexity"))
+
+
+def _proven(receipt: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    yield "merged onto", f"the {receipt['onto']} base, as {receipt['dtype']}"
+    proof = receipt["proof"]
+    if proof is None:
+        yield "compared with the adapter", "no: merged with --no-verify"
+        return
+    allowed = f", {receipt['tolerance']:.0e} allowed" if receipt["tolerance"] is not None else ", nothing promised"
+    yield (
+        "compared with the adapter on",
+        f"{proof['tokens']:,} tokens of its {proof['sample']}, in a process without PEFT",
+    )
+    yield "relative error of the logits", f"{proof['relative_error']:.1e}{allowed}"
+    yield "KL divergence", f"{proof['kl_divergence']:.1e} nats a token"
+    yield "same next token", f"{proof['same_next_token']:.2%}"
+
+
+def _use(adapter: bool) -> list[str]:
+    merge = ["peftkit merge FOLDER OUTPUT"] if adapter else []
+    commands = ['peftkit generate FOLDER --prompt "..."', "peftkit evaluate FOLDER", *merge]
+    opened = _OPEN_ADAPTER if adapter else _OPEN_MODEL
+    return ["## Use", "", "```sh", *commands, "```", "", "```python", opened, "```", ""]
+
+
+def _table(title: str, rows: Iterator[tuple[str, str]]) -> list[str]:
+    return [f"## {title}", "", "| | |", "|---|---|", *(f"| {name} | {value} |" for name, value in rows), ""]
+
+
+def _base_name(record: Record) -> str:
+    return record.base["model"] or "a new model"
+
+
+def _data_name(source: Source) -> str:
+    """A source as others can find it: without the folders of the machine that trained."""
+    if source.path is not None:
+        paths = [source.path] if isinstance(source.path, str) else source.path
+        return ", ".join(path.rpartition("/")[2] for path in paths)
+    return " ".join(part for part in (source.dataset, source.name) if part)
+
+
+def _width(quantization: Quantization) -> str:
+    if quantization.load_in_8bit:
+        return "8 bits, LLM.int8()"
+    double = ", scales quantised too" if quantization.bnb_4bit_use_double_quant else ""
+    return f"4 bits, {quantization.bnb_4bit_quant_type.upper()}{double}"
+
+
+def _number(value: float | None) -> str:
+    return "not measured" if value is None else f"{value:.4f}"

@@ -1,0 +1,168 @@
+"""Adapters made of adapters: a weighted sum, exact, and the best of a lower rank."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors.numpy import save_file
+
+from peftkit.adapters.files import CONFIG_NAME, WEIGHTS_NAME, Adapter, Floats, read_adapter
+from peftkit.adapters.lora import Factors, folded, meaning_of, part_of
+from peftkit.adapters.record import RECORD_NAME
+from peftkit.errors import TargetError
+from peftkit.storage import write_json
+
+__all__ = ["Compressed", "check_addable", "compress", "made_from", "sum_of", "write_adapter"]
+
+
+@dataclass(frozen=True)
+class Compressed:
+    """Updates cut to a lower rank, and what that lost."""
+
+    factors: dict[str, Factors]
+    errors: dict[str, float]
+    """By module: ‖ΔW - ΔW'‖ / ‖ΔW‖, of Frobenius norms."""
+
+    error: float
+    """The same over all modules together."""
+
+
+def check_addable(adapters: Sequence[Adapter]) -> None:
+    """See that adapters stand on one base and are nothing but sums of products.
+
+    Raises:
+        TargetError: one is not.
+    """
+    first = adapters[0]
+    for adapter in adapters:
+        meaning = meaning_of(adapter)
+        extra = "DoRA's magnitudes" if any(each.magnitude is not None for each in meaning.factors.values()) else None
+        if meaning.whole:
+            extra = f"{next(iter(meaning.whole))}, which was trained whole"
+        if any(each.bias is not None for each in meaning.factors.values()):
+            extra = "biases of its own"
+        if extra:
+            raise TargetError(
+                f"has {extra}; a sum of adapters is exact only for their products.",
+                where=str(adapter.folder),
+                remedy="Merge it alone.",
+            )
+        if _base_of(adapter) != _base_of(first):
+            raise TargetError(
+                f"stands on another base than {first.folder}, or on one that was held in another way.",
+                where=str(adapter.folder),
+                remedy="Only adapters that were trained on the same weights can be added.",
+            )
+
+
+def sum_of(parts: Sequence[tuple[Mapping[str, Factors], float]]) -> dict[str, Factors]:
+    """The weighted sum of several adapters' updates: their matrices side by side, so that nothing is lost.
+
+    Σ wᵢ sᵢ BᵢAᵢ is [w₁s₁B₁ w₂s₂B₂ …] times the Aᵢ on top of each other; the ranks add up.
+
+    Raises:
+        TargetError: two of them see a module in different shapes.
+    """
+    total: dict[str, Factors] = {}
+    for factors, weight in parts:
+        for module, each in factors.items():
+            scaled = folded(each, weight)
+            total[module] = _beside(module, total[module], scaled) if module in total else scaled
+    return total
+
+
+def compress(factors: Mapping[str, Factors], rank: int) -> Compressed:
+    """The nearest updates of at most `rank`, by singular value decomposition (Eckart and Young 1936)."""
+    kept: dict[str, Factors] = {}
+    errors: dict[str, float] = {}
+    lost_squared = total_squared = 0.0
+    for module, given in factors.items():
+        each = folded(given)
+        left, values, right = each.svd()
+        root = np.sqrt(values[:rank])
+        b, a = left[:, :rank] * root, right[:rank] * root[:, None]
+        kept[module] = replace(each, a=a.astype(np.float32), b=b.astype(np.float32))
+        lost, size = float(np.sum(values[rank:] ** 2)), float(np.sum(values**2))
+        errors[module] = (lost / size) ** 0.5 if size else 0.0
+        lost_squared, total_squared = lost_squared + lost, total_squared + size
+    return Compressed(kept, errors, (lost_squared / total_squared) ** 0.5 if total_squared else 0.0)
+
+
+def made_from(adapters: Sequence[Adapter], weights: Sequence[float]) -> list[dict[str, Any]]:
+    """What the record of a combined adapter says about its parts."""
+    return [
+        {"adapter": adapter.folder.resolve().name, "weight": weight, "sha256": adapter.sha256}
+        for adapter, weight in zip(adapters, weights, strict=True)
+    ]
+
+
+def write_adapter(
+    folder: Path, like: Adapter, factors: Mapping[str, Factors], made_from: list[dict[str, Any]]
+) -> Adapter:
+    """Write updates as an adapter that PEFT opens, with the other settings and the record of the first it is made from.
+
+    The scaling is in the matrices: every module's `lora_alpha` is its rank. What was trained whole is carried over.
+    """
+    tensors: dict[str, Floats] = {name: each.array() for name, each in like.tensors.items() if part_of(name)[1] is None}
+    for module, each in factors.items():
+        tensors |= each.tensors(module)
+    save_file({name: np.ascontiguousarray(tensor) for name, tensor in tensors.items()}, folder / WEIGHTS_NAME)
+    config = _config(like.config, factors)
+    write_json(folder / CONFIG_NAME, config)
+    if like.record:
+        written = replace(read_adapter(folder), record=None)
+        lora = like.record.recipe.lora.model_copy(
+            update={"r": config["r"], "lora_alpha": config["lora_alpha"], "use_rslora": False}
+        )
+        record = replace(
+            like.record,
+            recipe=like.record.recipe.model_copy(update={"lora": lora}),
+            metrics={},
+            made_from=made_from,
+            adapter_config=config,
+            tensors={name: tensor.sha256 for name, tensor in written.tensors.items()},
+        )
+        write_json(folder / RECORD_NAME, record.to_json())
+    return read_adapter(folder)
+
+
+def _base_of(adapter: Adapter) -> tuple[Any, ...]:
+    """What must be equal for two adapters to be on the same weights."""
+    record = adapter.record
+    if record is None:
+        return (adapter.config.get("base_model_name_or_path"),)
+    return (record.base["sha256"], record.base_dtype, record.recipe.base_quantization)
+
+
+def _beside(module: str, one: Factors, other: Factors) -> Factors:
+    if one.a.shape[1] != other.a.shape[1] or one.b.shape[0] != other.b.shape[0]:
+        raise TargetError("has different shapes in the adapters.", where=module, remedy="They are of different models.")
+    return replace(one, a=np.concatenate([one.a, other.a]), b=np.concatenate([one.b, other.b], axis=1))
+
+
+def _config(config: dict[str, Any], factors: Mapping[str, Factors]) -> dict[str, Any]:
+    ranks = {module: each.rank for module, each in sorted(factors.items())}
+    usual = _most_common(ranks.values())
+    others = {module: rank for module, rank in ranks.items() if rank != usual}
+    return {
+        **config,
+        "r": usual,
+        "lora_alpha": usual,
+        "rank_pattern": others,
+        "alpha_pattern": dict(others),
+        "target_modules": list(ranks),
+        "exclude_modules": None,
+        "layers_to_transform": None,
+        "layers_pattern": None,
+        "use_rslora": False,
+        "init_lora_weights": True,
+    }
+
+
+def _most_common(ranks: Iterable[int]) -> int:
+    return Counter(ranks).most_common(1)[0][0]
