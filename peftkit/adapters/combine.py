@@ -96,7 +96,7 @@ def compress(factors: Mapping[str, Factors], rank: int) -> Compressed:
 def made_from(adapters: Sequence[Adapter], weights: Sequence[float]) -> list[dict[str, Any]]:
     """What the record of a combined adapter says about its parts."""
     return [
-        {"adapter": adapter.folder.resolve().name, "weight": weight, "sha256": adapter.sha256}
+        {"adapter": adapter.name, "weight": weight, "sha256": adapter.sha256}
         for adapter, weight in zip(adapters, weights, strict=True)
     ]
 

@@ -14,6 +14,7 @@ import safetensors
 
 from peftkit.adapters.record import Record
 from peftkit.errors import TargetError
+from peftkit.runs.folder import ADAPTER_FOLDER
 from peftkit.storage import read_json, sha256_of_json
 
 __all__ = ["CONFIG_NAME", "WEIGHTS_NAME", "Adapter", "Floats", "StoredTensor", "read_adapter"]
@@ -59,6 +60,12 @@ class Adapter:
 
     tensors: dict[str, StoredTensor]
     record: Record | None
+
+    @property
+    def name(self) -> str:
+        """What people call it: the name of its folder, or of the run that it is in."""
+        folder = self.folder.resolve()
+        return folder.parent.name if folder.name == ADAPTER_FOLDER else folder.name
 
     @property
     def sha256(self) -> str:

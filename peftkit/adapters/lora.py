@@ -13,6 +13,7 @@ import numpy.typing as npt
 
 from peftkit.adapters.files import WEIGHTS_NAME, Adapter, Floats
 from peftkit.errors import TargetError
+from peftkit.recipe.names import LORA_BEYOND, LORA_INITS_BEYOND
 
 __all__ = ["Doubles", "Factors", "Meaning", "folded", "kinds_of", "meaning_of", "part_of", "place_of"]
 
@@ -27,15 +28,6 @@ _PARTS = {
     "lora_magnitude_vector": "magnitude",
     "lora_B.bias": "bias",
 }
-_BEYOND_FACTORS = {
-    "layer_replication": "repeats layers",
-    "target_parameters": "adapts bare parameters",
-    "trainable_token_indices": "trains single tokens",
-    "alora_invocation_tokens": "acts only after certain tokens",
-    "megatron_config": "is split by Megatron",
-    "use_qalora": "pools its inputs",
-}
-"""Settings of PEFT under which an adapter is more than a sum of products."""
 
 
 @dataclass(frozen=True)
@@ -164,9 +156,9 @@ def kinds_of(modules: Iterable[str]) -> list[str]:
 
 
 def _check_kind(adapter: Adapter) -> None:
-    strange = next((what for field, what in _BEYOND_FACTORS.items() if adapter.config.get(field)), None)
+    strange = next((what for field, what in LORA_BEYOND.items() if adapter.config.get(field)), None)
     initial = adapter.config.get("init_lora_weights")
-    if isinstance(initial, str) and initial.partition("_")[0] in ("pissa", "olora", "corda", "loftq"):
+    if isinstance(initial, str) and initial.startswith(LORA_INITS_BEYOND):
         strange = f"was begun with {initial}, which changes the base's weights too"
     if strange:
         raise TargetError(

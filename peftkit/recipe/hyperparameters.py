@@ -7,7 +7,14 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import AfterValidator, Field, model_validator
 
 from peftkit.recipe.installed import LibraryClass, enum_values
-from peftkit.recipe.names import LORA_OWNED, QUANTIZATION_OWNED, TRAINING_OWNED, TRAINING_REMOVED, nearest
+from peftkit.recipe.names import (
+    LORA_INITS_BEYOND,
+    LORA_OWNED,
+    QUANTIZATION_OWNED,
+    TRAINING_OWNED,
+    TRAINING_REMOVED,
+    nearest,
+)
 from peftkit.recipe.section import LibrarySection, disagree
 
 __all__ = ["Lora", "Quantization", "Training"]
@@ -153,6 +160,14 @@ class Lora(LibrarySection):
 
     modules_to_save: list[str] | None = None
     """Modules trained whole beside the adapter and saved with it."""
+
+    @model_validator(mode="after")
+    def _leaves_the_base_alone(self) -> Lora:
+        initial = (self.model_extra or {}).get("init_lora_weights")
+        if isinstance(initial, str) and initial.startswith(LORA_INITS_BEYOND):
+            what = f"{initial} changes the base's weights, which an adapter alone does not carry."
+            disagree(("init_lora_weights", f"{what} Use true, gaussian, orthogonal or eva."))
+        return self
 
 
 class Quantization(LibrarySection):

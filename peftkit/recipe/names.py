@@ -5,7 +5,15 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable, Mapping
 
-__all__ = ["LORA_OWNED", "QUANTIZATION_OWNED", "TRAINING_OWNED", "TRAINING_REMOVED", "nearest"]
+__all__ = [
+    "LORA_BEYOND",
+    "LORA_INITS_BEYOND",
+    "LORA_OWNED",
+    "QUANTIZATION_OWNED",
+    "TRAINING_OWNED",
+    "TRAINING_REMOVED",
+    "nearest",
+]
 
 TRAINING_REMOVED: Mapping[str, str] = {
     "evaluation_strategy": "Use eval_strategy.",
@@ -70,7 +78,31 @@ TRAINING_OWNED: Mapping[str, str] = {
 }
 """Arguments of `TrainingArguments` that peftkit sets itself, and what a recipe says instead."""
 
+LORA_BEYOND: Mapping[str, str] = {
+    "layer_replication": "repeats layers",
+    "target_parameters": "adapts bare parameters",
+    "trainable_token_indices": "trains single tokens",
+    "alora_invocation_tokens": "acts only after certain tokens",
+    "megatron_config": "is split by Megatron",
+    "use_qalora": "pools its inputs",
+    "use_bdlora": "is split into blocks",
+    "arrow_config": "chooses among experts",
+    "kasa_config": "changes the base's weights",
+    "velora_config": "compresses its inputs",
+    "monteclora_config": "draws its matrices at random",
+    "loftq_config": "changes the base's weights",
+    "corda_config": "changes the base's weights",
+    "lora_ga_config": "changes the base's weights",
+}
+"""Arguments of `LoraConfig` (PEFT 0.21) with which an adapter is more than a product added to a weight."""
+
+LORA_INITS_BEYOND = ("pissa", "olora", "corda", "loftq", "lora_ga")
+"""Values of `init_lora_weights`, as they begin, that change the base's weights too."""
+
+_NO_PRODUCT = "is more than a product added to a weight, and peftkit could not prove its merge."
+
 LORA_OWNED: Mapping[str, str] = {
+    **{name: f"Remove it: an adapter that {what} {_NO_PRODUCT}" for name, what in LORA_BEYOND.items()},
     "task_type": "Remove it: peftkit trains causal language models.",
     "peft_type": "Remove it: this section is LoRA.",
     "inference_mode": "Remove it: train trains and generate infers.",

@@ -35,6 +35,9 @@ BROKEN = {
     "text for a number": ("1e-3", "fast", 12, "training.learning_rate", "must be a number"),
     "a quoted number": ("learning_rate: 1e-3", "learning_rate: '1e-3'", 12, "training.learning_rate", "without quotes"),
     "a list for a section": ("lora:\n  r: 4", "lora: [4]", 5, "lora", "must be a mapping of fields"),
+    "an adapter that is no product": ("r: 4", "use_qalora: true", 6, "lora.use_qalora", "more than a product"),
+    "an adapter that changes its base": (
+        "r: 4", "init_lora_weights: pissa", 6, "lora.init_lora_weights", "Use true, gaussian"),
     "part of a number": ("r: 4", "r: 4.5", 6, "lora.r", "must be a whole number"),
     "removed: evaluation_strategy": (
         "eval_strategy:", "evaluation_strategy:", 13, "training.evaluation_strategy", "Use eval_strategy."),
