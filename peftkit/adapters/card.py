@@ -112,7 +112,7 @@ def _proven(receipt: dict[str, Any]) -> Iterator[tuple[str, str]]:
     allowed = f", {receipt['tolerance']:.0e} allowed" if receipt["tolerance"] is not None else ", nothing promised"
     yield (
         "compared with the adapter on",
-        f"{proof['tokens']:,} tokens of its {proof['sample']}, in a process without PEFT",
+        f"{proof['tokens']:,} tokens of {proof['sample']}, in a process without PEFT",
     )
     yield "relative error of the logits", f"{proof['relative_error']:.1e}{allowed}"
     yield "KL divergence", f"{proof['kl_divergence']:.1e} nats a token"

@@ -10,9 +10,11 @@ from peftkit.errors import TargetError
 from peftkit.recipe.schema import Recipe
 from peftkit.storage import read_json, sha256_of_json
 
-__all__ = ["RECORD_NAME", "Record"]
+__all__ = ["RECEIPT_NAME", "RECORD_NAME", "Record"]
 
 RECORD_NAME = "peftkit.json"
+RECEIPT_NAME = "merge.json"
+"""What a merged model was made of and how it was proven, beside its record."""
 
 
 @dataclass(frozen=True)

@@ -53,8 +53,8 @@ def command(
     """
     given = load_recipe(find_recipe(recipe)).recipe.data if recipe else None
 
+    from peftkit.adapters.target import find_target
     from peftkit.models.base import take_quiet
-    from peftkit.models.target import find_target
     from peftkit.workflows.evaluate import evaluate_target, recorded_data
 
     take_quiet()

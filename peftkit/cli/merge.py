@@ -94,9 +94,9 @@ def command(
       peftkit merge runs/first my-model --dtype bfloat16 --shard-size 5GB
       peftkit merge runs/polite my-model --weight 0.7 --also runs/brief 0.3
     """
+    from peftkit.adapters.target import find_weights
     from peftkit.merging.merge import MergeSettings, merge
     from peftkit.models.base import take_quiet
-    from peftkit.models.target import find_weights
 
     take_quiet()
     settings = MergeSettings(onto, dtype, shard_size, verify)  # type: ignore[arg-type]

@@ -30,10 +30,8 @@ def command(target: str, repo: str, public: bool, with_sample: bool, dry_run: bo
       peftkit push runs/first me/first --dry-run
       peftkit push my-model me/my-model
     """
-    from peftkit.models.base import take_quiet
     from peftkit.workflows.push import push
 
-    take_quiet()
     pushed = push(target, repo, public=public, with_sample=with_sample, dry_run=dry_run)
     if as_json:
         console.print_json(asdict(pushed))

@@ -18,15 +18,15 @@ from peftkit.adapters.card import model_card
 from peftkit.adapters.combine import check_addable, made_from, sum_of, write_adapter
 from peftkit.adapters.files import CONFIG_NAME, WEIGHTS_NAME, Adapter, read_adapter
 from peftkit.adapters.lora import meaning_of
-from peftkit.adapters.record import RECORD_NAME, Record
+from peftkit.adapters.record import RECEIPT_NAME, RECORD_NAME, Record
 from peftkit.adapters.sample import SAMPLE_NAME, Sample
+from peftkit.adapters.tokenizer import copy_tokenizer, has_tokenizer
 from peftkit.errors import RunError, TargetError
 from peftkit.merging.proof import INT8_TOLERANCE, Agreement, compare_in_fresh_process, logits_of
-from peftkit.merging.receipt import RECEIPT_NAME, MergeReceipt, Onto
+from peftkit.merging.receipt import MergeReceipt, Onto
 from peftkit.merging.shards import plan_shards, write_shards
 from peftkit.merging.weights import MergedWeights
 from peftkit.models.adapter import AS_RECORDED, Footing, GivenBase, check_fit, find_footing, model_footing, put_adapter
-from peftkit.models.base import copy_tokenizer, has_tokenizer
 from peftkit.runs.versions import installed_versions
 from peftkit.storage import atomic_folder, folder_hashes, is_free, write_json, write_text
 

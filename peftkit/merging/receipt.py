@@ -7,9 +7,8 @@ from typing import Any, Literal
 
 from peftkit.merging.proof import Agreement
 
-__all__ = ["RECEIPT_NAME", "MergeReceipt", "Onto"]
+__all__ = ["MergeReceipt", "Onto"]
 
-RECEIPT_NAME = "merge.json"
 Onto = Literal["dequantized", "original"]
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -18,10 +17,7 @@ from peftkit.storage import sha256_of_file, sha256_of_json
 
 __all__ = [
     "BUILTIN_PREFIX",
-    "TOKENIZER_FILES",
     "LocatedBase",
-    "copy_tokenizer",
-    "has_tokenizer",
     "locate_base",
     "open_tokenizer",
     "set_dropout",
@@ -33,11 +29,6 @@ _ASSETS = Path(__file__).resolve().parents[1] / "assets"
 _DROPOUT_NAMES = ("resid_pdrop", "embd_pdrop", "attn_pdrop", "attention_dropout", "hidden_dropout", "embedding_dropout")
 # What Transformers needs from a hub repository; weights in any other form than safetensors can run code when opened.
 _WANTED_FILES = ("*.safetensors", "*.safetensors.index.json", "*.json", "*.txt", "*.model")
-
-TOKENIZER_FILES = (
-    "tokenizer*", "vocab.*", "merges.txt", "special_tokens_map.json", "added_tokens.json", "chat_template*", "*.model",
-)  # fmt: skip
-"""What a tokenizer is saved as."""
 
 
 @dataclass(frozen=True)
@@ -172,24 +163,6 @@ def _fetch(name: str, revision: str | None, weights: bool) -> LocatedBase:
             remedy="Check the name and the network, name a folder, or use builtin:tiny-gpt2.",
         ) from error
     return LocatedBase(name, Path(folder), Path(folder).name)
-
-
-def has_tokenizer(folder: Path) -> bool:
-    """Whether a tokenizer was saved in a folder."""
-    return (folder / "tokenizer_config.json").is_file()
-
-
-def copy_tokenizer(source: Path, folder: Path) -> None:
-    """Copy a tokenizer's files as they are: opening and saving it would take longer, and write them in another form.
-
-    Raises:
-        BaseError: there are none.
-    """
-    files = [file for pattern in TOKENIZER_FILES for file in sorted(source.glob(pattern)) if file.is_file()]
-    if not files:
-        raise BaseError("holds no tokenizer.", where=str(source), remedy="Save the base's tokenizer into it.")
-    for file in files:
-        shutil.copyfile(file, folder / file.name)
 
 
 def open_tokenizer(folder: Path) -> Any:

@@ -1,28 +1,19 @@
-"""What a command's TARGET is (a run folder, an adapter, a merged model, a base), and the model in it, ready to use."""
+"""The model that a command's TARGET stands for, ready to use."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-from peftkit.adapters.files import CONFIG_NAME, read_adapter
-from peftkit.adapters.record import Record
+from peftkit.adapters.files import read_adapter
+from peftkit.adapters.target import Target
+from peftkit.adapters.tokenizer import has_tokenizer
 from peftkit.errors import TargetError
 from peftkit.models.adapter import AS_RECORDED, GivenBase, check_fit, find_footing, model_footing, put_adapter
-from peftkit.models.base import has_tokenizer, open_tokenizer
-from peftkit.recipe.schema import Recipe
+from peftkit.models.base import open_tokenizer
 
-__all__ = ["Opened", "Target", "find_adapter", "find_target", "find_weights", "open_adapter", "open_target"]
-
-
-@dataclass(frozen=True)
-class Target:
-    """A place that a model can be opened from, and the recipe that made it, where one is recorded."""
-
-    kind: Literal["adapter", "model"]
-    folder: str
-    recipe: Recipe | None
+__all__ = ["Opened", "open_adapter", "open_target"]
 
 
 @dataclass(frozen=True)
@@ -32,56 +23,6 @@ class Opened:
     model: Any
     tokenizer: Any
     target: Target
-
-
-def find_target(name: str) -> Target:
-    """Tell what a name on the command line stands for by what is in the folder.
-
-    Raises:
-        TargetError: the folder holds nothing that can be opened.
-    """
-    folder = Path(name).expanduser()
-    if not folder.exists():
-        if name.startswith((".", "/", "~")) or name.count("/") > 1:
-            raise TargetError("there is no such folder.", where=name)
-        return Target("model", name, None)
-    for inner in (folder, folder / "adapter", folder / "model"):
-        if (inner / CONFIG_NAME).is_file():
-            return _recorded("adapter", inner)
-        if (inner / "config.json").is_file():
-            return _recorded("model", inner)
-    raise TargetError(
-        "holds neither a run, an adapter nor a model.",
-        where=name,
-        remedy="An unfinished run has none; otherwise name the folder that holds config.json or adapter_config.json.",
-    )
-
-
-def find_weights(folder: Path) -> Path:
-    """The folder of an adapter's or a whole model's own files, given that or the run that made it.
-
-    Raises:
-        TargetError: there is none.
-    """
-    if not folder.is_dir():
-        raise TargetError("there is no such folder.", where=str(folder), remedy="Name a run or an adapter.")
-    return Path(find_target(str(folder)).folder)
-
-
-def find_adapter(folder: Path) -> Path:
-    """The adapter's own folder, given that or the run that made it.
-
-    Raises:
-        TargetError: there is no adapter.
-    """
-    if folder.is_dir() and find_target(str(folder)).kind == "adapter":
-        return find_weights(folder)
-    raise TargetError("is not an adapter.", where=str(folder), remedy="Name the run or folder of an adapter.")
-
-
-def _recorded(kind: Literal["adapter", "model"], folder: Path) -> Target:
-    record = Record.read(folder)
-    return Target(kind, str(folder), record.recipe if record else None)
 
 
 def open_target(target: Target, device: str, given: GivenBase = AS_RECORDED) -> Opened:

@@ -17,10 +17,10 @@ from peftkit.adapters.inspect import ModuleUpdate, WholeUpdate, inspect_modules,
 from peftkit.adapters.lora import Factors, meaning_of
 from peftkit.adapters.sample import SAMPLE_NAME, Sample
 from peftkit.adapters.soundness import check_sound, not_finite
+from peftkit.adapters.tokenizer import copy_tokenizer, has_tokenizer
 from peftkit.errors import PeftkitError, TargetError
 from peftkit.merging.proof import Agreement, compare, logits_of
 from peftkit.models.adapter import AS_RECORDED, Footing, GivenBase, check_fit, find_footing, put_adapter
-from peftkit.models.base import copy_tokenizer, has_tokenizer
 from peftkit.models.weights import BaseWeights, is_transposed
 from peftkit.storage import atomic_folder, write_text
 

@@ -5,13 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from peftkit.adapters.target import find_target
 from peftkit.data.prepare import pairs, prepare_validation
 from peftkit.errors import RunError, TargetError
 from peftkit.evaluation.generation import exact_match
 from peftkit.evaluation.perplexity import measure_loss
 from peftkit.models.device import detect_hardware
 from peftkit.models.start import padding_id
-from peftkit.models.target import find_target, open_target
+from peftkit.models.target import open_target
 from peftkit.recipe.hyperparameters import Training
 from peftkit.recipe.schema import Data
 

@@ -6,10 +6,11 @@ from collections.abc import Sequence
 
 import torch
 
+from peftkit.adapters.target import find_target
 from peftkit.data.formats import prompt_of
 from peftkit.evaluation.generation import write
 from peftkit.models.device import detect_hardware
-from peftkit.models.target import find_target, open_target
+from peftkit.models.target import open_target
 
 __all__ = ["generate"]
 

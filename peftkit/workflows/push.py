@@ -11,13 +11,12 @@ from typing import Any
 
 from peftkit import console
 from peftkit.adapters.files import CONFIG_NAME, read_adapter
-from peftkit.adapters.record import RECORD_NAME
+from peftkit.adapters.record import RECEIPT_NAME, RECORD_NAME
 from peftkit.adapters.sample import SAMPLE_NAME
 from peftkit.adapters.soundness import check_sound
+from peftkit.adapters.target import Target, find_target
+from peftkit.adapters.tokenizer import TOKENIZER_FILES
 from peftkit.errors import InputError, RunError, TargetError
-from peftkit.merging.receipt import RECEIPT_NAME
-from peftkit.models.base import TOKENIZER_FILES
-from peftkit.models.target import Target, find_target
 from peftkit.storage import atomic_folder, manifest_faults, read_json, write_json, write_text
 
 __all__ = ["TOKEN_VARIABLE", "Push", "push"]
@@ -130,20 +129,22 @@ def _without_folders(value: Any) -> Any:
 
 def _upload(stage: Path, repo: str, public: bool) -> str:
     from huggingface_hub import HfApi
-    from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
+    from huggingface_hub.utils.tqdm import disable_progress_bars
 
     token = os.environ.get(TOKEN_VARIABLE)
     if not token:
         raise InputError("is not set.", where=TOKEN_VARIABLE, remedy="Put a token that may write into the environment.")
+    disable_progress_bars()
     api = HfApi(token=token)
     try:
         url = api.create_repo(repo, private=not public, exist_ok=True)
         if not public and not api.repo_info(url.repo_id).private:
             raise InputError("is there already, and public.", where=repo, remedy="Say --public if that is right.")
         api.upload_folder(repo_id=url.repo_id, folder_path=stage, commit_message="Upload with peftkit")
-    except (HfHubHTTPError, OfflineModeIsEnabled, OSError) as error:
+    except InputError:
+        raise
+    except Exception as error:  # the client lets the errors of its HTTP library through, which differs by its version
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise RunError(
-            f"the hub cannot be written to: {reason}", where=repo, remedy="Check token and network."
-        ) from error
+        remedy = "Check token and network."
+        raise RunError(f"the hub cannot be written to: {reason}", where=repo, remedy=remedy) from error
     return str(url)

@@ -7,8 +7,9 @@ from typing import Any
 
 import pytest
 
+from peftkit.adapters.target import find_target
 from peftkit.evaluation.generation import exact_match, write
-from peftkit.models.target import find_target, open_target
+from peftkit.models.target import open_target
 
 PROMPTS = ["The inn by the bridge", "Everyone in town knows", "If"]
 

@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from peftkit.adapters.target import find_adapter, find_target
 from peftkit.errors import TargetError
-from peftkit.models.target import find_adapter, find_target, open_target
+from peftkit.models.target import open_target
 
 
 @pytest.mark.parametrize(

@@ -37,8 +37,8 @@ def command(output: Path, parts: tuple[tuple[Path, float], ...], rank: int | Non
       peftkit adapters combine both --adapter runs/polite 0.5 --adapter runs/brief 0.5
       peftkit adapters combine both --adapter runs/polite 1 --adapter runs/brief -0.3 --rank 8
     """
+    from peftkit.adapters.target import find_adapter
     from peftkit.models.base import take_quiet
-    from peftkit.models.target import find_adapter
     from peftkit.workflows.adapters import combine_adapters
 
     take_quiet()

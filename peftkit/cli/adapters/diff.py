@@ -36,8 +36,8 @@ def command(first: Path, second: Path, base: str | None, quantization: str | Non
       peftkit adapters diff runs/first runs/second
     """
     from peftkit.adapters.lora import kinds_of
+    from peftkit.adapters.target import find_adapter
     from peftkit.models.base import take_quiet
-    from peftkit.models.target import find_adapter
     from peftkit.workflows.adapters import diff_adapters
 
     take_quiet()

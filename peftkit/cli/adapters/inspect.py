@@ -34,8 +34,8 @@ def command(adapter: Path, plot: Path | None, base: str | None, quantization: st
       peftkit adapters inspect runs/first
       peftkit adapters inspect runs/first --plot updates.png
     """
+    from peftkit.adapters.target import find_adapter
     from peftkit.models.base import take_quiet
-    from peftkit.models.target import find_adapter
     from peftkit.workflows.adapters import inspect_adapter
 
     take_quiet()

@@ -28,8 +28,8 @@ def command(adapter: Path, output: Path, rank: int, base: str | None, quantizati
     Example:
       peftkit adapters shrink runs/first small --rank 2
     """
+    from peftkit.adapters.target import find_adapter
     from peftkit.models.base import take_quiet
-    from peftkit.models.target import find_adapter
     from peftkit.workflows.adapters import shrink_adapter
 
     take_quiet()

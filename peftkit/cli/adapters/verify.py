@@ -30,8 +30,8 @@ def command(adapter: Path, base: str | None, quantization: str | None, as_json: 
     Example:
       peftkit adapters verify runs/first
     """
+    from peftkit.adapters.target import find_adapter
     from peftkit.models.base import take_quiet
-    from peftkit.models.target import find_adapter
     from peftkit.workflows.verify_adapter import check_adapter
 
     take_quiet()
