@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -113,7 +114,28 @@ def _read_config(folder: Path) -> dict[str, Any]:
         raise TargetError("is damaged.", where=str(place), remedy="Copy the adapter again.") from error
     if kind != "LORA":
         raise TargetError(f"is of the kind {kind}.", where=str(folder), remedy="peftkit works with LoRA adapters.")
+    _check_settings(place, config)
     return dict(config)
+
+
+def _check_settings(place: Path, config: dict[str, Any]) -> None:
+    """See that the settings that an update's size follows from are of their kinds."""
+    strange = [name for name in ("r", "lora_alpha") if not isinstance(config.get(name), int | float)]
+    for name in ("rank_pattern", "alpha_pattern"):
+        pattern = config.get(name) or {}
+        numbers = isinstance(pattern, dict) and all(isinstance(number, int | float) for number in pattern.values())
+        if not (numbers and all(_is_expression(key) for key in pattern)):
+            strange.append(name)
+    if strange:
+        raise TargetError(f"its {strange[0]} is damaged.", where=str(place), remedy="Copy the adapter again.")
+
+
+def _is_expression(text: str) -> bool:
+    try:
+        re.compile(text)
+    except re.error:
+        return False
+    return True
 
 
 def _read_tensors(place: Path) -> dict[str, StoredTensor]:

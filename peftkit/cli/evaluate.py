@@ -31,6 +31,7 @@ __all__ = ["command"]
 @click.option("--limit", type=click.IntRange(min=1), help="Only the first rows.")
 @click.option("--exact-match", "exact", is_flag=True, help="Also let it write, and count completions that are right.")
 @click.option("--max-new-tokens", type=click.IntRange(min=1), default=64, show_default=True, help="For --exact-match.")
+@options.base
 @options.as_json
 def command(
     target: str,
@@ -39,6 +40,8 @@ def command(
     limit: int | None,
     exact: bool,
     max_new_tokens: int,
+    base: str | None,
+    quantization: str | None,
     as_json: bool,
 ) -> None:
     """Measure TARGET: a run, an adapter, a model or a base.
@@ -67,7 +70,8 @@ def command(
         remedy = "Name a file with --data."
         raise InputError("the recipe has no validation data.", where=recipe or target, remedy=remedy)
     data = _limited(given, limit) if limit else given
-    result = evaluate_target(target, data, exact=exact, max_new_tokens=max_new_tokens)
+    known = options.given_base(base, quantization)
+    result = evaluate_target(target, data, exact=exact, max_new_tokens=max_new_tokens, given=known)
     if as_json:
         console.print_json(asdict(result))
         return

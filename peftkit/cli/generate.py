@@ -26,6 +26,7 @@ __all__ = ["command"]
 )
 @click.option("--seed", type=int, default=42, show_default=True, help="For a temperature above 0.")
 @click.option("--raw", is_flag=True, help="Do not put the prompt into the template of the target's recipe.")
+@options.base
 @options.as_json
 def command(
     target: str,
@@ -34,6 +35,8 @@ def command(
     temperature: float,
     seed: int,
     raw: bool,
+    base: str | None,
+    quantization: str | None,
     as_json: bool,
 ) -> None:
     """Let TARGET write: a run, an adapter, a model or a base.
@@ -52,7 +55,10 @@ def command(
     from peftkit.workflows.generate import generate
 
     take_quiet()
-    written = generate(target, given, max_new_tokens=max_new_tokens, temperature=temperature, seed=seed, raw=raw)
+    known = options.given_base(base, quantization)
+    written = generate(
+        target, given, max_new_tokens=max_new_tokens, temperature=temperature, seed=seed, raw=raw, given=known
+    )
     if as_json:
         console.print_json([{"prompt": prompt, "text": text} for prompt, text in zip(given, written, strict=True)])
         return

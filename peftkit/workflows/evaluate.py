@@ -10,6 +10,7 @@ from peftkit.data.prepare import pairs, prepare_validation
 from peftkit.errors import RunError, TargetError
 from peftkit.evaluation.generation import exact_match
 from peftkit.evaluation.perplexity import measure_loss
+from peftkit.models.adapter import AS_RECORDED, GivenBase
 from peftkit.models.device import detect_hardware
 from peftkit.models.start import padding_id
 from peftkit.models.target import open_target
@@ -55,7 +56,9 @@ def recorded_data(name: str) -> Data:
     return target.recipe.data
 
 
-def evaluate_target(name: str, data: Data, *, exact: bool = False, max_new_tokens: int = 64) -> Evaluation:
+def evaluate_target(
+    name: str, data: Data, *, exact: bool = False, max_new_tokens: int = 64, given: GivenBase = AS_RECORDED
+) -> Evaluation:
     """Measure a target on the validation rows of `data`; with `exact`, let it write the completions too.
 
     Raises:
@@ -63,7 +66,7 @@ def evaluate_target(name: str, data: Data, *, exact: bool = False, max_new_token
         RunError: the loss is not a finite number.
     """
     target = find_target(name)
-    opened = open_target(target, detect_hardware().device)
+    opened = open_target(target, detect_hardware().device, given)
     prepared = prepare_validation(data, opened.tokenizer)
     if prepared is None:
         raise TargetError("its recipe has no validation data.", where=name, remedy="Name a file with --data.")

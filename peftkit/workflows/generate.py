@@ -9,6 +9,7 @@ import torch
 from peftkit.adapters.target import find_target
 from peftkit.data.formats import prompt_of
 from peftkit.evaluation.generation import write
+from peftkit.models.adapter import AS_RECORDED, GivenBase
 from peftkit.models.device import detect_hardware
 from peftkit.models.target import open_target
 
@@ -23,6 +24,7 @@ def generate(
     temperature: float = 0.0,
     seed: int = 42,
     raw: bool = False,
+    given: GivenBase = AS_RECORDED,
 ) -> list[str]:
     """Continue each prompt with the target; greedily at temperature 0.
 
@@ -32,7 +34,7 @@ def generate(
         TargetError: the target cannot be opened.
     """
     target = find_target(name)
-    opened = open_target(target, detect_hardware().device)
+    opened = open_target(target, detect_hardware().device, given)
     if target.recipe is not None and not raw:
         prompts = [prompt_of(prompt, target.recipe.data, opened.tokenizer) for prompt in prompts]
     torch.manual_seed(seed)

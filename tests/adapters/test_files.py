@@ -86,6 +86,23 @@ def test_what_is_missing_or_damaged_is_told(write_adapter: WriteAdapter, tmp_pat
         read_adapter(folder)
 
 
+@pytest.mark.parametrize(
+    ("config", "field"),
+    [
+        ({"lora_alpha": "8"}, "lora_alpha"),
+        ({"r": None}, "r"),
+        ({"alpha_pattern": {"(": 1}}, "alpha_pattern"),
+        ({"rank_pattern": {"a": "b"}}, "rank_pattern"),
+        ({"alpha_pattern": [1]}, "alpha_pattern"),
+    ],
+)
+def test_a_setting_of_the_wrong_kind_is_named(
+    config: dict[str, object], field: str, write_adapter: WriteAdapter
+) -> None:
+    with pytest.raises(TargetError, match=f"its {field} is damaged"):
+        read_adapter(write_adapter(**config))
+
+
 def test_another_kind_of_adapter_is_refused(write_adapter: WriteAdapter) -> None:
     folder = write_adapter()
     (folder / "adapter_config.json").write_text(json.dumps({"peft_type": "IA3"}), encoding="utf-8")

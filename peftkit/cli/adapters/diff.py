@@ -45,18 +45,19 @@ def command(first: Path, second: Path, base: str | None, quantization: str | Non
     if as_json:
         console.print_json(asdict(found))
         return
+    console.print_text(f"first:  {first}\nsecond: {second}\n")
     if found.fields:
         rows = [[field.field, _value(field.first), _value(field.second)] for field in found.fields]
-        console.print_table(None, ["setting", str(first), str(second)], rows)
+        console.print_table(None, ["setting", "first", "second"], rows)
     else:
         console.print_text("All recorded settings are equal.")
     console.print_text("")
     columns = ["layer", "target", "ranks", "cosine", "inputs in common", "outputs in common"]
     console.print_table(None, columns, [_cells(module) for module in found.modules], numeric=True)
-    for name, modules in ((first, found.only_first), (second, found.only_second)):
+    for name, modules in (("first", found.only_first), ("second", found.only_second)):
         if modules:
             kinds = ", ".join(kinds_of(modules))
-            console.print_text(f"\nOnly {name} changes {kinds}: {len(modules)} modules.")
+            console.print_text(f"\nOnly the {name} one changes {kinds}: {len(modules)} modules.")
     console.print_text(f"\nThe second against the first, {found.logits.summary()}.")
 
 
