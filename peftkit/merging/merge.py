@@ -27,8 +27,9 @@ from peftkit.merging.receipt import MergeReceipt, Onto
 from peftkit.merging.shards import plan_shards, write_shards
 from peftkit.merging.weights import MergedWeights
 from peftkit.models.adapter import AS_RECORDED, Footing, GivenBase, check_fit, find_footing, model_footing, put_adapter
+from peftkit.models.quantise import compute_in_float32
 from peftkit.runs.versions import installed_versions
-from peftkit.storage import atomic_folder, folder_hashes, is_free, write_json, write_text
+from peftkit.storage import atomic_folder, folder_hashes, is_free, sha256_of_file, write_json, write_text
 
 __all__ = ["MERGE_DTYPES", "MergeSettings", "merge"]
 
@@ -155,7 +156,8 @@ def _write_model(folder: Path, parts: _Parts, settings: MergeSettings) -> dict[s
     config.use_cache = True
     config.dtype = settings.dtype
     config.architectures = [type(weights.structure).__name__]
-    config.vocab_size = weights.words
+    if weights.words is not None:
+        config.vocab_size = weights.words
     if weights.unties:
         config.tie_word_embeddings = False
     if (base.folder / _GENERATION_NAME).is_file():
@@ -172,7 +174,7 @@ def _prove(folder: Path, parts: _Parts, tolerance: float | None) -> Agreement:
     Raises:
         RunError: they differ by more than is accepted.
     """
-    model = parts.footing.load("cpu")
+    model = compute_in_float32(parts.footing.load("cpu"))
     if parts.adapter is not None:
         model = put_adapter(model, parts.adapter)
     sample = Sample.read(parts.folder, model.get_input_embeddings().weight.shape[0])
@@ -189,18 +191,20 @@ def _prove(folder: Path, parts: _Parts, tolerance: float | None) -> Agreement:
 
 
 def _tolerance(footing: Footing, settings: MergeSettings) -> float | None:
-    """The relative error that is accepted, or None where the weights are not those of training."""
-    if footing.quantization and settings.onto == "original":
+    """The relative error that is accepted, or None where the weights are not those of training.
+
+    Weights that were held in half precision are those of training too: the original ones differ in their last bits.
+    """
+    if (footing.quantization or footing.dtype != "float32") and settings.onto == "original":
         return None
     if footing.quantization and footing.quantization.load_in_8bit:
         return max(INT8_TOLERANCE, MERGE_DTYPES[settings.dtype])
-    held = MERGE_DTYPES["float32" if footing.dtype == "float32" else "bfloat16"]
-    return max(held, MERGE_DTYPES[settings.dtype])
+    return MERGE_DTYPES[settings.dtype]
 
 
 def _named(folder: Path, weight: float) -> dict[str, Any]:
     files = (CONFIG_NAME, WEIGHTS_NAME, RECORD_NAME)
-    hashes = {name: digest for name, digest in folder_hashes(folder).items() if name in files}
+    hashes = {name: sha256_of_file(folder / name) for name in files if (folder / name).is_file()}
     return {"adapter": str(folder), "weight": weight, "files": hashes}
 
 

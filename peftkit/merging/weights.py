@@ -54,12 +54,12 @@ class MergedWeights:
         self._check({} if self.unties else dict(pairs))
 
     @property
-    def words(self) -> int:
-        """Size of the vocabulary: the base's, or that of the adapter's own input embedding."""
+    def words(self) -> int | None:
+        """Size of the vocabulary, where the adapter brings an input embedding of its own."""
         table = self.structure.get_input_embeddings()
         name = next(name for name, module in self._modules.items() if module is table)
         whole = self._whole.get(f"{name}.weight")
-        return int(table.num_embeddings if whole is None else whole.shape[0])
+        return None if whole is None else int(whole.shape[0])
 
     @property
     def specs(self) -> list[TensorSpec]:

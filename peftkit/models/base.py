@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -107,7 +108,8 @@ class LocatedBase:
     def file_hashes(self) -> dict[str, str]:
         """SHA-256 of the configuration and of every weight file, by name."""
         files = [*sorted(self.folder.glob("*.safetensors")), self.folder / "config.json"]
-        return {file.name: sha256_of_file(file) for file in files}
+        with ThreadPoolExecutor() as pool:  # hashing lets other threads run
+            return dict(zip([file.name for file in files], pool.map(sha256_of_file, files), strict=True))
 
     def record(self) -> dict[str, Any]:
         """What a manifest says about the base."""

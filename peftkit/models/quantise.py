@@ -16,7 +16,7 @@ from peftkit.errors import BaseError
 from peftkit.models.base import LocatedBase
 from peftkit.recipe.hyperparameters import Quantization
 
-__all__ = ["Rounding", "load_base", "load_quantised", "quantised_modules"]
+__all__ = ["Rounding", "compute_in_float32", "load_base", "load_quantised", "quantised_modules"]
 
 
 def load_quantised(
@@ -62,6 +62,25 @@ def load_base(
 def quantised_modules(model: Any) -> dict[str, Any]:
     """The modules whose weights bitsandbytes holds, by name."""
     return _quantised_modules(model) if hasattr(model.config, "quantization_config") else {}
+
+
+def compute_in_float32(model: Any) -> Any:
+    """Let a model compute in float32 with the weights that it holds, quantised or in half precision.
+
+    What the weights mean is then not blurred by how a product is rounded; and half precision would take a CPU that has
+    no instructions for it a hundred times as long.
+    """
+    quantised = quantised_modules(model).values()
+    packed = {id(module.weight) for module in quantised}
+    for tensor in (*model.parameters(), *model.buffers()):
+        if tensor.is_floating_point() and id(tensor) not in packed:
+            tensor.data = tensor.data.float()
+    for module in quantised:
+        module.compute_dtype = torch.float32
+        state = getattr(module.weight, "quant_state", None)
+        if state is not None:
+            state.dtype = torch.float32
+    return model
 
 
 class Rounding:
@@ -119,17 +138,17 @@ def _init_8bit_state(layer: Any) -> None:
 
 
 def _dequantised_weight(module: Any) -> torch.Tensor:
-    """A quantised layer's weight as float32 on the CPU, [out features, in features]."""
+    """A new quantised layer's weight as float32, [out features, in features]."""
     import bitsandbytes
 
     weight = module.weight
     if isinstance(module, bitsandbytes.nn.Linear4bit):
+        weight.quant_state.dtype = torch.float32  # or the numbers would be rounded to the type they came from
         numbers: torch.Tensor = bitsandbytes.functional.dequantize_4bit(weight.data, weight.quant_state)
-        return numbers.float().cpu()
-    # after its first forward pass, an 8-bit layer keeps its numbers and their scales in its state
-    integers: torch.Tensor = weight.data if weight.CB is None else weight.CB
-    scales: torch.Tensor = module.state.SCB if weight.SCB is None else weight.SCB
-    return integers.float().cpu() * (scales.float().cpu()[:, None] / 127)
+        return numbers
+    integers: torch.Tensor = weight.CB
+    scales: torch.Tensor = weight.SCB
+    return integers.float() * (scales.float()[:, None] / 127)
 
 
 @contextlib.contextmanager

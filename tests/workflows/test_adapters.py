@@ -102,9 +102,8 @@ def test_a_sum_says_what_the_sum_of_the_updates_says(pair: list[Path], tmp_path:
     assert compare(logits_of(combined, sample), logits_of(model, sample), sample).relative_error < 1e-5
     assert (made.ranks, made.error) == ([2, 6], None)
     assert Sample.read(tmp_path / "sum", 1024) == sample
-    assert "| made from | 0.7 x adapter, 0.3 x adapter |" in (tmp_path / "sum" / "README.md").read_text(
-        encoding="utf-8"
-    )
+    card = (tmp_path / "sum" / "README.md").read_text(encoding="utf-8")
+    assert "| made from | 0.7 x lora, 0.3 x run |" in card
 
 
 def test_a_compressed_sum_says_how_far_it_is_off(pair: list[Path], tmp_path: Path) -> None:
