@@ -39,17 +39,22 @@ stderr = Console(stderr=True, highlight=False)
 
 def info(message: str) -> None:
     """Tell what is going on."""
-    stderr.print(escape(message), soft_wrap=True)
+    _say(escape(message))
 
 
 def warning(message: str) -> None:
     """Tell what may surprise, without stopping."""
-    stderr.print(f"[yellow]warning:[/yellow] {escape(message)}", soft_wrap=True)
+    _say(f"[yellow]warning:[/yellow] {escape(message)}")
 
 
 def error(message: str) -> None:
     """Tell what stopped the command, on one line that a program can find."""
-    stderr.print(f"[bold red]error:[/bold red] {escape(message)}", soft_wrap=True)
+    _say(f"[bold red]error:[/bold red] {escape(message)}")
+
+
+def _say(text: str) -> None:
+    """A terminal breaks lines between words, a file not at all."""
+    stderr.print(text, soft_wrap=not stderr.is_terminal)
 
 
 @contextmanager

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import warnings
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError
@@ -165,14 +166,14 @@ def put_adapter(model: Any, adapter: Adapter) -> Any:
 
 
 def _locate(adapter: Adapter, base: Base) -> LocatedBase:
+    where, remedy = str(adapter.folder), "Bring it back, or name its place with --base."
+    place = Path(base.model or "").expanduser()
+    if str(base.model).startswith(("/", ".", "~")) and not place.is_dir():
+        raise TargetError(f"its base is not there: there is no folder {place}.", where=where, remedy=remedy)
     try:
         return locate_base(base)
     except FieldError as error:
-        raise TargetError(
-            f"its base cannot be opened: {error.what}",
-            where=str(adapter.folder),
-            remedy="Bring it back, or name its place with --base.",
-        ) from error
+        raise TargetError(f"its base cannot be opened: {error.what}", where=where, remedy=remedy) from error
 
 
 def _check_layers(adapter: Adapter, structure: Any, place: str) -> None:

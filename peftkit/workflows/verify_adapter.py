@@ -80,7 +80,7 @@ def _on_its_base(adapter: Adapter, given: GivenBase) -> Iterator[AdapterCheck]:
         footing = find_footing(adapter, given)
     except PeftkitError as error:
         unknown = adapter.record is None and given.model is None
-        yield AdapterCheck("base", None if unknown else False, str(error))
+        yield AdapterCheck("base", None if unknown else False, error.what)
         return
     known = adapter.record is not None
     whose = "the very one that it was trained on" if known else "which one it was trained on is not recorded"

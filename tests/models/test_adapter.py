@@ -71,7 +71,7 @@ def test_a_base_that_has_moved_is_named_and_still_checked(own: Path, tmp_path: P
 
 
 def test_a_base_that_is_gone_is_told_with_the_way_to_name_it(own: Path, tmp_path: Path) -> None:
-    with pytest.raises(TargetError, match=r"its base cannot be opened.*--base"):
+    with pytest.raises(TargetError, match=r"its base is not there: there is no folder .*nowhere.*--base"):
         find_footing(read_adapter(own), GivenBase(str(tmp_path / "nowhere")))
 
 
