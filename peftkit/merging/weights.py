@@ -91,8 +91,9 @@ class MergedWeights:
         if not weight.is_float:
             return tensor
         if weight.parameter in self._whole:
-            return torch.from_numpy(self._whole[weight.parameter]).to(self._dtype)
-        held = tensor if self._held is None else tensor.to(self._held)
+            held = torch.from_numpy(self._whole[weight.parameter])
+        else:
+            held = tensor if self._held is None else tensor.to(self._held)
         module, _, kind = (weight.parameter or "").rpartition(".")
         changed = self._changed(held, module) if kind == "weight" else self._shifted(held, module, kind)
         return changed.to(self._dtype)

@@ -130,7 +130,7 @@ def check_fit(adapter: Adapter, footing: Footing) -> None:
         )
     _check_layers(adapter, structure, place)
     # these may be saved beside the adapter, and are longer where the vocabulary has grown
-    tables = {f"base_model.model.{name}.weight" for name in embedding_modules(structure)}
+    tables = {name for module in embedding_modules(structure) for name in _table_names(module)}
     wanted = _wanted_shapes(adapter, structure)
     found = adapter.tensors
     missing = sorted(set(wanted) - set(found))
@@ -206,8 +206,13 @@ def _saved_words(adapter: Adapter, model: Any) -> int | None:
     """Size of the vocabulary that an adapter was saved with, where it brings the input embedding along."""
     table = model.get_input_embeddings()
     name = next(name for name, module in model.named_modules() if module is table)
-    saved = adapter.tensors.get(f"base_model.model.{name}.weight")
+    saved = next((adapter.tensors[each] for each in _table_names(name) if each in adapter.tensors), None)
     return saved.shape[0] if saved else None
+
+
+def _table_names(module: str) -> tuple[str, str]:
+    """What PEFT calls an embedding's weight that it saves beside an adapter, without and with an adapter on it."""
+    return f"base_model.model.{module}.weight", f"base_model.model.{module}.base_layer.weight"
 
 
 def _library_config(adapter: Adapter, model: Any) -> Any:

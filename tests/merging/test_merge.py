@@ -227,6 +227,19 @@ def test_tied_weights_stay_tied_unless_one_of_them_was_trained_apart(
     assert ("lm_head.weight" in load_file(tmp_path / "merged" / "model.safetensors")) is not tied
 
 
+def test_an_embedding_and_a_head_of_their_own_can_be_adapted(
+    bases: dict[str, Path], make_adapter: MakeAdapter, tmp_path: Path
+) -> None:
+    adapter = make_adapter("llama", target_modules=["embed_tokens", "lm_head", "q_proj"])
+
+    merge_exactly(adapter, tmp_path / "merged", GivenBase(str(bases["llama"])))
+
+    before = load_file(bases["llama"] / "model.safetensors")
+    after = load_file(tmp_path / "merged" / "model.safetensors")
+    changed = {name for name, tensor in before.items() if not torch.equal(tensor, after[name])}
+    assert {"model.embed_tokens.weight", "lm_head.weight"} < changed
+
+
 def test_a_vocabulary_that_grew_is_carried_over(
     bases: dict[str, Path], make_adapter: MakeAdapter, tmp_path: Path
 ) -> None:
@@ -350,6 +363,7 @@ def test_a_vocabulary_too_large_for_half_precision_is_an_error(
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")  # PEFT warns of a head that is trained apart from the embedding
 @pytest.mark.parametrize("way", ["fp32", "nf4-double"])
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("base", ["gpt2", "llama"])
