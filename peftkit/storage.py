@@ -29,6 +29,7 @@ __all__ = [
     "read_json",
     "sha256_of_file",
     "sha256_of_json",
+    "sync_files",
     "write_json",
     "write_text",
 ]
@@ -148,13 +149,20 @@ def atomic_folder(place: Path, known: Mapping[str, str] | None = None) -> Iterat
         shutil.rmtree(part, ignore_errors=True)
 
 
+def sync_files(folder: Path) -> None:
+    """Ask the system to put every file below a folder on the disk."""
+    for path in sorted(folder.rglob("*")):
+        if path.is_file():
+            _sync(path)
+
+
 def _finish_folder(folder: Path, known: Mapping[str, str] | None) -> None:
     """Set modes by the umask, sync every file, and write the manifest last."""
     mode = 0o666 & ~_current_umask()
     for path in sorted(folder.rglob("*")):
         if path.is_file():
             path.chmod(mode)  # safetensors creates its files with mode 0600; a shared model folder wants the umask's
-            _sync(path)
+    sync_files(folder)
     hashes = folder_hashes(folder, known)
     files = {name: {"bytes": (folder / name).stat().st_size, "sha256": digest} for name, digest in hashes.items()}
     write_json(folder / MANIFEST_NAME, {"files": files})

@@ -29,7 +29,7 @@ from peftkit.merging.weights import MergedWeights
 from peftkit.models.adapter import AS_RECORDED, Footing, GivenBase, check_fit, find_footing, model_footing, put_adapter
 from peftkit.models.quantise import compute_in_float32
 from peftkit.runs.versions import installed_versions
-from peftkit.storage import atomic_folder, folder_hashes, is_free, sha256_of_file, write_json, write_text
+from peftkit.storage import atomic_folder, folder_hashes, is_free, sha256_of_file, sync_files, write_json, write_text
 
 __all__ = ["MERGE_DTYPES", "MergeSettings", "merge"]
 
@@ -74,15 +74,17 @@ def merge(
     with tempfile.TemporaryDirectory() as work:
         parts = _parts(folders, Path(work), given)
         hashes: dict[str, str] = {}
-        with atomic_folder(output, hashes) as folder, ThreadPoolExecutor(max_workers=1) as beside:
-            beside.submit(parts.footing.base.record)  # hashes the base, unless that has been done to recognise it
+        with atomic_folder(output, hashes) as folder:
             hashes |= _write_model(folder, parts, settings)
+            with ThreadPoolExecutor(max_workers=1) as beside:  # the disk is busy with one, a processor with the other
+                beside.submit(sync_files, folder)
+                base = parts.footing.base.record()
             tolerance = _tolerance(parts.footing, settings)
             proof = _prove(folder, parts, tolerance) if settings.verify else None
             quantization = parts.footing.quantization
             receipt = MergeReceipt(
                 adapters=[_named(each, weight) for each, weight in folders],
-                base=parts.footing.base.record(),
+                base=base,
                 quantization=quantization.model_dump(mode="json") if quantization else None,
                 onto=settings.onto,
                 dtype=settings.dtype,
