@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from threadpoolctl import threadpool_limits
 from transformers import GenerationConfig
 
 from peftkit import console
@@ -152,7 +153,8 @@ def _write_model(folder: Path, parts: _Parts, settings: MergeSettings) -> dict[s
     weights = MergedWeights(
         parts.footing, parts.adapter, getattr(torch, settings.dtype), original=settings.onto == "original"
     )
-    hashes = write_shards(folder, plan_shards(weights.specs, settings.shard_bytes), weights.make)
+    with threadpool_limits(1):  # BLAS's threads wait busily, and would take the processor from hashing
+        hashes = write_shards(folder, plan_shards(weights.specs, settings.shard_bytes), weights.make)
     copy_tokenizer(parts.folder if has_tokenizer(parts.folder) else base.folder, folder)
     config = base.config()
     config.use_cache = True
