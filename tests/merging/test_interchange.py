@@ -39,9 +39,8 @@ assert "peftkit" not in sys.modules
 """
 
 
-def run(code: str, *arguments: str) -> None:
-    done = subprocess.run([sys.executable, "-W", "ignore", "-c", code, *arguments], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+def run(code: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, "-W", "ignore", "-c", code, *arguments], capture_output=True, text=True)
 
 
 def test_a_merged_model_opens_and_writes_in_transformers_and_its_pipeline(
@@ -49,10 +48,14 @@ def test_a_merged_model_opens_and_writes_in_transformers_and_its_pipeline(
 ) -> None:
     merge([(runs["qlora"] / "adapter", 1.0)], tmp_path / "merged", MergeSettings(verify=False))
 
-    run(MERGED, str(tmp_path / "merged"), "The inn by the bridge")
+    done = run(MERGED, str(tmp_path / "merged"), "The inn by the bridge")
+
+    assert done.returncode == 0, done.stderr
 
 
 def test_an_adapter_opens_in_peft_and_changes_what_its_base_says(runs: dict[str, Path]) -> None:
     base = Path(package.__file__).parent / "assets" / "tiny-gpt2"
 
-    run(ADAPTER, str(base), str(runs["qlora"] / "adapter"))
+    done = run(ADAPTER, str(base), str(runs["qlora"] / "adapter"))
+
+    assert done.returncode == 0, done.stderr
