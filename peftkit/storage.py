@@ -12,7 +12,7 @@ import json
 import os
 import secrets
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -62,14 +62,14 @@ def folder_hashes(folder: Path, known: Mapping[str, str] | None = None) -> dict[
     return {name: (known or {}).get(name) or sha256_of_file(path) for name, path in files.items()}
 
 
-def manifest_faults(folder: Path) -> list[str] | None:
+def manifest_faults(folder: Path, *, editable: Collection[str] = ()) -> list[str] | None:
     """How a folder's files differ from its `manifest.json`; None where it has none, or one of another kind.
 
-    Files that the manifest does not name are no fault: people add them.
+    Files that the manifest does not name are no fault, people add them; nor are changes in `editable` ones.
     """
     try:
         files = read_json(folder / MANIFEST_NAME)["files"]
-        wanted = {str(name): str(entry["sha256"]) for name, entry in files.items()}
+        wanted = {str(name): str(entry["sha256"]) for name, entry in files.items() if name not in editable}
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
     faults = []

@@ -15,7 +15,7 @@ from threadpoolctl import threadpool_limits
 from transformers import GenerationConfig
 
 from peftkit import console
-from peftkit.adapters.card import model_card
+from peftkit.adapters.card import CARD_NAME, model_card
 from peftkit.adapters.combine import check_addable, made_from, sum_of, write_adapter
 from peftkit.adapters.files import CONFIG_NAME, WEIGHTS_NAME, Adapter, read_adapter
 from peftkit.adapters.lora import meaning_of
@@ -220,4 +220,4 @@ def _write_papers(folder: Path, parts: _Parts, receipt: MergeReceipt) -> None:
     if parts.record is not None:
         merged = replace(parts.record, adapter_config=None, tensors=None)
         write_json(folder / RECORD_NAME, merged.to_json())
-        write_text(folder / "README.md", model_card(parts.record, asdict(receipt)))
+        write_text(folder / CARD_NAME, model_card(parts.record, asdict(receipt)))

@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from peftkit.adapters.card import model_card
+from peftkit.adapters.card import CARD_NAME, model_card
 from peftkit.adapters.files import CONFIG_NAME, read_adapter
 from peftkit.adapters.record import RECORD_NAME, Record
 from peftkit.adapters.sample import SAMPLE_NAME, Sample
@@ -30,7 +30,7 @@ def export(model: Any, tokenizer: Any, place: Path, record: Record, sample: Samp
             write_json(folder / CONFIG_NAME, config)
             tensors = {name: tensor.sha256 for name, tensor in read_adapter(folder).tensors.items()}
             record = replace(record, adapter_config=config, tensors=tensors)
-        write_text(folder / "README.md", model_card(record))
+        write_text(folder / CARD_NAME, model_card(record))
         write_json(folder / SAMPLE_NAME, sample.to_json())
         write_json(folder / RECORD_NAME, record.to_json())
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from peftkit import console
-from peftkit.adapters.card import model_card
+from peftkit.adapters.card import CARD_NAME, model_card
 from peftkit.adapters.combine import Compressed, check_addable, compress, made_from, sum_of, write_adapter
 from peftkit.adapters.compare import FieldDifference, ModuleOverlap, field_differences, overlaps
 from peftkit.adapters.files import Adapter, Floats, read_adapter
@@ -222,7 +222,7 @@ def _ship(output: Path, like: Adapter, factors: Mapping[str, Factors], made_of: 
         if (like.folder / SAMPLE_NAME).is_file():
             shutil.copyfile(like.folder / SAMPLE_NAME, folder / SAMPLE_NAME)
         if written.record:
-            write_text(folder / "README.md", model_card(written.record))
+            write_text(folder / CARD_NAME, model_card(written.record))
     return read_adapter(output)
 
 

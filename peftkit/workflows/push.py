@@ -10,6 +10,7 @@ from pathlib import Path, PurePath
 from typing import Any
 
 from peftkit import console
+from peftkit.adapters.card import CARD_NAME
 from peftkit.adapters.files import CONFIG_NAME, read_adapter
 from peftkit.adapters.record import RECEIPT_NAME, RECORD_NAME
 from peftkit.adapters.sample import SAMPLE_NAME
@@ -22,13 +23,12 @@ from peftkit.storage import atomic_folder, manifest_faults, read_json, write_jso
 __all__ = ["TOKEN_VARIABLE", "Push", "push"]
 
 TOKEN_VARIABLE = "HF_TOKEN"
-_CARD = "README.md"
 _WANTED = (
     "*.safetensors",
     "*.safetensors.index.json",
     "config.json",
     "generation_config.json",
-    _CARD,
+    CARD_NAME,
     *TOKENIZER_FILES,
 )
 _TOLD = (CONFIG_NAME, RECORD_NAME, RECEIPT_NAME)
@@ -70,7 +70,7 @@ def push(name: str, repo: str, *, public: bool = False, with_sample: bool = Fals
         with atomic_folder(stage) as folder:
             _fill(folder, Path(target.folder), repo, with_sample)
         files = {path.name: path.stat().st_size for path in sorted(stage.iterdir())}
-        card = (stage / _CARD).read_text(encoding="utf-8") if (stage / _CARD).is_file() else ""
+        card = (stage / CARD_NAME).read_text(encoding="utf-8") if (stage / CARD_NAME).is_file() else ""
         left_out = sorted({path.name for path in Path(target.folder).iterdir()} - set(files))
         url = None if dry_run else _upload(stage, repo, public)
     return Push(repo, not public, files, left_out, card, url)
@@ -95,7 +95,7 @@ def _check_target(target: Target) -> None:
         check_sound(adapter)
         if PurePath(str(adapter.config.get("base_model_name_or_path"))).is_absolute():
             console.warning("its base is a folder on this machine, which nobody else can open by its name.")
-    faults = [fault for fault in manifest_faults(folder) or [] if not fault.startswith(_CARD)]
+    faults = manifest_faults(folder, editable=(CARD_NAME,))
     if faults:
         raise TargetError(
             f"is not what was written: {faults[0]}.", where=target.folder, remedy="Export or merge again."
@@ -111,9 +111,9 @@ def _fill(stage: Path, folder: Path, repo: str, with_sample: bool) -> None:
     for name in _TOLD:
         if (folder / name).is_file():
             write_json(stage / name, _without_folders(read_json(folder / name)))
-    if (stage / _CARD).is_file():
-        card = (stage / _CARD).read_text(encoding="utf-8")
-        write_text(stage / _CARD, card.replace('"FOLDER"', f'"{repo}"'))
+    if (stage / CARD_NAME).is_file():
+        card = (stage / CARD_NAME).read_text(encoding="utf-8")
+        write_text(stage / CARD_NAME, card.replace('"FOLDER"', f'"{repo}"'))
 
 
 def _without_folders(value: Any) -> Any:

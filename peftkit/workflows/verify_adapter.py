@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from peftkit.adapters.card import CARD_NAME
 from peftkit.adapters.files import Adapter, read_adapter
 from peftkit.adapters.lora import meaning_of
 from peftkit.adapters.sample import Sample
@@ -45,10 +46,9 @@ def check_adapter(folder: Path, given: GivenBase = AS_RECORDED) -> list[AdapterC
 
 
 def _files(folder: Path) -> AdapterCheck:
-    faults = manifest_faults(folder)
+    faults = manifest_faults(folder, editable=(CARD_NAME,))
     if faults is None:
         return AdapterCheck("files", None, "no manifest.json says what they were")
-    faults = [fault for fault in faults if not fault.startswith("README.md ")]  # people write into it
     return AdapterCheck("files", not faults, "; ".join(faults) or "as they were written")
 
 
