@@ -16,6 +16,8 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
+from peftkit.redaction import redact
+
 __all__ = [
     "error",
     "info",
@@ -53,8 +55,8 @@ def error(message: str) -> None:
 
 
 def _say(text: str) -> None:
-    """A terminal breaks lines between words, a file not at all."""
-    stderr.print(text, soft_wrap=not stderr.is_terminal)
+    """A terminal breaks lines between words, a file not at all; a token is shown on neither."""
+    stderr.print(redact(text), soft_wrap=not stderr.is_terminal)
 
 
 @contextmanager

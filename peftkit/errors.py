@@ -7,8 +7,11 @@
     │   ├── DataError            exit 2   a data file
     │   │   └── RowsError        exit 2   rows that cannot be used, the first of them each named
     │   ├── BaseError            exit 2   a base model that cannot be used as the recipe asks
-    │   └── TargetError          exit 2   a folder named on the command line is not what is needed
-    └── RunError                 exit 1   a run that started and could not end as promised
+    │   ├── TargetError          exit 2   a folder named on the command line is not what is needed
+    │   └── ChangedError         exit 2   a run that is gone on with, and what has changed since it began
+    ├── RunError                 exit 1   a run that started and could not end as promised
+    │   └── MemoryRunError       exit 1   a step that needs more memory than there is
+    └── Stopped                  exit 128 + N   a run that signal N ended, and that can be gone on with
 
 They are raised where the cause is known. Only the command line turns them into text and an exit status.
 """
@@ -17,18 +20,20 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar
 
 __all__ = [
     "BaseError",
+    "ChangedError",
     "DataError",
     "FieldError",
     "InputError",
+    "MemoryRunError",
     "PeftkitError",
     "Problem",
     "RecipeError",
     "RowsError",
     "RunError",
+    "Stopped",
     "TargetError",
 ]
 
@@ -36,7 +41,7 @@ __all__ = [
 class PeftkitError(Exception):
     """Something that a user can act on: what is wrong, where, and what to do about it."""
 
-    exit_status: ClassVar[int] = 1
+    exit_status: int = 1
 
     def __init__(self, what: str, *, where: str | None = None, remedy: str | None = None) -> None:
         self.what = what
@@ -138,5 +143,40 @@ class TargetError(InputError):
     """A folder named on the command line is missing or is not what the command needs."""
 
 
+class ChangedError(InputError):
+    """A run cannot be gone on with as it is: what it is made of has changed since it began.
+
+    Args:
+        changes: what differs, one line for each.
+        where: the run folder.
+        remedy: what to do about all of them.
+    """
+
+    def __init__(self, changes: Sequence[str], *, where: str, remedy: str) -> None:
+        self.changes = tuple(changes)
+        differ = "thing differs" if len(changes) == 1 else "things differ"
+        super().__init__(f"{len(changes)} {differ} from when the run began.", where=where, remedy=remedy)
+
+    def __str__(self) -> str:
+        return "\n".join(self.lines())
+
+    def lines(self) -> list[str]:
+        """One message for each change, and one for all."""
+        return [*self.changes, super().__str__()]
+
+
 class RunError(PeftkitError):
     """A run that started could not end as promised."""
+
+
+class MemoryRunError(RunError):
+    """A training step needs more memory than there is."""
+
+
+class Stopped(PeftkitError):  # noqa: N818  it is no error: the run did what it was told
+    """A signal ended a run, which has said how to go on with it."""
+
+    def __init__(self, signal_number: int, what: str, *, remedy: str | None = None) -> None:
+        self.signal_number = signal_number
+        self.exit_status = 128 + signal_number
+        super().__init__(what, remedy=remedy)

@@ -7,9 +7,11 @@ its last file, and renamed. Whoever finds it under its own name finds all of it.
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import json
 import os
+import re
 import secrets
 import shutil
 from collections.abc import Collection, Iterator, Mapping
@@ -23,19 +25,29 @@ __all__ = [
     "append_json_line",
     "atomic_folder",
     "cache_folder",
+    "complete_folder",
+    "file_fault",
     "folder_hashes",
     "is_free",
     "manifest_faults",
+    "new_part",
     "read_json",
+    "remove_folder",
+    "remove_parts",
     "sha256_of_file",
     "sha256_of_json",
     "sync_files",
+    "write_fault",
     "write_json",
     "write_text",
 ]
 
 MANIFEST_NAME = "manifest.json"
 _CHUNK_BYTES = 1 << 20
+_PART = re.compile(r"\..+\.[0-9a-f]{8}\.part")
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_CLOSED = (errno.EACCES, errno.EPERM, errno.EROFS)
+_OS_ERROR = re.compile(r"\(os error (\d+)\)")  # how safetensors tells an error of the system
 
 
 def sha256_of_file(path: Path) -> str:
@@ -69,16 +81,24 @@ def manifest_faults(folder: Path, *, editable: Collection[str] = ()) -> list[str
     """
     try:
         files = read_json(folder / MANIFEST_NAME)["files"]
-        wanted = {str(name): str(entry["sha256"]) for name, entry in files.items() if name not in editable}
+        wanted = {str(name): (str(entry["sha256"]), int(entry["bytes"])) for name, entry in files.items()}
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
-    faults = []
-    for name, digest in wanted.items():
-        if not (folder / name).is_file():
-            faults.append(f"{name} is missing")
-        elif sha256_of_file(folder / name) != digest:
-            faults.append(f"{name} has changed")
-    return faults
+    checked = {name: known for name, known in wanted.items() if name not in editable}
+    return [fault for name, known in checked.items() if (fault := file_fault(folder, name, *known))]
+
+
+def file_fault(folder: Path, name: str, sha256: str, size: int | None = None) -> str | None:
+    """How a file below a folder differs from what it was; a name that leads out of the folder is never opened."""
+    place = folder / name
+    if Path(name).is_absolute() or ".." in Path(name).parts:
+        return f"{name} is no file below it"
+    if not place.is_file():
+        return f"{name} is missing"
+    found = place.stat().st_size
+    if size is not None and found != size:
+        return f"{name} is cut short: {found:,} of {size:,} bytes" if found < size else f"{name} has grown"
+    return None if sha256_of_file(place) == sha256 else f"{name} has changed"
 
 
 def read_json(path: Path) -> Any:
@@ -88,7 +108,7 @@ def read_json(path: Path) -> Any:
 
 def write_text(path: Path, text: str) -> None:
     """Write a file so that a reader sees the old content or the new, never a part of it."""
-    part = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
+    part = _part_of(path)
     try:
         with part.open("w", encoding="utf-8") as file:
             file.write(text)
@@ -106,9 +126,16 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def append_json_line(path: Path, value: Any) -> None:
-    """Add one line to a JSON Lines file."""
-    with path.open("a", encoding="utf-8") as file:
-        file.write(json.dumps(value, ensure_ascii=False, allow_nan=False) + "\n")
+    """Add one line to a JSON Lines file: the whole of it, or, where that fails, nothing."""
+    line = (json.dumps(value, ensure_ascii=False, allow_nan=False) + "\n").encode()
+    with path.open("ab", buffering=0) as file:
+        length = file.tell()
+        try:
+            if file.write(line) != len(line):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+        except OSError:
+            file.truncate(length)
+            raise
 
 
 def is_free(place: Path) -> bool:
@@ -137,16 +164,69 @@ def atomic_folder(place: Path, known: Mapping[str, str] | None = None) -> Iterat
     """
     if not is_free(place):
         raise RunError("exists already and is not empty.", where=str(place), remedy="Choose another output folder.")
-    place.parent.mkdir(parents=True, exist_ok=True)
-    part = place.with_name(f".{place.name}.{secrets.token_hex(4)}.part")
-    part.mkdir()
+    part = new_part(place)
     try:
         yield part
-        _finish_folder(part, known)
-        part.replace(place)
-        _sync(place.parent)
+        complete_folder(part, place, known)
     finally:
         shutil.rmtree(part, ignore_errors=True)
+
+
+def new_part(place: Path) -> Path:
+    """A new empty folder beside a place, under a hidden name, for what will stand there."""
+    place.parent.mkdir(parents=True, exist_ok=True)
+    part = _part_of(place)
+    part.mkdir()
+    return part
+
+
+def complete_folder(part: Path, place: Path, known: Mapping[str, str] | None = None) -> None:
+    """Sync what was written into a part, give it its manifest as the last file, and put it at its place."""
+    _finish_folder(part, known)
+    part.replace(place)
+    _sync(place.parent)
+
+
+def remove_folder(folder: Path) -> None:
+    """Remove a folder so that it is either whole at its place or not there, even if this is cut short."""
+    part = _part_of(folder)
+    folder.replace(part)
+    shutil.rmtree(part)
+
+
+def remove_parts(folder: Path) -> list[str]:
+    """Remove what a process that was killed left unfinished directly in a folder, and name it.
+
+    Only who holds the folder's lock may do so: another process could still be writing.
+    """
+    left = [path for path in sorted(folder.glob(".*.part")) if _PART.fullmatch(path.name)]
+    for path in left:
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
+    return [path.name for path in left]
+
+
+def write_fault(error: BaseException, place: Path) -> RunError | None:
+    """What an error of the system says to a user about writing below a place; None for any other error."""
+    number = error.errno if isinstance(error, OSError) else None
+    if number is None and (told := _OS_ERROR.search(str(error))):
+        number = int(told[1])
+    where = str(getattr(error, "filename", None) or place)
+    if number in _FULL:
+        return RunError("the disk is full, or a limit on the size of files is reached.", where=where)
+    if number in _CLOSED:
+        return RunError("cannot be written: the folder or its disk is read-only for this user.", where=where)
+    if number in (errno.ENOENT, errno.ENOTDIR, errno.ESTALE):
+        return RunError("is no longer there: a folder was removed or moved while it was in use.", where=where)
+    if number == errno.EIO:
+        return RunError("the disk failed to read or write.", where=where)
+    return None
+
+
+def _part_of(place: Path) -> Path:
+    return place.with_name(f".{place.name}.{secrets.token_hex(4)}.part")
 
 
 def sync_files(folder: Path) -> None:

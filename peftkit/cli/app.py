@@ -15,12 +15,24 @@ import click
 
 import peftkit
 from peftkit import console
-from peftkit.errors import PeftkitError
+from peftkit.errors import PeftkitError, Stopped
 from peftkit.recipe.names import nearest
 
 __all__ = ["COMMANDS", "app", "main"]
 
-COMMANDS = ("quickstart", "recipes", "data", "train", "evaluate", "generate", "merge", "adapters", "push", "doctor")
+COMMANDS = (
+    "quickstart",
+    "recipes",
+    "data",
+    "train",
+    "evaluate",
+    "generate",
+    "merge",
+    "adapters",
+    "verify",
+    "push",
+    "doctor",
+)
 """In the order of a first use; each is the file of that name in this folder, with the command as `command`."""
 
 
@@ -60,7 +72,8 @@ def app() -> None:
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """Run the command line and leave with its exit status.
 
-    0 done, 1 failed at run time, 2 wrong input, 130 interrupted. `PEFTKIT_TRACEBACK=1` shows where an error came from.
+    0 done, 1 failed at run time, 2 wrong input, 130 and 143 stopped by a signal. `PEFTKIT_TRACEBACK=1` shows where an
+    error came from.
     """
     if not sys.warnoptions:
         warnings.simplefilter("ignore")  # the libraries' notes to programmers say nothing to a user
@@ -81,6 +94,9 @@ def _status(arguments: Sequence[str] | None) -> int:
         # whoever read the output has had enough; nothing more can be written, not even at exit
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except Stopped as stopped:
+        console.info(str(stopped))
+        return stopped.exit_status
     except PeftkitError as error:
         if os.environ.get("PEFTKIT_TRACEBACK"):
             raise

@@ -1,4 +1,4 @@
-"""`peftkit train`: one run, from a recipe to a finished folder."""
+"""`peftkit train`: one run, from a recipe to a finished folder, or from where it stopped to there."""
 
 from __future__ import annotations
 
@@ -19,33 +19,71 @@ __all__ = ["command"]
 @options.method
 @options.output("The run folder, which must be new or empty. Unset: the recipe's output, or runs/NAME.")
 @options.overrides
+@click.option("--resume", is_flag=True, help="Go on with the run in the folder, or begin it where there is none.")
+@click.option(
+    "--allow-changes",
+    metavar="FIELD,…",
+    multiple=True,
+    help="With --resume: what may differ from when the run began: fields, as training.learning_rate, or sections.",
+)
+@click.option(
+    "--auto-batch", is_flag=True, help="Where a step does not fit into memory, halve the batch and accumulate twice."
+)
 @options.as_json
-def command(recipe: str, method: str | None, output: Path | None, overrides: tuple[str, ...], as_json: bool) -> None:
+def command(
+    recipe: str,
+    method: str | None,
+    output: Path | None,
+    overrides: tuple[str, ...],
+    resume: bool,
+    allow_changes: tuple[str, ...],
+    auto_batch: bool,
+    as_json: bool,
+) -> None:
     """Train what RECIPE says.
 
-    RECIPE is a file, or the name of a shipped recipe. The run ends in DIR/adapter or, for method full, in DIR/model.
+    RECIPE is a file, the name of a shipped recipe, or, with --resume, the folder of a run. The run ends in DIR/adapter
+    or, for method full, in DIR/model. Ctrl-C and SIGTERM finish the step, save it and leave with status 130 or 143.
+
+    --resume goes on from the newest checkpoint that verifies, and ends in the same weights as a run that never
+    stopped. What has changed since the run began is listed and refused, unless --allow-changes names it.
 
     \b
     Examples:
       peftkit train quickstart
       peftkit train my.yaml --method qlora --output runs/first
       peftkit train my.yaml --set training.learning_rate=1e-4 --set training.max_steps=20
+      peftkit train runs/first --resume
     """
-    file = load_recipe(find_recipe(recipe), method=method, overrides=overrides, output=output)
-    for note in file.notes():
+    if allow_changes and not resume:
+        raise click.UsageError("--allow-changes says what may differ from a run that is gone on with: give --resume.")
+    place, output = _place(recipe, output) if resume else (find_recipe(recipe), output)
+    file = load_recipe(place, method=method, overrides=overrides, output=output)
+    for note in file.notes() if not resume else ():
         console.info(note)
 
     from peftkit.models.base import take_quiet
-    from peftkit.workflows.run import run
+    from peftkit.workflows.run import RunOptions, run
 
     take_quiet()
-    folder, manifest = run(file)
+    allowed = tuple(field.strip() for given in allow_changes for field in given.split(","))
+    folder, manifest = run(file, RunOptions(resume=resume, allowed_changes=allowed, auto_batch=auto_batch))
     if as_json:
         console.print_json({"output": str(folder.path), **manifest.to_json()})
         return
     metrics = manifest.metrics
-    place = folder.adapter if file.recipe.trains_adapter else folder.model
-    if metrics.perplexity is not None:
+    if metrics.perplexity is not None and metrics.base_perplexity is not None:
         console.info(f"perplexity {metrics.base_perplexity:.4g} before, {metrics.perplexity:.4g} after")
+    if metrics.checkpoints:
+        waited = (metrics.checkpoint_seconds or 0.0) / (metrics.train_seconds or 1.0)
+        console.info(f"{metrics.checkpoints} checkpoints, for which training waited {waited:.1%} of its time")
     console.info(f"{metrics.train_tokens:,} tokens in {metrics.train_seconds:.0f} s; opened again and found right:")
-    console.print_text(str(place))
+    console.print_text(str(folder.adapter if file.recipe.trains_adapter else folder.model))
+
+
+def _place(recipe: str, output: Path | None) -> tuple[Path, Path | None]:
+    """The recipe's file and the run folder: a run folder brings its own recipe."""
+    from peftkit.runs.folder import RunFolder
+
+    own = RunFolder(Path(recipe))
+    return (own.recipe, output or own.path) if own.recipe.is_file() else (find_recipe(recipe), output)

@@ -29,9 +29,12 @@ class Collator:
     def __call__(self, features: Sequence[Features]) -> dict[str, torch.Tensor]:
         """The batch: `input_ids`, `labels` and, if packed, `position_ids` [rows, tokens]; `num_tokens` [rows].
 
+        Where the rows have a number, `numbers` [rows] are these.
+
         In a packed row the padding is a document of its own, with positions from 0.
         """
         lengths = [len(row["input_ids"]) for row in features]
+        numbers = [row["number"] for row in features if "number" in row]
         packed = "position_ids" in features[0]
         if self.flat and packed:
             features = [{name: np.concatenate([row[name] for row in features]) for name in features[0]}]
@@ -40,6 +43,8 @@ class Collator:
             "labels": self._padded(features, "labels", NO_LABEL),
             "num_tokens": torch.tensor(lengths),
         }
+        if numbers:
+            batch["numbers"] = torch.from_numpy(np.concatenate(numbers))
         if packed:
             batch["position_ids"] = self._padded(features, "position_ids", 0)
             for row, values in enumerate(features):

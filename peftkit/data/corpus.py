@@ -7,6 +7,7 @@ import shutil
 import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -72,6 +73,8 @@ class Corpus:
     identity: dict[str, Any]
     reading: Reading
     documents: Documents
+    place_of: Callable[[int], str]
+    """Where a document's row stands: its file and line. The rows are read again for it."""
 
 
 @dataclass(frozen=True)
@@ -101,7 +104,8 @@ def load_corpus(source: Source, data: Data, tokenizer: Any, field: str) -> Corpu
     place = cache_folder() / "data" / _key(rows, source, data, encoder)
     folder = _made(place, _Work(rows, encoder, data, Reading(shape.format, why)))
     reading = Reading(**{**read_json(folder / _READING_NAME), "why": why})  # it may have been kept for another recipe
-    return Corpus(rows.name, {**rows.identity, "rows": reading.rows}, reading, open_documents(folder))
+    identity = {**rows.identity, "rows": reading.rows}
+    return Corpus(rows.name, identity, reading, open_documents(folder), partial(_place_of, rows, encoder))
 
 
 def shape_of(rows: Rows, data: Data, field: str) -> tuple[Shape, str]:
@@ -139,6 +143,17 @@ def check_rows(reading: Reading, data: Data, name: str) -> None:
     """
     if reading.bad and (data.on_bad_rows == "error" or reading.bad == reading.rows):
         raise RowsError(reading.first_bad, reading.bad, reading.rows, where=name)
+
+
+def _place_of(rows: Rows, encoder: Encoder, document: int) -> str:
+    """The place of the row that gave a document: rows that gave none are told apart by encoding them again."""
+    seen = 0
+    for row in rows:
+        if len(encoder([row]).documents):
+            if seen == document:
+                return row.place
+            seen += 1
+    return f"{rows.name}, document {document + 1}"
 
 
 def _key(rows: Rows, source: Source, data: Data, encoder: Encoder) -> str:

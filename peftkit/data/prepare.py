@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import islice
 from typing import Any
@@ -71,6 +71,11 @@ class Prepared:
     def formats(self) -> list[str]:
         """The formats of the sources, each once."""
         return list(dict.fromkeys(part.corpus.reading.format for part in self.parts))
+
+    def places(self, numbers: Iterable[int]) -> list[str]:
+        """File and line of every document in some sequences of the data set."""
+        found = (pair for number in numbers for pair in self.sequences.documents_in(number))
+        return [self.parts[source].corpus.place_of(document) for source, document in dict.fromkeys(found)]
 
     def summary(self) -> str:
         """One line for a person."""

@@ -145,7 +145,10 @@ class Sequences:
         return len(self._bounds) - 1
 
     def __getitem__(self, index: int) -> Features:
-        """`input_ids`, `labels` and, if packed, `position_ids` that begin again with each document; all [tokens]."""
+        """`input_ids`, `labels` and, if packed, `position_ids` that begin again with each document; all [tokens].
+
+        `number` [1] is the index itself: what a batch is made of can be told afterwards.
+        """
         if not 0 <= index < len(self):
             raise IndexError(index)
         ids: list[npt.NDArray[np.int32]] = []
@@ -156,10 +159,23 @@ class Sequences:
             ids.append(documents.input_ids[start : start + length])
             labels.append(np.where(documents.taught[start : start + length], ids[-1], np.int32(NO_LABEL)))
             labels[-1][0] = NO_LABEL
-        row: Features = {"input_ids": np.concatenate(ids), "labels": np.concatenate(labels)}
+        row: Features = {
+            "input_ids": np.concatenate(ids),
+            "labels": np.concatenate(labels),
+            "number": np.array([index], np.int32),
+        }
         if self._packed:
             row["position_ids"] = np.concatenate([np.arange(len(piece), dtype=np.int32) for piece in ids])
         return row
+
+    def documents_in(self, index: int) -> list[tuple[int, int]]:
+        """The source and the number in it of each document that a sequence holds, or holds a piece of."""
+        found = []
+        for piece in range(int(self._bounds[index]), int(self._bounds[index + 1])):
+            source = int(self._source[piece])
+            offsets = self._documents[source].offsets
+            found.append((source, int(np.searchsorted(offsets, self._pieces.offset[piece], side="right")) - 1))
+        return found
 
 
 def packs(data: Data, formats: set[str]) -> bool:

@@ -67,7 +67,7 @@ def _from_files(source: Source, data: Data, field: str, streaming: bool) -> Rows
     hashes = {str(path): None if streaming else sha256_of_file(path) for path in paths}
     return Rows(
         name=", ".join(str(path) for path in paths),
-        identity={"files": hashes},
+        identity={"files": hashes} | ({"bytes": sum(path.stat().st_size for path in paths)} if streaming else {}),
         total=_at_most(sum(count_lines(path) for path in paths), source.limit) if by_line else source.limit,
         _read=lambda: (row for path in paths for row in file_rows(path, data)),
         _limit=source.limit,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
+from itertools import count
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ from peftkit.data.encode import Encoder, encode
 from peftkit.data.packing import WINDOW
 from peftkit.data.sequences import Features, arrange, packs
 from peftkit.data.sources import Rows, open_rows
+from peftkit.errors import DataError
 from peftkit.recipe.schema import Data
 
 __all__ = ["Stream"]
@@ -23,11 +25,14 @@ _TOKENS = 1 << 22  # of a window at the most: what is in memory, at five bytes a
 
 
 class Stream(IterableDataset[Features]):
-    """Sequences of one window after the other, each window packed and shuffled for itself."""
+    """Sequences of one window after the other, each window packed and shuffled for itself.
+
+    It goes through the rows again and again without an end, so that a run of so many steps is one epoch of it, and a
+    run that is gone on with finds its place by counting batches.
+    """
 
     def __init__(self, data: Data, tokenizer: Any) -> None:
         self._data = data
-        self._epoch = 0
         self._sources: list[tuple[Rows, Encoder, Reading]] = []
         for source in data.train_sources:
             own = data.of(source)
@@ -36,17 +41,28 @@ class Stream(IterableDataset[Features]):
             self._sources.append((rows, encoder_of(shape, own, tokenizer), Reading(shape.format, why)))
         self.packed = packs(data, {reading.format for _, _, reading in self._sources})
         self.readings: list[Reading] = []
-        """What became of the rows so far, for each source that has been begun in this epoch."""
-
-    def set_epoch(self, epoch: int) -> None:
-        """Shuffle in another way; the Trainer calls it at the start of each epoch."""
-        self._epoch = epoch
+        """What became of the rows so far, for each source that has been begun in this pass."""
 
     def __iter__(self) -> Iterator[Features]:
-        rng = np.random.default_rng((self._data.seed, self._epoch))
+        for number in count():
+            empty = True
+            for row in self.one_pass(number):
+                empty = False
+                yield row
+            if empty:
+                raise DataError(
+                    "has nothing left to train on.", where=", ".join(rows.name for rows, *_ in self._sources)
+                )
+
+    def one_pass(self, number: int) -> Iterator[Features]:
+        """Every sequence once, in an order of the pass's own."""
+        rng = np.random.default_rng((self._data.seed, number))
         for window in self.windows():
             sequences = arrange([Part.whole(window)], self._data, packed=self.packed)[0]
-            yield from (sequences[int(index)] for index in rng.permutation(len(sequences)))
+            for index in rng.permutation(len(sequences)):
+                row = sequences[int(index)]
+                del row["number"]  # it is the window's, and says nothing once that is gone
+                yield row
 
     def windows(self) -> Iterator[Corpus]:
         """The documents, a window of a source at a time.
@@ -64,17 +80,21 @@ class Stream(IterableDataset[Features]):
                 check_rows(reading, self._data, rows.name)
                 held.append(batch.documents)
                 if sum(map(len, held)) >= WINDOW or sum(len(part.input_ids) for part in held) >= _TOKENS:
-                    yield Corpus(rows.name, rows.identity, replace(reading), Documents.join(held))
+                    yield self._window(rows, reading, held)
                     held = []
             if sum(map(len, held)):
-                yield Corpus(rows.name, rows.identity, replace(reading), Documents.join(held))
+                yield self._window(rows, reading, held)
+
+    @staticmethod
+    def _window(rows: Rows, reading: Reading, held: list[Documents]) -> Corpus:
+        return Corpus(rows.name, rows.identity, replace(reading), Documents.join(held), lambda _: rows.name)
 
     def identities(self) -> list[dict[str, Any]]:
         """What is known of each source without reading it whole."""
         return [rows.identity for rows, _, _ in self._sources]
 
     def record(self) -> dict[str, int]:
-        """Rows read in the newest epoch, and those that were left out."""
+        """Rows read in the newest pass, and those that were left out."""
         return {
             "rows": sum(reading.rows for reading in self.readings),
             "empty_rows": sum(reading.empty for reading in self.readings),

@@ -7,7 +7,7 @@ import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from io import StringIO
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any, get_args
 
 from pydantic import ValidationError
@@ -15,12 +15,14 @@ from ruamel.yaml import YAML
 
 from peftkit.errors import FieldError, InputError, Problem, RecipeError
 from peftkit.recipe.document import Document, dotted, parse_document
+from peftkit.recipe.document import Path as Field
 from peftkit.recipe.layers import Layers, Origin, absolute_paths
 from peftkit.recipe.names import nearest
 from peftkit.recipe.overrides import Override, parse_override
 from peftkit.recipe.problems import describe, found
 from peftkit.recipe.references import reference_errors
 from peftkit.recipe.schema import Method, Recipe
+from peftkit.redaction import holds_secret
 
 __all__ = ["RecipeFile", "load_recipe"]
 
@@ -55,6 +57,11 @@ class RecipeFile:
         """The recipe with the data format that `auto` turned out to be."""
         data = self.recipe.data.model_copy(update={"format": found})
         return replace(self, recipe=self.recipe.model_copy(update={"data": data}))
+
+    def with_training(self, changes: dict[str, Any]) -> RecipeFile:
+        """The recipe with other values of some hyperparameters."""
+        training = self.recipe.training.model_copy(update=changes)
+        return replace(self, recipe=self.recipe.model_copy(update={"training": training}))
 
     def notes(self) -> list[str]:
         """What the recipe says that cannot act in this run."""
@@ -171,10 +178,37 @@ def _validate(layers: Layers, path: Path) -> tuple[list[Problem], Recipe | None]
         recipe = Recipe.model_validate(layers.values)
     except ValidationError as error:
         problems += describe(error, layers, str(path))
+    problems += _unsafe(layers, str(path))
     for missing in reference_errors(layers.values):
         where, field = layers.place(tuple(missing.field.split(".")), str(path))
         problems.append(Problem(where, field, missing.what, missing.remedy))
     return problems, recipe
+
+
+def _unsafe(layers: Layers, file: str) -> Iterator[Problem]:
+    """Tokens, which a run folder would hold copies of, and an output that leaves the working directory unasked."""
+    for path, text in _texts(layers.values, ()):
+        if holds_secret(text):
+            where, field = layers.place(path, file)
+            remedy = "Remove it, and make it invalid where it is from; peftkit reads tokens from HF_TOKEN alone."
+            yield Problem(where, field, "holds a token or a password, which would be written into the run.", remedy)
+    output = layers.values.get("output")
+    if isinstance(output, str) and ".." in PurePath(output).parts:
+        where, field = layers.place(("output",), file)
+        yield Problem(where, field, "leaves the working directory.", "Name that place with --output.")
+
+
+def _texts(value: Any, path: Field) -> Iterator[tuple[Field, str]]:
+    """Every text in nested values, keys included, with where it stands."""
+    if isinstance(value, str):
+        yield path, value
+    elif isinstance(value, dict):
+        for key, inner in value.items():
+            yield from _texts(key, (*path, key))
+            yield from _texts(inner, (*path, key))
+    elif isinstance(value, list):
+        for index, inner in enumerate(value):
+            yield from _texts(inner, (*path, index))
 
 
 def _method_problems(document: Document, file: str) -> Iterator[Problem]:

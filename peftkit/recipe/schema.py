@@ -284,6 +284,10 @@ class Recipe(Section):
     """Number type of the products while training. `auto`: bf16 where the GPU has it, fp16 on older GPUs, fp32 on a
     CPU. Trained weights are kept in fp32 whatever this says."""
 
+    on_nonfinite: Literal["stop", "skip"] = "stop"
+    """What to do with a step whose loss or gradient is no finite number: `stop` the run and name the rows, or `skip`
+    the step, with a warning and a count. In fp16, steps that only overflow are left out by the scaler either way."""
+
     methods: dict[Method, dict[str, object]] = Field(default_factory=dict)
     """Differences that one method needs, as `full: {training: {learning_rate: 1e-5}}`. By default there are none."""
 

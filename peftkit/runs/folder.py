@@ -2,12 +2,28 @@
 
 from __future__ import annotations
 
+import contextlib
+import shutil
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from peftkit.errors import TargetError
+from peftkit.runs.lock import locked
 from peftkit.runs.manifest import RunManifest
-from peftkit.storage import MANIFEST_NAME, is_free, read_json, write_json, write_text
+from peftkit.storage import (
+    MANIFEST_NAME,
+    is_free,
+    manifest_faults,
+    new_part,
+    read_json,
+    remove_folder,
+    remove_parts,
+    sha256_of_file,
+    write_fault,
+    write_json,
+    write_text,
+)
 
 __all__ = ["ADAPTER_FOLDER", "RunFolder"]
 
@@ -50,25 +66,83 @@ class RunFolder:
         """What a run of `full` ships."""
         return self.path / "model"
 
+    @property
+    def is_free(self) -> bool:
+        """Whether nothing is there."""
+        return is_free(self.path)
+
     def check_free(self) -> None:
         """See that a new run may use this place.
 
         Raises:
             TargetError: something is there already.
         """
-        if not is_free(self.path):
-            raise TargetError(
-                "exists already and is not empty.",
-                where=str(self.path),
-                remedy="Name another place with --output; peftkit never writes over a run.",
-            )
+        if self.is_free:
+            return
+        remedy = "Name another place with --output; peftkit never writes over a run."
+        if self.manifest.is_file():
+            remedy = f"Go on with it by --resume, or name another place with --output; {remedy.partition('; ')[2]}"
+        raise TargetError("exists already and is not empty.", where=str(self.path), remedy=remedy)
 
-    def create(self, recipe_yaml: str, manifest: RunManifest) -> None:
-        """Make the folder with its recipe and its first manifest."""
+    @contextlib.contextmanager
+    def created(self, recipe_yaml: str, manifest: RunManifest) -> Iterator[None]:
+        """Hold a new folder; it appears with its recipe and its first manifest, or not at all.
+
+        Raises:
+            TargetError: something is there, or nothing can be written there.
+        """
         self.check_free()
-        self.path.mkdir(parents=True, exist_ok=True)
-        write_text(self.recipe, recipe_yaml)
-        self.write(manifest)
+        try:
+            part = new_part(self.path)
+        except OSError as error:
+            raise self._closed(error) from error
+        inside = RunFolder(part)
+        with locked(part):
+            try:
+                write_text(inside.recipe, recipe_yaml)
+                inside.write(manifest)
+                part.replace(self.path)
+            except OSError as error:
+                shutil.rmtree(part, ignore_errors=True)
+                self.check_free()  # another run was quicker
+                raise self._closed(error) from error
+            yield
+
+    @contextlib.contextmanager
+    def reopened(self) -> Iterator[RunManifest]:
+        """Hold the folder of a run that began earlier, without what a process that was killed left unfinished.
+
+        Raises:
+            TargetError: it holds no run, or another process is at work in it.
+        """
+        self.read()
+        with locked(self.path):
+            remove_parts(self.path)
+            remove_parts(self.checkpoints)
+            yield self.read()
+
+    def discard_output(self, place: Path) -> None:
+        """Remove an output that this run wrote and did not come to prove.
+
+        Raises:
+            TargetError: there is something else at its place.
+        """
+        if not place.exists():
+            return
+        known = read_json(place / MANIFEST_NAME).get("files", {}) if (place / MANIFEST_NAME).is_file() else {}
+        strange = {path.relative_to(place).as_posix() for path in place.rglob("*") if path.is_file()} - {
+            *known,
+            MANIFEST_NAME,
+        }
+        if strange or manifest_faults(place) != []:
+            raise TargetError(
+                "holds files that this run did not write.", where=str(place), remedy="Move it away, and go on."
+            )
+        remove_folder(place)
+
+    def hashes(self) -> dict[str, str]:
+        """SHA-256 of the recipe and of the metrics."""
+        return {path.name: sha256_of_file(path) for path in (self.recipe, self.metrics) if path.is_file()}
 
     def write(self, manifest: RunManifest) -> None:
         """Replace the manifest."""
@@ -86,3 +160,11 @@ class RunFolder:
             raise TargetError(
                 "is missing or damaged.", where=str(self.manifest), remedy="Name the folder of a run."
             ) from error
+
+    def _closed(self, error: OSError) -> TargetError:
+        known = write_fault(error, self.path)
+        return TargetError(
+            known.what if known else f"cannot be written: {error.strerror}.",
+            where=str(self.path),
+            remedy="Name another place with --output.",
+        )

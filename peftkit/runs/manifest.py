@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
@@ -38,6 +39,13 @@ class RunMetrics:
     base_perplexity: float | None = None
     """Of the same data before the first step."""
 
+    skipped_steps: int | None = None
+    """Steps that were left out by `on_nonfinite: skip`."""
+
+    checkpoints: int | None = None
+    checkpoint_seconds: float | None = None
+    """Time that training waited for checkpoints to be written."""
+
 
 @dataclass
 class RunManifest:
@@ -50,8 +58,25 @@ class RunManifest:
     data: dict[str, Any]
     versions: dict[str, str | None]
     hardware: dict[str, Any]
+    precision: str | None = None
+    world_size: int = 1
+    """Processes that trained together."""
+
+    run_id: str = field(default_factory=lambda: secrets.token_hex(8))
+    """Tells this run's checkpoints from those of any other."""
+
     status: Status = "running"
     error: str | None = None
+    warnings: list[str] = field(default_factory=list)
+    resumed: list[dict[str, Any]] = field(default_factory=list)
+    """Each time that the run was gone on with: from which step, past which checkpoints, and with which changes."""
+
+    auto_batch: dict[str, list[int]] | None = None
+    """Batch size and accumulation as the recipe had them (`recipe`), and as they fitted into memory (`used`)."""
+
+    files: dict[str, str] = field(default_factory=dict)
+    """SHA-256 of the recipe and of the metrics, once the run has ended."""
+
     outputs: dict[str, str] = field(default_factory=dict)
     """SHA-256 of each file that the run made to be shipped, by its path in the run folder."""
 

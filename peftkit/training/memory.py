@@ -1,17 +1,27 @@
-"""The most memory that was in use at once."""
+"""The most memory that was in use at once, and what to say when there was not enough."""
 
 from __future__ import annotations
 
 import resource
 import sys
+from pathlib import Path
+from typing import Any
 
+import psutil
 import torch
 
+from peftkit import console
+from peftkit.errors import MemoryRunError
+from peftkit.models.attach import count_parameters
 from peftkit.planning.hardware import Hardware
+from peftkit.planning.memory import Fit, StepMemory, what_fits
+from peftkit.recipe.schema import Recipe
 
-__all__ = ["peak_memory_bytes", "reset_peak_memory"]
+__all__ = ["is_out_of_memory", "peak_memory_bytes", "reset_peak_memory", "shortage"]
 
 _MAXRSS_UNIT = 1 if sys.platform == "darwin" else 1024
+_CPU_TEXTS = ("can't allocate memory", "cannot allocate memory", "not enough memory")
+_GROUP_LIMIT = Path("/sys/fs/cgroup/memory.max")
 
 
 def reset_peak_memory(hardware: Hardware) -> None:
@@ -25,3 +35,85 @@ def peak_memory_bytes(hardware: Hardware) -> int:
     if hardware.device == "cuda":
         return int(torch.cuda.max_memory_allocated())
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * _MAXRSS_UNIT
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that memory was short, of a GPU or of the machine."""
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    return isinstance(error, RuntimeError) and any(text in str(error).lower() for text in _CPU_TEXTS)
+
+
+def shortage(trainer: Any, inputs: dict[str, Any], recipe: Recipe, hardware: Hardware) -> MemoryRunError:
+    """What to tell after a step that did not fit: its peak, and the changes after which it would, with their figures.
+
+    Those rest on one row of the batch, which is computed again to see how much it keeps for the backward pass.
+    """
+    trainer.model.zero_grad()
+    if hardware.device == "cuda":
+        torch.cuda.empty_cache()
+    rows, tokens = inputs["input_ids"].shape
+    peak, limit = peak_memory_bytes(hardware), _limit_bytes(hardware)
+    line = f"a step of {rows} rows of {tokens:,} tokens does not fit into memory: {console.size(peak)} were in use"
+    try:
+        step = _measured(trainer, inputs, limit)
+    except (RuntimeError, MemoryError):
+        return MemoryRunError(
+            f"{line}, and not even one row fits.",
+            where="training",
+            remedy="Lower data.max_length, or use method: qlora or a smaller base.",
+        )
+    fits = what_fits(step, recipe)
+    needed = step.peak_bytes(rows, checkpointing=recipe.training.activation_checkpointing)
+    line += f", about {console.size(needed)} are needed, and {console.size(limit)} are there."
+    return MemoryRunError(line, where="training", remedy=_advice(fits))
+
+
+def _advice(fits: list[Fit]) -> str:
+    if not fits:
+        return "Nothing that changes the batch alone would fit: lower data.max_length, or use a smaller base."
+    choices = "; or ".join(f"{fit.change} (about {console.size(fit.peak_bytes)})" for fit in fits)
+    line = f"It would fit with {choices}."
+    return f"{line} --auto-batch finds a batch by itself." if "batch_size" in fits[0].change else line
+
+
+def _measured(trainer: Any, inputs: dict[str, Any], limit: int) -> StepMemory:
+    model = trainer.model
+    trainable, total = count_parameters(model)
+    tensors = [*model.parameters(), *model.buffers()]
+    held = {tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes() for tensor in tensors}
+    kept: dict[int, int] = {}
+
+    def count(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in held:
+            kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    row = {name: values[:1] for name, values in inputs.items() if name not in ("numbers", "num_tokens")}
+    with torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor), trainer.compute_loss_context_manager():
+        loss = trainer.compute_loss(model, row | {"use_cache": False})
+    del loss
+    return StepMemory(
+        base_bytes=sum(held.values()),
+        trainable=trainable,
+        total=total,
+        row_bytes=sum(kept.values()),
+        rows=len(inputs["input_ids"]),
+        layers=int(getattr(model.config, "num_hidden_layers", 1)),
+        limit_bytes=limit,
+    )
+
+
+def _limit_bytes(hardware: Hardware) -> int:
+    """Memory that this process may have: of the GPU, or the least of what is free and what limits allow."""
+    if hardware.device == "cuda":
+        return hardware.memory_bytes
+    used = psutil.Process().memory_info()
+    limits = [psutil.virtual_memory().available + used.rss]
+    most, _ = resource.getrlimit(resource.RLIMIT_AS)
+    if most != resource.RLIM_INFINITY:
+        limits.append(most - (used.vms - used.rss))  # it counts what is only reserved, too
+    if _GROUP_LIMIT.is_file() and (text := _GROUP_LIMIT.read_text(encoding="ascii").strip()).isdigit():
+        limits.append(int(text))
+    return max(0, min(limits))

@@ -76,5 +76,5 @@ class ProgressReport(TrainerCallback):  # type: ignore[misc]
             self._bar = None
 
     def _tokens_per_second(self) -> float:
-        seconds = self._trainer.step_seconds
-        return float(self._trainer.train_tokens / seconds) if seconds else 0.0
+        progress = self._trainer.progress
+        return float(progress.train_tokens / progress.step_seconds) if progress.step_seconds else 0.0

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import time
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +22,6 @@ class MetricsFile(TrainerCallback):  # type: ignore[misc]
     def __init__(self, path: Path, trainer: Any) -> None:
         self._path = path
         self._trainer = trainer
-        self._start = time.perf_counter()
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **_: Any) -> None:
         """Add a line for a training step or an evaluation; the Trainer's closing summary is neither."""
@@ -39,8 +37,8 @@ class MetricsFile(TrainerCallback):  # type: ignore[misc]
                 "step": state.global_step,
                 "epoch": round(state.epoch or 0.0, 4),
                 **{name: _finite(value) for name, value in line.items()},
-                "train_tokens": self._trainer.train_tokens,
-                "seconds": round(time.perf_counter() - self._start, 3),
+                "train_tokens": self._trainer.progress.train_tokens,
+                "seconds": round(self._trainer.train_seconds, 3),
             },
         )
 

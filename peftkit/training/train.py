@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import time
+import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,23 +17,49 @@ from peftkit.models.attach import adapter_has_effect
 from peftkit.models.kernels import use_fast_kernels
 from peftkit.planning.hardware import Attention, ChosenPrecision, Hardware
 from peftkit.recipe.schema import Recipe
+from peftkit.runs.checkpoints import Checkpoint
 from peftkit.runs.folder import RunFolder
+from peftkit.runs.manifest import RunManifest
+from peftkit.storage import write_text
 from peftkit.training.arguments import training_arguments
-from peftkit.training.memory import peak_memory_bytes, reset_peak_memory
+from peftkit.training.checkpoint import Progress
+from peftkit.training.conduct import Conduct
+from peftkit.training.health import HealthWatch
+from peftkit.training.memory import peak_memory_bytes, reset_peak_memory, shortage
 from peftkit.training.progress import ProgressReport
 from peftkit.training.records import MetricsFile
+from peftkit.training.signals import StopRequest
 from peftkit.training.trainer import TokenTrainer
 
-__all__ = ["TrainingResult", "train"]
+__all__ = ["TrainingResult", "Work", "train"]
 
 _FLASH: Attention = "flash_attention_2"  # it tells documents apart by their positions in a single row only
 
 
 @dataclass(frozen=True)
-class TrainingResult:
-    """What training measured."""
+class Work:
+    """A run that is ready to train: what, on what, where, and from which step."""
 
-    steps: int
+    recipe: Recipe
+    data: RunData
+    pad_token_id: int
+    hardware: Hardware
+    precision: ChosenPrecision
+    folder: RunFolder
+    manifest: RunManifest
+    stop: StopRequest
+    check_inputs: Callable[[], None]
+    checkpoint: Checkpoint | None = None
+    """Where to go on; None to begin."""
+
+    adopt: bool = False
+    """Whether hyperparameters have changed since the checkpoint, and are to act."""
+
+
+@dataclass(frozen=True)
+class TrainingResult:
+    """What training measured, over all the processes that a run took."""
+
     train_tokens: int
     train_seconds: float
     tokens_per_second: float
@@ -41,57 +68,86 @@ class TrainingResult:
     base_perplexity: float | None
     eval_loss: float | None
     perplexity: float | None
+    skipped_steps: int
+    checkpoints: int
+    checkpoint_seconds: float
 
 
-def train(
-    model: Any,
-    pad_token_id: int,
-    data: RunData,
-    recipe: Recipe,
-    folder: RunFolder,
-    hardware: Hardware,
-    precision: ChosenPrecision,
-) -> TrainingResult:
+def train(model: Any, work: Work) -> TrainingResult:
     """Train `model` in place through the Trainer, measuring the validation data before and after.
 
     Raises:
-        RunError: a loss or a weight is not finite, or training changed nothing.
+        RunError: a loss or a weight is not finite, a step does not fit into memory, or training changed nothing.
+        Stopped: a signal came; the step is saved.
     """
-    set_seed(recipe.training.seed)
-    use_fast_kernels(model, hardware)
-    reset_peak_memory(hardware)
+    set_seed(work.recipe.training.seed)
+    use_fast_kernels(model, work.hardware)
+    reset_peak_memory(work.hardware)
+    trainer, progress = _trainer(model, work)
+    report = ProgressReport(f"training {work.recipe.method}", trainer)
+    trainer.add_callback(MetricsFile(work.folder.metrics, trainer))
+    trainer.add_callback(HealthWatch(work.manifest.warnings.append))
+    trainer.add_callback(report)
+    work.stop.before_leaving = report.close
+    _restore_metrics(work)
+    if work.checkpoint is None and work.data.validation:
+        progress.base_perplexity = _finite(trainer.evaluate()["eval_perplexity"])
+    marks = _small_weights(model)
+    try:
+        trainer.run(work.checkpoint)
+        seconds = trainer.train_seconds
+    finally:
+        report.close()
+        trainer.finish_checkpoints()
+    _check_learnt(model, work.recipe, marks)
+    after = _final_evaluation(trainer) if work.data.validation else {}
+    return TrainingResult(
+        train_tokens=progress.train_tokens,
+        train_seconds=seconds,
+        tokens_per_second=progress.train_tokens / progress.step_seconds,
+        peak_memory_bytes=max(progress.peak_memory_bytes, peak_memory_bytes(work.hardware)),
+        train_loss=next((log["loss"] for log in reversed(trainer.state.log_history) if "loss" in log), None),
+        base_perplexity=progress.base_perplexity,
+        eval_loss=after.get("eval_loss"),
+        perplexity=_finite(after.get("eval_perplexity")),
+        skipped_steps=progress.skipped_steps,
+        checkpoints=progress.checkpoints,
+        checkpoint_seconds=progress.checkpoint_seconds,
+    )
+
+
+def _trainer(model: Any, work: Work) -> tuple[TokenTrainer, Progress]:
+    """The Trainer, and the progress that it counts on, which begins at nothing or at the checkpoint's."""
+    recipe, data = work.recipe, work.data
+    progress = Progress(work.manifest.run_id) if work.checkpoint is None else Progress.read(work.checkpoint)
+    conduct = Conduct(
+        folder=work.folder,
+        progress=progress,
+        keep=recipe.training.save_total_limit,
+        stop=work.stop,
+        on_nonfinite=recipe.on_nonfinite,
+        places=data.train.places,
+        check_inputs=work.check_inputs,
+        advise=lambda trainer, inputs: shortage(trainer, inputs, recipe, work.hardware),
+        adopt=work.adopt,
+    )
     trainer = TokenTrainer(
+        conduct,
         model=model,
-        args=training_arguments(recipe, hardware, precision, folder.checkpoints),
+        args=training_arguments(recipe, work.hardware, work.precision, work.folder.checkpoints),
         train_dataset=data.train.dataset,
         eval_dataset=data.validation.dataset if data.validation else None,
-        data_collator=Collator(pad_token_id, flat=model.config._attn_implementation == _FLASH),
+        data_collator=Collator(work.pad_token_id, flat=model.config._attn_implementation == _FLASH),
     )
-    progress = ProgressReport(f"training {recipe.method}", trainer)
     trainer.remove_callback(PrinterCallback)  # it prints each log as a dictionary
-    trainer.add_callback(MetricsFile(folder.metrics, trainer))
-    trainer.add_callback(progress)
-    before = trainer.evaluate() if data.validation else {}
-    marks = _small_weights(model)
-    start = time.perf_counter()
-    try:
-        trainer.train()
-    finally:
-        progress.close()
-    seconds = time.perf_counter() - start
-    _check_learnt(model, recipe, marks)
-    after = _final_evaluation(trainer) if data.validation else {}
-    return TrainingResult(
-        steps=trainer.state.global_step,
-        train_tokens=trainer.train_tokens,
-        train_seconds=seconds,
-        tokens_per_second=trainer.train_tokens / trainer.step_seconds,
-        peak_memory_bytes=peak_memory_bytes(hardware),
-        train_loss=next((log["loss"] for log in reversed(trainer.state.log_history) if "loss" in log), None),
-        base_perplexity=before.get("eval_perplexity"),
-        eval_loss=after.get("eval_loss"),
-        perplexity=after.get("eval_perplexity"),
-    )
+    return trainer, progress
+
+
+def _restore_metrics(work: Work) -> None:
+    """Begin the metrics where the run begins: lines that were written after a checkpoint will be written again."""
+    metrics = work.folder.metrics
+    kept = work.checkpoint.path / metrics.name if work.checkpoint else None
+    write_text(metrics, kept.read_text(encoding="utf-8") if kept else "")
 
 
 def _final_evaluation(trainer: TokenTrainer) -> dict[str, float]:
@@ -101,6 +157,11 @@ def _final_evaluation(trainer: TokenTrainer) -> dict[str, float]:
         return newest
     evaluated: dict[str, float] = trainer.evaluate()
     return evaluated
+
+
+def _finite(value: float | None) -> float | None:
+    """A perplexity, or None for one that is beyond the largest float, which JSON has not."""
+    return value if value is not None and math.isfinite(value) else None
 
 
 def _small_weights(model: Any) -> dict[str, torch.Tensor]:

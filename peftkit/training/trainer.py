@@ -1,79 +1,132 @@
-"""The Transformers Trainer with four changes.
-
-It computes the loss only where a label is, counts useful tokens, evaluates by tokens, and stops at a NaN.
-"""
+"""The Trainer of a run: loss only where a label is, evaluation by tokens, and no step with numbers that are none."""
 
 from __future__ import annotations
 
+import math
 import time
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from transformers import Trainer
 from transformers.trainer_utils import EvalLoopOutput
 
 from peftkit import console
 from peftkit.errors import RunError
 from peftkit.models.loss import compute_loss_at_labels, evaluate_loss
+from peftkit.training.conduct import Conduct
+from peftkit.training.memory import is_out_of_memory
+from peftkit.training.resumable import ResumableTrainer
 
 __all__ = ["TokenTrainer"]
 
+_INPUTS = ("input_ids", "labels", "position_ids")
+_NAMED = 3
+_OVERFLOWS = 50
+"""Steps in a row whose fp16 gradients may overflow while their scale, which is halved each time, is looked for."""
 
-class TokenTrainer(Trainer):  # type: ignore[misc]
+
+@dataclass
+class _Step:
+    """What is known of an optimizer step before it is taken."""
+
+    loss_before: torch.Tensor
+    losses: list[torch.Tensor] = field(default_factory=list)
+    batches: list[dict[str, torch.Tensor]] = field(default_factory=list)
+
+
+class TokenTrainer(ResumableTrainer):
     """A Trainer for batches of `peftkit.data.collator.Collator`."""
 
-    def __init__(self, **arguments: Any) -> None:
-        super().__init__(**arguments)
+    def __init__(self, conduct: Conduct, **arguments: Any) -> None:
+        super().__init__(conduct, **arguments)
         if compute_loss_at_labels(self.model, self.args.label_smoothing_factor):
             self.label_smoother = None  # the model smooths itself
             self.model_accepts_loss_kwargs = True
         else:
             console.info("the head is no plain linear layer, so the loss is computed from whole logits: more memory.")
-        self.train_tokens = 0
-        """Tokens seen in training, without padding."""
-
-        self.step_seconds = 0.0
-        """Time spent in the forward and backward passes and between them, without evaluation and saving."""
-
-        self._finite = torch.ones((), dtype=torch.bool, device=self.args.device)
+        self._step: _Step | None = None
+        self._overflows = 0
 
     def training_step(self, model: Any, inputs: dict[str, Any], num_items_in_batch: Any = None) -> torch.Tensor:
-        """One forward and backward pass."""
+        """One forward and backward pass; a loss that is not finite counts as nothing until the step is looked at."""
         start = time.perf_counter()
-        self.train_tokens += int(inputs.pop("num_tokens").sum())
+        if self._step is None:
+            self._step = _Step(self._tr_loss.clone())
+        self._step.batches.append(dict(inputs))
+        self.progress.train_tokens += int(inputs.pop("num_tokens").sum())
+        inputs.pop("numbers", None)
         inputs["use_cache"] = False  # with a cache, packed documents would see each other
-        loss: torch.Tensor = super().training_step(model, inputs, num_items_in_batch)
-        self._finite &= torch.isfinite(loss)
-        if self.args.device.type == "cpu":
-            self.check_finite()
-        self.step_seconds += time.perf_counter() - start
-        return loss
+        try:
+            loss: torch.Tensor = super().training_step(model, inputs, num_items_in_batch)
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            shortage = error.with_traceback(None)  # whose frames would hold what memory is short of
+        else:
+            self._step.losses.append(loss)
+            self.progress.step_seconds += time.perf_counter() - start
+            return torch.nan_to_num(loss, nan=0.0, posinf=0.0, neginf=0.0)
+        raise self.conduct.advise(self, self._step.batches[-1]) from shortage
 
     def current_learning_rate(self) -> float:
         """The rate that the next step will take."""
         return float(self._get_learning_rate())
 
-    def check_finite(self) -> None:
-        """Look whether every loss so far was a number. On a GPU this waits for the device, so it is not done each step.
+    def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> Any:
+        """The norm, once the step is known to be one; Trainer asks for it before each."""
+        norm = super()._get_grad_norm(model, grad_norm)
+        self._check_step(norm)
+        return norm
+
+    def _check_step(self, norm: Any) -> None:
+        """See that losses and gradients of a step are numbers, and stop or leave it out.
 
         Raises:
-            RunError: one was not.
+            RunError: they are not, and the recipe does not say to skip.
         """
-        if not bool(self._finite):
+        assert self._step is not None
+        step, self._step = self._step, None
+        losses = torch.stack(step.losses).isfinite()
+        norm_is_finite = bool(torch.isfinite(torch.as_tensor(norm)))
+        if bool(losses.all()) and (norm_is_finite or self._may_overflow()):
+            self._overflows = 0 if norm_is_finite else self._overflows
+            return
+        what = "loss" if not bool(losses.all()) else "gradient norm"
+        bad = [batch for batch, finite in zip(step.batches, losses.tolist(), strict=True) if not finite]
+        line = f"the {what} is not a finite number at step {self.state.global_step + 1}{self._named(bad, step.batches)}"
+        if self.conduct.on_nonfinite == "stop":
             raise RunError(
-                f"the loss is not a finite number at step {self.state.global_step + 1}.",
+                f"{line}.",
                 where="training",
-                remedy="Lower training.learning_rate, keep max_grad_norm at 1.0, or set precision: fp32.",
+                remedy="Lower training.learning_rate, keep max_grad_norm at 1.0, or set precision: fp32. If the rows "
+                "are to blame, remove them, or set on_nonfinite: skip.",
             )
+        self.progress.skipped_steps += 1
+        console.warning(f"{line}; the step is skipped.")
+        self._leave_out(step)
 
-    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Log, unless the numbers are those of a run that is already lost."""
-        self.check_finite()
-        super().log(logs, start_time)
+    def _may_overflow(self) -> bool:
+        """In fp16 the scaler finds its scale by overflowing, and leaves such a step out itself."""
+        self._overflows += 1
+        return self.accelerator.scaler is not None and self._overflows < _OVERFLOWS
 
-    def _save_checkpoint(self, model: Any, trial: Any) -> None:
-        self.check_finite()  # a checkpoint of NaNs would be resumed from
-        super()._save_checkpoint(model, trial)
+    def _leave_out(self, step: _Step) -> None:
+        """Take no optimizer step, and log no loss for it; the schedule goes on."""
+        self._tr_loss.copy_(step.loss_before)
+        self._globalstep_last_logged += 1
+        if self.accelerator.scaler is None:
+            self.accelerator.gradient_state._set_sync_gradients(False)  # the optimizer's step does nothing then
+
+    def _named(self, bad: list[dict[str, Any]], batches: list[dict[str, Any]]) -> str:
+        """Where the rows stand that are to blame, as far as they can be told from the others of their batch."""
+        batches = bad or batches
+        alone = [number for batch in batches for number in _rows_that_break(self.model, batch)]
+        numbers = alone or [int(number) for batch in batches for number in batch.get("numbers", ())]
+        if not numbers:
+            return ""
+        places = self.conduct.places(numbers[:_NAMED])
+        more = f" and {len(numbers) - _NAMED} more" if len(numbers) > _NAMED else ""
+        return f", in {'rows' if len(numbers) > 1 else 'the row'} {', '.join(places)}{more}"
 
     def evaluation_loop(
         self,
@@ -83,11 +136,22 @@ class TokenTrainer(Trainer):  # type: ignore[misc]
         ignore_keys: list[str] | None = None,
         metric_key_prefix: str = "eval",
     ) -> EvalLoopOutput:
-        """The loss and perplexity of all taught tokens together; Trainer's own is a mean of the batches' means."""
+        """The loss and perplexity of all taught tokens together; Trainer's own is a mean of the batches' means.
+
+        Raises:
+            RunError: the loss is not finite.
+        """
         del description, prediction_loss_only, ignore_keys
         loss = evaluate_loss(self.model, dataloader)
         total, tokens = self._over_processes(loss.total), self._over_processes(float(loss.tokens))
         summed = type(loss)(total, int(tokens), loss.sequences)
+        if not math.isfinite(total):
+            when = f"after step {self.state.global_step}" if self.state.global_step else "before the first step"
+            raise RunError(
+                f"the loss of the validation data is not a finite number {when}.",
+                where="evaluation",
+                remedy="Lower training.learning_rate, or check that the base is sound.",
+            )
         metrics = {f"{metric_key_prefix}_loss": summed.mean, f"{metric_key_prefix}_perplexity": summed.perplexity}
         return EvalLoopOutput(predictions=None, label_ids=None, metrics=metrics, num_samples=loss.sequences)
 
@@ -97,3 +161,16 @@ class TokenTrainer(Trainer):  # type: ignore[misc]
             return value
         gathered = self.accelerator.gather(torch.tensor([value], dtype=torch.float64, device=self.args.device))
         return float(gathered.sum())
+
+
+def _rows_that_break(model: Any, batch: dict[str, Any]) -> list[int]:
+    """The numbers of the rows of a batch that have a loss which is not finite even alone, without dropout."""
+    if "numbers" not in batch or len(batch["numbers"]) != len(batch["input_ids"]):
+        return []  # rows that were put one after the other are not taken apart again
+    broken = []
+    for index, number in enumerate(batch["numbers"].tolist()):
+        row = {name: batch[name][index : index + 1] for name in _INPUTS if name in batch}
+        taught = bool((row["labels"][:, 1:] >= 0).any())
+        if taught and not math.isfinite(evaluate_loss(model, [row]).total):
+            broken.append(int(number))
+    return broken

@@ -1,159 +1,202 @@
-"""One run, from a recipe to a finished folder."""
+"""One run, from a recipe to a finished folder, or from where it stopped to there."""
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator
-from dataclasses import asdict
-from pathlib import Path
+import gc
+import shutil
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from peftkit import console
-from peftkit.adapters.record import Record
-from peftkit.adapters.sample import Sample
-from peftkit.data.audit import check
-from peftkit.data.chat import chat_template
-from peftkit.data.prepare import RunData, prepare, texts
-from peftkit.data.sample import pick_sample
-from peftkit.errors import PeftkitError, RunError
-from peftkit.merging.proof import INT8_TOLERANCE, compare, compare_in_fresh_process, logits_of
+from peftkit.errors import MemoryRunError, TargetError
 from peftkit.models.attach import count_parameters
-from peftkit.models.attention import use_attention
-from peftkit.models.device import detect_hardware
-from peftkit.models.export import export
-from peftkit.models.start import Start, new_start, padding_id, pretrained_start
-from peftkit.models.target import open_adapter
-from peftkit.planning.hardware import choose_base_dtype, choose_precision
+from peftkit.planning.disk import disk_need
+from peftkit.planning.memory import halved_batch
 from peftkit.recipe.loader import RecipeFile
-from peftkit.recipe.schema import Recipe
+from peftkit.runs.checkpoints import Checkpoint, newest_sound
+from peftkit.runs.differences import check_differences
 from peftkit.runs.folder import RunFolder
+from peftkit.runs.inputs import Inputs
 from peftkit.runs.manifest import RunManifest, RunMetrics
-from peftkit.runs.versions import installed_versions
-from peftkit.storage import folder_hashes, sha256_of_json
-from peftkit.training.train import train
+from peftkit.storage import sha256_of_json, write_text
+from peftkit.training.signals import StopRequest, stopping_at_signals
+from peftkit.training.train import TrainingResult, Work, train
+from peftkit.workflows.ending import recorded
+from peftkit.workflows.job import Job, prepare_job
+from peftkit.workflows.output import ship
+from peftkit.workflows.resume import Past, check_finished, restart_point
 
-__all__ = ["run"]
-
-_TOLERANCE, _HALF_TOLERANCE = 1e-4, 5e-2
-"""Relative difference of logits between the model in memory and what was saved of it: rounding, and no more. The second
-is for products in half precision, or with weights in it."""
+__all__ = ["RunOptions", "run"]
 
 
-def run(file: RecipeFile) -> tuple[RunFolder, RunManifest]:
+@dataclass(frozen=True)
+class RunOptions:
+    """How a run is started, which is no part of what it computes."""
+
+    resume: bool = False
+    """Go on with the run in the folder; begin one where there is none."""
+
+    allowed_changes: tuple[str, ...] = ()
+    """Fields that may differ from those that the run began with."""
+
+    auto_batch: bool = False
+    """Halve the batch, and double the accumulation, until a step fits into memory."""
+
+
+def run(file: RecipeFile, options: RunOptions = RunOptions()) -> tuple[RunFolder, RunManifest]:
     """Train what a recipe says and leave a run folder whose output has been opened again and found right.
 
     Raises:
-        InputError: recipe, base or data are wrong; nothing has been written then.
+        InputError: recipe, base or data are wrong, or have changed; nothing has been written then.
         RunError: training or its check failed; the folder's manifest says so.
+        Stopped: a signal came; what was trained is saved.
     """
-    recipe = file.recipe
     folder = RunFolder(file.output)
-    folder.check_free()
-    with file.locating():
-        hardware = detect_hardware()
-        precision = choose_precision(recipe.precision, hardware)
-        base_dtype = choose_base_dtype(recipe.base.dtype, recipe.method, precision)
-        start = _start(recipe)
-        data = _prepare(recipe, start)
-        file = _stated(file, data)
-        recipe = file.recipe
-        model = start.load(recipe, base_dtype, hardware.device)
-        attention = use_attention(model, hardware, base_dtype) if data.train.packed else None
-    trainable, total = count_parameters(model)
-    console.info(
-        f"{recipe.method} on {hardware.name} in {precision}{f', {attention}' if attention else ''}: "
-        f"{trainable:,} of {total:,} parameters are trained"
-    )
-    manifest = RunManifest(
-        name=recipe.name,
-        method=recipe.method,
-        recipe_sha256=sha256_of_json(recipe.model_dump(mode="json")),
-        base=start.record(),
-        data={
-            "train": data.train.record(),
-            "validation": data.validation.record() if data.validation else None,
-        },
-        versions=installed_versions(),
-        hardware=hardware.record(),
-    )
-    folder.create(file.resolved_yaml(), manifest)
-    with _recorded(folder, manifest), file.locating():
-        result = train(model, padding_id(start.tokenizer), data, recipe, folder, hardware, precision)
-        measured = {name: value for name, value in asdict(result).items() if name in RunMetrics.__dataclass_fields__}
-        manifest.metrics = RunMetrics(trainable_parameters=trainable, total_parameters=total, **measured)
-        place = folder.adapter if recipe.trains_adapter else folder.model
-        manifest.data["train"] = data.train.record()  # of a stream, more is known now
-        record = Record(recipe, manifest.base, base_dtype, manifest.data, asdict(manifest.metrics), manifest.versions)
-        sample = pick_sample(data)
-        export(model, start.tokenizer, place, record, sample)
-        _verify(model, place, recipe, sample, exact=precision == "fp32" and base_dtype == "float32")
-        manifest.outputs = {f"{place.name}/{name}": digest for name, digest in folder_hashes(place).items()}
+    with stopping_at_signals() as stop:
+        if options.resume and not folder.is_free:
+            with folder.reopened() as manifest:
+                return folder, _go_on(Past.read(folder, manifest), file, options, stop)
+        if options.resume:
+            console.info(f"there is nothing to go on with in {folder.path}: a run begins.")
+        folder.check_free()
+        return folder, _begin(folder, file, options, stop)
+
+
+def _begin(folder: RunFolder, file: RecipeFile, options: RunOptions, stop: StopRequest) -> RunManifest:
+    job = prepare_job(file)
+    inputs = job.inputs()
+    model = job.load()
+    _check_room(folder, job, model)
+    manifest = job.manifest()
+    with folder.created(job.file.resolved_yaml(), manifest):
+        return _carry_out(_Attempt(job, folder, manifest, inputs, stop, options), model)
+
+
+def _go_on(past: Past, file: RecipeFile, options: RunOptions, stop: StopRequest) -> RunManifest:
+    """Go on with a run, once it is known to be the same one."""
+    file = past.as_batched(file)
+    if past.manifest.status == "finished":
+        check_finished(past, file.recipe)
+        console.info(f"{past.folder.path} is finished: nothing is left to do.")
+        return past.manifest
+    # what differs in the recipe is told before anything is loaded
+    check_differences(past.changes(file.recipe), options.allowed_changes, str(past.folder.path))
+    job = prepare_job(file)
+    manifest = job.manifest()
+    changes = past.check(job, manifest, options.allowed_changes)
+    checkpoint, passed_over = restart_point(past)
+    manifest.run_id, manifest.auto_batch = past.manifest.run_id, past.manifest.auto_batch
+    manifest.warnings = list(dict.fromkeys([*past.manifest.warnings, *manifest.warnings]))
+    step = checkpoint.step if checkpoint else 0
+    now = {"step": step, "passed_over": passed_over, "changes": [asdict(change) for change in changes]}
+    manifest.resumed = [*past.manifest.resumed, now]
+    inputs = job.inputs()
+    model = job.load()
+    for place in (past.folder.adapter, past.folder.model):
+        past.folder.discard_output(place)  # it was not proven, or the run would be finished
+    write_text(past.folder.recipe, job.file.resolved_yaml())
+    past.folder.write(manifest)
+    attempt = _Attempt(job, past.folder, manifest, inputs, stop, options, checkpoint, adopt=bool(changes))
+    return _carry_out(attempt, model)
+
+
+@dataclass(frozen=True)
+class _Attempt:
+    """A run that holds its folder."""
+
+    job: Job
+    folder: RunFolder
+    manifest: RunManifest
+    inputs: Inputs
+    stop: StopRequest
+    options: RunOptions
+    checkpoint: Checkpoint | None = None
+    adopt: bool = False
+
+    def work(self) -> Work:
+        """What training needs of it."""
+        job = self.job
+        return Work(
+            recipe=job.recipe,
+            data=job.data,
+            pad_token_id=job.pad_token_id,
+            hardware=job.hardware,
+            precision=job.precision,
+            folder=self.folder,
+            manifest=self.manifest,
+            stop=self.stop,
+            check_inputs=self.inputs.check,
+            checkpoint=self.checkpoint,
+            adopt=self.adopt,
+        )
+
+    def with_smaller_batch(self) -> _Attempt | None:
+        """The same run with half the batch, from its newest checkpoint; None where a batch is one row."""
+        training = self.job.recipe.training
+        before = [training.per_device_train_batch_size, training.gradient_accumulation_steps]
+        smaller = halved_batch(before[0], before[1])
+        if smaller is None:
+            return None
+        job = self.job.with_batch(*smaller)
+        recorded = self.manifest.auto_batch or {"recipe": before}
+        self.manifest.auto_batch = {"recipe": recorded["recipe"], "used": list(smaller)}
+        self.manifest.recipe_sha256 = sha256_of_json(job.recipe.model_dump(mode="json"))
+        write_text(self.folder.recipe, job.file.resolved_yaml())
+        self.folder.write(self.manifest)
+        checkpoint, _ = newest_sound(self.folder.checkpoints, self.manifest.run_id)
+        return replace(self, job=job, checkpoint=checkpoint)
+
+
+def _carry_out(attempt: _Attempt, model: Any) -> RunManifest:
+    """Train, export and prove, and write down how it ended."""
+    folder, manifest = attempt.folder, attempt.manifest
+    with recorded(folder, manifest), attempt.job.file.locating():
+        trainable, total = count_parameters(model)
+        result, attempt = _trained(attempt, model)
+        manifest.metrics = RunMetrics(trainable_parameters=trainable, total_parameters=total, **asdict(result))
+        attempt.inputs.check()
+        ship(model, attempt.job, folder, manifest)
         manifest.status = "finished"
-    return folder, manifest
+    return manifest
 
 
-def _start(recipe: Recipe) -> Start:
-    if recipe.base.init is None:
-        return pretrained_start(recipe)
-    return new_start(recipe, recipe.base.init, texts(recipe.data))
+def _trained(attempt: _Attempt, model: Any) -> tuple[TrainingResult, _Attempt]:
+    """Train, with smaller and smaller batches where they are wanted and needed."""
+    while True:
+        try:
+            return train(model, attempt.work()), attempt
+        except MemoryRunError as error:
+            smaller = attempt.with_smaller_batch() if attempt.options.auto_batch else None
+            if smaller is None:
+                raise
+            attempt, told = smaller, error.what
+        _tell_smaller(attempt, told)
+        gc.collect()
 
 
-def _prepare(recipe: Recipe, start: Start) -> RunData:
-    """The data, seen to teach something that its validation can measure.
-
-    A tokenizer without a chat template gets the one that conversations are trained with, to be saved with it.
-    """
-    data = prepare(recipe.data, start.tokenizer)
-    console.info(f"train: {data.train.summary()}")
-    for message in check(data, recipe.data):
-        console.warning(message)
-    for source, part in zip(recipe.data.train_sources, data.train.parts, strict=False):  # of a stream, the first alone
-        if part.corpus.reading.format == "chat":
-            start.tokenizer.chat_template = chat_template(recipe.data.of(source), start.tokenizer)
-            break
-    return data
-
-
-def _stated(file: RecipeFile, data: RunData) -> RecipeFile:
-    """The recipe with the format that was recognised, which is told."""
-    if file.recipe.data.format != "auto":
-        return file
-    for part in data.train.parts:
-        reading = part.corpus.reading
-        console.info(f"{part.corpus.name} has the format {reading.format}: {reading.why}.")
-    return file.with_format(data.train.formats[0]) if len(data.train.formats) == 1 else file
-
-
-def _verify(model: Any, place: Path, recipe: Recipe, sample: Sample, *, exact: bool) -> None:
-    """Open what was saved as a user would, and see that it computes what the model in memory computes.
+def _check_room(folder: RunFolder, job: Job, model: Any) -> None:
+    """See that the disk has room for what the run will write.
 
     Raises:
-        RunError: it does not.
+        TargetError: it has not.
     """
-    expected = logits_of(model, sample)
-    if recipe.trains_adapter:
-        agreement = compare(logits_of(open_adapter(place, str(model.device))[0], sample), expected, sample)
-    else:
-        agreement = compare_in_fresh_process(place, expected, sample)
-    in_8_bit = recipe.base_quantization is not None and recipe.base_quantization.load_in_8bit
-    if agreement.relative_error > (INT8_TOLERANCE if in_8_bit else _TOLERANCE if exact else _HALF_TOLERANCE):
-        raise RunError(
-            f"what was saved computes other logits than what was trained: {agreement.relative_error:.1e} off.",
-            where=str(place),
+    need = disk_need(job.recipe.training, count_parameters(model)[0])
+    parent = next(parent for parent in folder.path.absolute().parents if parent.is_dir())
+    free = shutil.disk_usage(parent).free
+    if need.total > free:
+        kept = f"{need.checkpoints} checkpoints of {console.size(need.checkpoint_bytes)} at a time, and "
+        raise TargetError(
+            f"the run needs about {console.size(need.total)} ({kept if need.checkpoints else ''}"
+            f"{console.size(need.output_bytes)} in the end), but the disk has {console.size(free)} free.",
+            where=str(folder.path),
+            remedy="Free some, name another --output, lower training.save_total_limit, or use method: lora.",
         )
 
 
-@contextlib.contextmanager
-def _recorded(folder: RunFolder, manifest: RunManifest) -> Iterator[None]:
-    """Write the manifest when the run ends, whichever way it ends."""
-    try:
-        yield
-    except KeyboardInterrupt:
-        manifest.status = "stopped"
-        raise
-    except BaseException as error:
-        manifest.status = "failed"
-        manifest.error = str(error) if isinstance(error, PeftkitError) else f"{type(error).__name__}: {error}"
-        raise
-    finally:
-        folder.write(manifest)
+def _tell_smaller(attempt: _Attempt, shortage: str) -> None:
+    training = attempt.job.recipe.training
+    rows, accumulation = training.per_device_train_batch_size, training.gradient_accumulation_steps
+    where = f"from step {attempt.checkpoint.step}" if attempt.checkpoint else "from the first step"
+    line = f"{shortage} Trying again {where} with {rows} rows at a time, accumulated {accumulation} times."
+    console.warning(line)
+    attempt.manifest.warnings.append(line)

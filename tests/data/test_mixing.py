@@ -23,7 +23,7 @@ def part_of(digests: list[int]) -> Part:
         ends=np.ones(count, np.bool_),
         digests=np.array(digests, np.uint64),
     )
-    return Part.whole(Corpus("rows", {}, Reading("text", "of a test"), documents))
+    return Part.whole(Corpus("rows", {}, Reading("text", "of a test"), documents, str))
 
 
 def digests_of(parts: list[Part]) -> list[int]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -38,19 +39,26 @@ def test_a_stream_has_every_token_of_every_source(lines: Path, tokenizer: Any, m
     streamed = prepare(data, tokenizer).train
 
     assert isinstance(streamed.dataset, Stream)
-    assert tokens_of(streamed.dataset) == tokens_of(whole[index] for index in range(len(whole)))
+    assert tokens_of(streamed.dataset.one_pass(0)) == tokens_of(whole[index] for index in range(len(whole)))
     assert streamed.dataset.record() == {"rows": 100, "empty_rows": 0, "bad_rows": 0}
     assert streamed.summary().startswith("a stream, which begins with 50 documents")
 
 
-def test_each_epoch_is_shuffled_anew_and_each_time_alike(lines: Path, tokenizer: Any) -> None:
+def test_each_pass_is_shuffled_anew_and_each_time_alike(lines: Path, tokenizer: Any) -> None:
     stream = Stream(data_of(lines, streaming=True), tokenizer)
 
-    def order(epoch: int) -> list[list[int]]:
-        stream.set_epoch(epoch)
-        return [row["input_ids"].tolist() for row in stream]
+    def order(number: int) -> list[list[int]]:
+        return [row["input_ids"].tolist() for row in stream.one_pass(number)]
 
     assert order(0) == order(0) != order(1)
+    assert sorted(order(0)) == sorted(order(1))
+
+
+def test_a_stream_goes_on_with_its_next_pass(lines: Path, tokenizer: Any) -> None:
+    stream = Stream(data_of(lines, streaming=True), tokenizer)
+    passes = [row["input_ids"].tolist() for number in range(2) for row in stream.one_pass(number)]
+
+    assert [row["input_ids"].tolist() for row in islice(stream, len(passes))] == passes
 
 
 def test_a_stream_keeps_nothing_on_the_disk(
@@ -58,7 +66,7 @@ def test_a_stream_keeps_nothing_on_the_disk(
 ) -> None:
     monkeypatch.setenv("PEFTKIT_CACHE", str(tmp_path / "cache"))
 
-    assert list(Stream(data_of(lines, streaming=True), tokenizer))
+    assert list(Stream(data_of(lines, streaming=True), tokenizer).one_pass(0))
     assert not (tmp_path / "cache").exists()
 
 
@@ -69,5 +77,5 @@ def test_a_bad_row_stops_a_stream_or_is_counted(tmp_path: Path, tokenizer: Any) 
     with pytest.raises(RowsError, match=r"rows\.jsonl:2: text is a number"):
         prepare(data_of(path, streaming=True), tokenizer)
     skipping = Stream(data_of(path, streaming=True, on_bad_rows="skip"), tokenizer)
-    assert list(skipping)
+    assert list(skipping.one_pass(0))
     assert skipping.record()["bad_rows"] == 1

@@ -23,7 +23,8 @@ def test_a_manifest_comes_back_as_it_was_written(tmp_path: Path) -> None:
     written = manifest()
     written.metrics = RunMetrics(perplexity=1.5, train_tokens=10)
 
-    folder.create("name: small\n", written)
+    with folder.created("name: small\n", written):
+        assert folder.read() == written
 
     assert folder.read() == written
     assert folder.recipe.read_text(encoding="utf-8") == "name: small\n"
@@ -36,8 +37,11 @@ def test_what_is_not_known_is_null() -> None:
 def test_a_folder_in_use_is_refused(tmp_path: Path) -> None:
     (tmp_path / "something").touch()
 
-    with pytest.raises(TargetError, match="peftkit never writes over a run"):
-        RunFolder(tmp_path).create("name: small\n", manifest())
+    with (
+        pytest.raises(TargetError, match="peftkit never writes over a run"),
+        RunFolder(tmp_path).created("name: small\n", manifest()),
+    ):
+        pytest.fail("the block must not run")
 
     assert [path.name for path in tmp_path.iterdir()] == ["something"]
 

@@ -1,0 +1,94 @@
+"""What would make a training step fit into memory, from what was measured of the one that did not."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from peftkit.recipe.schema import Recipe
+
+__all__ = ["Fit", "StepMemory", "halved_batch", "what_fits"]
+
+_FLOAT = 4
+_ADAPTER_SHARE = 0.01
+"""Of a model's weights, about what an adapter of the usual rank adds (Hu et al. 2021, table 2: 0.01 to 0.3 percent)."""
+_BYTES_IN_4_BIT = 0.56
+"""Of a weight in 4 bits with its scales: half a byte, and a float for each 64 of them."""
+_SLACK = 1.1  # what a step needs beside what is kept for the backward pass
+
+
+@dataclass(frozen=True)
+class StepMemory:
+    """Bytes that one training step needs, by what they are for."""
+
+    base_bytes: int
+    """The weights, trained or not."""
+
+    trainable: int
+    """Trained parameters; each has a gradient and, with AdamW, two numbers of state."""
+
+    total: int
+    """All parameters."""
+
+    row_bytes: int
+    """Kept for the backward pass for one row of the longest length."""
+
+    rows: int
+    layers: int
+    limit_bytes: int
+    """That this process may have."""
+
+    def peak_bytes(self, rows: int, *, checkpointing: bool = False, base: int | None = None, trained: int = -1) -> int:
+        """What a step with so many rows needs at its highest.
+
+        With activation checkpointing, each layer keeps its input alone, and one layer at a time its activations (Chen
+        et al. 2016): about two layers' worth.
+        """
+        held = (self.base_bytes if base is None else base) + 3 * _FLOAT * (self.trainable if trained < 0 else trained)
+        row = self.row_bytes * min(1.0, 2 / self.layers) if checkpointing else self.row_bytes
+        return int(held + _SLACK * rows * row)
+
+
+@dataclass(frozen=True)
+class Fit:
+    """A change to a recipe, and what a step would need with it."""
+
+    change: str
+    peak_bytes: int
+
+
+def halved_batch(rows: int, accumulation: int) -> tuple[int, int] | None:
+    """The next smaller batch, and the accumulation that gives the same effective batch; None where it is one row."""
+    smaller = next((size for size in range(rows // 2, 0, -1) if rows % size == 0), None)
+    return None if smaller is None else (smaller, accumulation * rows // smaller)
+
+
+def what_fits(step: StepMemory, recipe: Recipe) -> list[Fit]:
+    """The changes after which a step would fit, those that leave the result most alike first."""
+    return [fit for fit in _changes(step, recipe) if fit.peak_bytes <= step.limit_bytes]
+
+
+def _changes(step: StepMemory, recipe: Recipe) -> Iterator[Fit]:
+    training = recipe.training
+    batch: tuple[int, int] | None = (step.rows, training.gradient_accumulation_steps)
+    while batch and (batch := halved_batch(*batch)):
+        rows, accumulation = batch
+        peak = step.peak_bytes(rows)
+        if peak <= step.limit_bytes or rows == 1:
+            text = f"training.per_device_train_batch_size={rows} with gradient_accumulation_steps={accumulation}"
+            yield Fit(text, peak)
+            break
+    if not training.activation_checkpointing:
+        yield Fit("training.activation_checkpointing=true", step.peak_bytes(step.rows, checkpointing=True))
+        yield Fit(
+            "training.activation_checkpointing=true with one row at a time", step.peak_bytes(1, checkpointing=True)
+        )
+    adapter = int(step.total * _ADAPTER_SHARE)
+    if recipe.method == "full":
+        yield Fit("method=lora", step.peak_bytes(step.rows, trained=adapter))
+        yield Fit("method=lora with one row at a time", step.peak_bytes(1, trained=adapter))
+    if recipe.method != "qlora":
+        held = int(step.total * _BYTES_IN_4_BIT)
+        trained = adapter if recipe.method == "full" else step.trainable
+        yield Fit("method=qlora", step.peak_bytes(step.rows, base=held, trained=trained))
+        yield Fit("method=qlora with one row at a time", step.peak_bytes(1, base=held, trained=trained))

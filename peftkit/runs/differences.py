@@ -1,0 +1,125 @@
+"""What has changed between the start of a run and its going on."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from peftkit.errors import ChangedError
+from peftkit.runs.manifest import RunManifest
+
+__all__ = ["Difference", "check_differences", "input_differences", "recipe_differences"]
+
+_HARMLESS = ("output", "description")
+_FIXED = ("method", "base.init", "training.optim", "lora")
+"""What the state of a run is made of: with another of these, its checkpoints do not fit."""
+_NOT_FIXED = ("lora.lora_alpha", "lora.lora_dropout")
+_LONGEST = 60
+_DIGITS = 12  # of a hash, enough to tell two apart
+
+
+@dataclass(frozen=True)
+class Difference:
+    """One thing that is not as it was."""
+
+    field: str
+    """Dotted path in the recipe, or what else it is: `data.train`, `base`, `versions.torch`, `world_size`."""
+
+    before: str
+    now: str
+
+    @property
+    def fixed(self) -> bool:
+        """Whether a run cannot go on with it at all."""
+        return _within(self.field, _FIXED) and not _within(self.field, _NOT_FIXED)
+
+    def __str__(self) -> str:
+        return f"{self.field}: was {self.before}, is {self.now}."
+
+
+def recipe_differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[Difference]:
+    """The fields in which two resolved recipes differ.
+
+    A format that was recognised stands in the one, and `auto` perhaps in the other: that is no difference.
+    """
+    data = now.get("data")
+    if isinstance(data, Mapping) and data.get("format") == "auto" and isinstance(before.get("data"), Mapping):
+        now = {**now, "data": {**data, "format": before["data"].get("format")}}
+    return [each for each in _differences(before, now, "") if each.field not in _HARMLESS]
+
+
+def input_differences(before: RunManifest, now: RunManifest) -> list[Difference]:
+    """What differs in the contents of data and base, in versions, number type and number of processes."""
+    found = [
+        *_differences(_contents(before.data.get("train")), _contents(now.data.get("train")), "data.train"),
+        *_differences(
+            _contents(before.data.get("validation")), _contents(now.data.get("validation")), "data.validation"
+        ),
+        *_differences(_hashes(before.base), _hashes(now.base), "base"),
+        *_differences(before.versions, now.versions, "versions"),
+    ]
+    for name in ("precision", "world_size"):
+        found += _differences(getattr(before, name), getattr(now, name), name)
+    return found
+
+
+def check_differences(found: Sequence[Difference], allowed: Collection[str], where: str) -> None:
+    """See that everything that differs may; `allowed` are fields, or sections with all that is in them.
+
+    Raises:
+        ChangedError: something may not, or cannot.
+    """
+    refused = [each for each in found if each.fixed or not _within(each.field, allowed)]
+    if not refused:
+        return
+    fixed = sorted({each.field for each in refused if each.fixed})
+    if fixed:
+        remedy = f"A run cannot go on with another {', '.join(fixed)}: put it back, or begin a run in another --output."
+    else:
+        fields = ",".join(sorted({each.field for each in refused}))
+        remedy = f"Put back what was, or go on with --allow-changes {fields}"
+    raise ChangedError([str(each) for each in refused], where=where, remedy=remedy)
+
+
+def _within(field: str, sections: Collection[str]) -> bool:
+    return any(field == section or field.startswith(f"{section}.") for section in sections)
+
+
+def _differences(before: Any, now: Any, field: str) -> Iterator[Difference]:
+    if isinstance(before, Mapping) and isinstance(now, Mapping):
+        for name in dict.fromkeys([*before, *now]):
+            yield from _differences(before.get(name), now.get(name), f"{field}.{name}" if field else str(name))
+    elif before != now:
+        yield Difference(field, _shown(before), _shown(now))
+
+
+def _contents(data: Any) -> Any:
+    """What tells data from other data: a file's path is in the recipe, so here it is its content alone that counts."""
+    if not isinstance(data, Mapping):
+        return data
+    if "sources" in data:
+        return {str(number): _contents(source) for number, source in enumerate(data["sources"])}
+    if "files" in data:
+        files = {str(path).rpartition("/")[2]: _digest(sha256) for path, sha256 in data["files"].items()}
+        return files | {name: data[name] for name in ("bytes",) if name in data}  # of a stream
+    named = {name: data[name] for name in ("dataset", "name", "revision", "split") if name in data}
+    return named | {name: _digest(data[name]) for name in ("sha256", "fingerprint") if name in data}
+
+
+def _hashes(base: Mapping[str, Any]) -> dict[str, Any]:
+    """The base's files, by name; where these are not known, its fingerprint."""
+    files = base.get("files") or {"sha256": base.get("sha256")}
+    return {name: _digest(sha256) for name, sha256 in files.items()}
+
+
+def _digest(sha256: Any) -> Any:
+    return f"sha256 {sha256[:_DIGITS]}" if isinstance(sha256, str) else sha256
+
+
+def _shown(value: Any) -> str:
+    if value is None:
+        return "not set"
+    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}…"

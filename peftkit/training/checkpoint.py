@@ -1,0 +1,178 @@
+"""The state of a run on the disk: everything that the next step depends on.
+
+A checkpoint is a folder of the adapter or the model as PEFT or Transformers save it, and beside it, as safetensors, the
+states of the optimizer, the scheduler, the random numbers and a gradient scaler. It is written under a hidden name.
+While training goes on, another thread puts it on the disk, takes the hash of each file, and only then gives it its
+name and removes what is too old.
+"""
+
+from __future__ import annotations
+
+import random
+import shutil
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from peftkit.runs.checkpoints import PROGRESS_NAME, Checkpoint, checkpoint_place, rotate
+from peftkit.storage import complete_folder, new_part, read_json, write_json
+from peftkit.training.values import read_values, write_values
+
+__all__ = ["CheckpointWriter", "Progress", "StateFiles", "random_state", "set_random_state"]
+
+
+@dataclass
+class Progress:
+    """How far a run is, in what the Trainer does not keep itself."""
+
+    run_id: str
+    train_tokens: int = 0
+    """Tokens seen in training, without padding."""
+
+    step_seconds: float = 0.0
+    """Time spent in the forward and backward passes and between them, without evaluation and saving."""
+
+    train_seconds: float = 0.0
+    peak_memory_bytes: int = 0
+    base_perplexity: float | None = None
+    skipped_steps: int = 0
+    checkpoints: int = 0
+    checkpoint_seconds: float = 0.0
+    unlogged_loss: float = 0.0
+    """Sum of the losses since the newest line of metrics."""
+
+    logged_step: int = 0
+
+    def write(self, folder: Path) -> None:
+        """Put it into a checkpoint."""
+        write_json(folder / PROGRESS_NAME, asdict(self))
+
+    @classmethod
+    def read(cls, checkpoint: Checkpoint) -> Progress:
+        """The progress in a checkpoint that has been verified."""
+        return cls(**read_json(checkpoint.path / PROGRESS_NAME))
+
+
+@dataclass(frozen=True)
+class StateFiles:
+    """The files of a checkpoint that restore what is no weight."""
+
+    folder: Path
+
+    @property
+    def optimizer(self) -> Path:
+        """Moments and step counts."""
+        return self.folder / "optimizer.safetensors"
+
+    @property
+    def scheduler(self) -> Path:
+        """Where the learning rate is on its way."""
+        return self.folder / "scheduler.safetensors"
+
+    @property
+    def scaler(self) -> Path:
+        """The scale of fp16 gradients; only such a run has it."""
+        return self.folder / "scaler.safetensors"
+
+    @property
+    def random(self) -> Path:
+        """The states of all random numbers, for each process: now, and when the epoch began."""
+        return self.folder / "random.safetensors"
+
+    def write(self, optimizer: Any, scheduler: Any, scaler: Any, randoms: Any) -> None:
+        """Write all of them."""
+        write_values(self.optimizer, optimizer.state_dict())
+        write_values(self.scheduler, scheduler.state_dict())
+        if scaler is not None:
+            write_values(self.scaler, scaler.state_dict())
+        write_values(self.random, randoms)
+
+    def restore(self, optimizer: Any, scheduler: Any, scaler: Any, *, adopt: bool) -> None:
+        """Put optimizer, scheduler and scaler into the state that was written.
+
+        With `adopt`, hyperparameters are those of the recipe as it is now rather than those that were written: learning
+        rate, betas, weight decay and the schedule's shape.
+        """
+        saved, schedule = read_values(self.optimizer), read_values(self.scheduler)
+        if adopt:
+            saved["param_groups"] = optimizer.state_dict()["param_groups"]
+            schedule = {**schedule, **{name: getattr(scheduler, name) for name in ("base_lrs",) if name in schedule}}
+        optimizer.load_state_dict(saved)
+        scheduler.load_state_dict(schedule)
+        if adopt and hasattr(scheduler, "lr_lambdas"):
+            for group, rate, shape in zip(
+                optimizer.param_groups, scheduler.base_lrs, scheduler.lr_lambdas, strict=True
+            ):
+                group["lr"] = rate * shape(scheduler.last_epoch)
+        if scaler is not None and self.scaler.is_file():
+            scaler.load_state_dict(read_values(self.scaler))
+
+
+class CheckpointWriter:
+    """Writes a run's checkpoints one after the other, the slow half of each beside the training."""
+
+    def __init__(self, folder: Path, run_id: str, keep: int | None) -> None:
+        self._folder = folder
+        self._run_id = run_id
+        self._keep = keep
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
+        self._pending: Future[None] | None = None
+
+    def write(self, step: int, fill: Callable[[Path], None], best: int | None) -> None:
+        """Let `fill` write into a new folder, which becomes the checkpoint of a step; `best` is one to be kept.
+
+        Raises:
+            OSError: this one or the one before could not be written. What is there already stays.
+        """
+        self.wait()
+        place = checkpoint_place(self._folder, step)
+        part = new_part(place)
+        try:
+            fill(part)
+        except BaseException:
+            shutil.rmtree(part, ignore_errors=True)
+            raise
+        self._pending = self._thread.submit(self._complete, part, place, best)
+
+    def wait(self) -> None:
+        """Return when the newest checkpoint is whole on the disk.
+
+        Raises:
+            OSError: it could not be written.
+        """
+        if self._pending is not None:
+            pending, self._pending = self._pending, None
+            pending.result()
+
+    def close(self) -> None:
+        """Let the thread end; call it however the run ends."""
+        self._thread.shutdown(wait=True)
+
+    def _complete(self, part: Path, place: Path, best: int | None) -> None:
+        try:
+            complete_folder(part, place)
+        finally:
+            shutil.rmtree(part, ignore_errors=True)
+        rotate(self._folder, self._run_id, self._keep, best)
+
+
+def random_state() -> dict[str, Any]:
+    """The states of Python's, numpy's and torch's random numbers, the GPUs' included."""
+    state = {"python": random.getstate(), "numpy": np.random.get_state(), "torch": torch.get_rng_state()}
+    if torch.cuda.is_available():
+        state["cuda"] = torch.cuda.get_rng_state()
+    return state
+
+
+def set_random_state(state: dict[str, Any]) -> None:
+    """Go on with random numbers from a state."""
+    random.setstate(state["python"])
+    np.random.set_state(state["numpy"])
+    torch.set_rng_state(state["torch"])
+    if "cuda" in state and torch.cuda.is_available():
+        torch.cuda.set_rng_state(state["cuda"])

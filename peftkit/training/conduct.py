@@ -1,0 +1,36 @@
+"""What a run does beside training, put together by whoever starts it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from peftkit.errors import RunError
+from peftkit.runs.folder import RunFolder
+from peftkit.training.checkpoint import Progress
+from peftkit.training.signals import StopRequest
+
+__all__ = ["Conduct"]
+
+
+@dataclass(frozen=True)
+class Conduct:
+    """What a run does beside training: where it saves, when it stops, and what it makes of numbers that are none."""
+
+    folder: RunFolder
+    progress: Progress
+    keep: int | None
+    """Checkpoints to keep, beside the best one."""
+
+    stop: StopRequest
+    on_nonfinite: Literal["stop", "skip"]
+    places: Callable[[list[int]], list[str]]
+    """File and line of what is in some rows of the training data, by their numbers."""
+
+    check_inputs: Callable[[], None]
+    advise: Callable[[Any, dict[str, Any]], RunError]
+    """What to tell when a step with these inputs did not fit into memory."""
+
+    adopt: bool = False
+    """Whether hyperparameters are the recipe's rather than the checkpoint's, when a run is gone on with."""

@@ -1,0 +1,212 @@
+"""A Trainer whose run can be stopped anywhere and gone on with as if it had not been."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, NoReturn
+
+from accelerate.utils import gather_object
+from transformers import Trainer, TrainerCallback
+
+from peftkit.adapters.card import CARD_NAME
+from peftkit.errors import MemoryRunError, RunError, Stopped
+from peftkit.runs.checkpoints import Checkpoint, checkpoint_place
+from peftkit.storage import manifest_faults, write_text
+from peftkit.training.checkpoint import CheckpointWriter, StateFiles, random_state, set_random_state
+from peftkit.training.conduct import Conduct
+from peftkit.training.values import read_values
+
+__all__ = ["ResumableTrainer"]
+
+
+class ResumableTrainer(Trainer):  # type: ignore[misc]
+    """A Trainer that writes checkpoints which verify, goes on from them exactly, and stops between two steps."""
+
+    def __init__(self, conduct: Conduct, **arguments: Any) -> None:
+        super().__init__(**arguments)
+        self.conduct = conduct
+        self.progress = conduct.progress
+        self._writer = CheckpointWriter(conduct.folder.checkpoints, conduct.progress.run_id, conduct.keep)
+        self._resumed: Checkpoint | None = None
+        self._begun = time.perf_counter()
+        self._random_at_epoch: dict[str, Any] = random_state()
+        self.in_epoch = False
+        self.add_callback(_Epochs(self))
+
+    def run(self, checkpoint: Checkpoint | None) -> None:
+        """Train from the start, or go on from a checkpoint that verifies, even where nothing is left to train.
+
+        Raises:
+            Stopped: a signal came; the step is saved.
+        """
+        self._begun = time.perf_counter()
+        self._resumed = checkpoint
+        with self.conduct.stop.between_steps():
+            try:
+                if checkpoint is None:
+                    self.train()
+                elif checkpoint.step < self._last_step():
+                    self.train(resume_from_checkpoint=str(checkpoint.path))
+                else:
+                    self._take_up_the_end(checkpoint)
+            except MemoryRunError:
+                self._save_what_is_there()
+                raise
+        if self.conduct.stop.number is not None:  # it came while the last step was being finished
+            if not self.args.load_best_model_at_end and not self._is_saved():
+                self._save_checkpoint(self.model, None)
+            self._stop(self.conduct.stop.number)
+
+    def _take_up_the_end(self, checkpoint: Checkpoint) -> None:
+        """The weights and the state after the last step, where nothing is left to train."""
+        self._load_from_checkpoint(str(checkpoint.path))
+        self._init_training_state(self._last_step(), self._last_step(), 1, str(checkpoint.path), None)
+        if self.args.load_best_model_at_end and self.state.best_model_checkpoint:
+            self._load_best_model()
+
+    def _save_what_is_there(self) -> None:
+        """Save the steps before one that did not fit into memory, if memory and disk allow that much."""
+        with contextlib.suppress(RuntimeError, MemoryError, OSError):
+            if self.state.global_step and not self._is_saved():
+                self._save_checkpoint(self.model, None)
+                self._writer.wait()
+
+    def _last_step(self) -> int:
+        return int(self.set_initial_training_values(self.args, self.get_train_dataloader())[-1])
+
+    def _init_training_state(self, *arguments: Any) -> tuple[int, int]:
+        begun: tuple[int, int] = super()._init_training_state(*arguments)
+        if self._resumed is not None and self.state.best_global_step and self._best_place().is_dir():
+            self.state.best_model_checkpoint = str(self._best_place())
+        return begun
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        if checkpoint is not None:
+            files = StateFiles(Path(checkpoint))
+            files.restore(self.optimizer, self.lr_scheduler, self.accelerator.scaler, adopt=self.conduct.adopt)
+
+    def _load_scaler(self, checkpoint: str | None) -> None:
+        """It has been loaded with the optimizer."""
+
+    def _load_rng_state(self, checkpoint: str | None) -> None:
+        if checkpoint is not None:
+            set_random_state(self._saved_randoms(checkpoint)["now"])
+
+    def _saved_randoms(self, checkpoint: str) -> dict[str, Any]:
+        """The random states of this process."""
+        randoms = read_values(StateFiles(Path(checkpoint)).random)
+        of_process: dict[str, Any] = randoms[self.args.process_index]
+        return of_process
+
+    def begin_epoch(self) -> None:
+        """Note, or put back, what the order of an epoch's data is drawn from."""
+        self.in_epoch = True
+        if self._resumed is not None:
+            checkpoint, self._resumed = self._resumed, None
+            saved = self._saved_randoms(str(checkpoint.path))
+            within = not float(self.state.epoch or 0).is_integer()
+            set_random_state(saved["epoch" if within else "now"])
+            progress = self.progress
+            self._tr_loss.fill_(progress.unlogged_loss)
+            self._globalstep_last_logged = progress.logged_step
+        self._random_at_epoch = random_state()
+
+    def _maybe_log_save_evaluate(self, *arguments: Any, **more: Any) -> None:
+        """Log, evaluate and save; then stop, if a signal has come.
+
+        What is saved after the last step of an epoch or of the run waits for the epoch's end: the evaluation that comes
+        then belongs to it, and whoever goes on from there would not do it again.
+        """
+        stopping = self.conduct.stop.number
+        save = self.control.should_save or stopping is not None
+        epoch_ends = float(self.state.epoch or 0).is_integer() or self.state.global_step >= self.state.max_steps
+        waits = self.in_epoch and epoch_ends
+        self.control.should_save = save and not waits
+        super()._maybe_log_save_evaluate(*arguments, **more)
+        if waits:
+            self.control.should_save = save
+        elif stopping is not None:
+            self._stop(stopping)
+
+    def _stop(self, number: int) -> NoReturn:
+        self._writer.wait()
+        step, last = self.state.global_step, self.state.max_steps
+        raise Stopped(number, f"stopped after step {step} of {last}, which is saved.")
+
+    def _is_saved(self) -> bool:
+        self._writer.wait()
+        return checkpoint_place(self.conduct.folder.checkpoints, self.state.global_step).is_dir()
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        """Write a checkpoint that `resume` goes on from."""
+        del model, trial
+        start = time.perf_counter()
+        self.store_flos()
+        self.progress.checkpoints += 1
+        randoms = gather_object([{"now": random_state(), "epoch": self._random_at_epoch}])
+        if self.args.should_save:
+            self._writer.write(self.state.global_step, lambda folder: self._fill(folder, randoms), self._best_step())
+        self.progress.checkpoint_seconds += time.perf_counter() - start
+        self.conduct.check_inputs()
+
+    def _fill(self, folder: Path, randoms: Any) -> None:
+        self.model.save_pretrained(folder)
+        (folder / CARD_NAME).unlink(missing_ok=True)  # PEFT's, which says nothing of this run
+        StateFiles(folder).write(self.optimizer, self.lr_scheduler, self.accelerator.scaler, randoms)
+        if self.state.best_global_step:
+            self.state.best_model_checkpoint = str(self._best_place())
+        # places on this machine say nothing once the folder has moved
+        replace(self.state, best_model_checkpoint=None).save_to_json(str(folder / "trainer_state.json"))
+        replace(
+            self.progress,
+            train_seconds=self.train_seconds,
+            unlogged_loss=float(self._tr_loss),
+            logged_step=self._globalstep_last_logged,
+        ).write(folder)
+        metrics = self.conduct.folder.metrics
+        write_text(folder / metrics.name, metrics.read_text(encoding="utf-8") if metrics.is_file() else "")
+
+    def finish_checkpoints(self) -> None:
+        """Wait for what is being written, however training ended."""
+        try:
+            self._writer.wait()
+        finally:
+            self._writer.close()
+
+    @property
+    def train_seconds(self) -> float:
+        """Time of the training loop so far, in this process and those that it goes on from."""
+        return self.progress.train_seconds + time.perf_counter() - self._begun
+
+    def _best_step(self) -> int | None:
+        return self.state.best_global_step if self.args.load_best_model_at_end else None
+
+    def _best_place(self) -> Path:
+        return checkpoint_place(self.conduct.folder.checkpoints, self.state.best_global_step)
+
+    def _load_best_model(self) -> None:
+        """Go back to the best checkpoint, which must still be what it was."""
+        self._writer.wait()
+        faults = manifest_faults(self._best_place())
+        if faults != []:
+            what = f"is the best checkpoint, and is not sound: {'; '.join(faults or ['it is not there'])}."
+            raise RunError(what, where=str(self._best_place()), remedy="Set load_best_model_at_end: false, and go on.")
+        super()._load_best_model()
+
+
+class _Epochs(TrainerCallback):  # type: ignore[misc]
+    """Tells the trainer when an epoch begins and ends."""
+
+    def __init__(self, trainer: ResumableTrainer) -> None:
+        self._trainer = trainer
+
+    def on_epoch_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        del args, state, control
+        self._trainer.begin_epoch()
+
+    def on_epoch_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        del args, state, control
+        self._trainer.in_epoch = False

@@ -1,0 +1,78 @@
+"""Signals that end a run: between two steps, with everything saved, or at once when they come again."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+from collections.abc import Callable, Iterator
+from types import FrameType
+from typing import Any
+
+from peftkit import console
+from peftkit.errors import Stopped
+
+__all__ = ["SIGNALS", "StopRequest", "stopping_at_signals"]
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+"""Ctrl-C, a scheduler's request, and a terminal that was closed."""
+
+
+class StopRequest:
+    """Whether a run was told to stop. While it trains it is asked between steps; otherwise it stops where it is."""
+
+    def __init__(self) -> None:
+        self.number: int | None = None
+        """The signal that came."""
+
+        self.before_leaving: Callable[[], None] = lambda: None
+        """What to do before the process is left at once."""
+
+        self._training = False
+        self._process = os.getpid()
+
+    @contextlib.contextmanager
+    def between_steps(self) -> Iterator[None]:
+        """Within the block, the first signal is kept until somebody asks for it."""
+        self._training = True
+        try:
+            yield
+        finally:
+            self._training = False
+
+    def handle(self, number: int, frame: FrameType | None) -> None:
+        """What a signal does."""
+        del frame
+        if os.getpid() != self._process:  # a worker that was forked with this handler: the run decides
+            if number != signal.SIGINT:
+                os._exit(128 + number)
+            return
+        name = signal.Signals(number).name
+        if self.number is not None:
+            self.before_leaving()
+            console.info(f"{name} again: stopped at once; the newest checkpoint is still there.")
+            os._exit(128 + number)
+        self.number = number
+        if not self._training:
+            raise Stopped(number, f"stopped by {name}.")
+        console.info(f"{name}: the step is finished and saved first. Once more, and it stops at once.")
+
+
+@contextlib.contextmanager
+def stopping_at_signals() -> Iterator[StopRequest]:
+    """Within the block, SIGINT, SIGTERM and SIGHUP stop the run in order.
+
+    Only the main thread can take signals; in another one, nothing changes. A signal that was ignored when the process
+    began, as `nohup` does with SIGHUP, stays ignored.
+    """
+    request = StopRequest()
+    before: dict[signal.Signals, Any] = {}
+    try:
+        for number in SIGNALS:
+            if signal.getsignal(number) is not signal.SIG_IGN:
+                with contextlib.suppress(ValueError):
+                    before[number] = signal.signal(number, request.handle)
+        yield request
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

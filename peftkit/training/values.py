@@ -1,0 +1,86 @@
+"""Nested values with tensors in them as safetensors files: what a checkpoint keeps, without a pickle.
+
+The tensors are the file's; the structure around them is JSON in its metadata. A file that was tampered with can hold
+wrong numbers, but cannot run anything.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+
+__all__ = ["read_values", "write_values"]
+
+_TENSOR, _ARRAY, _TUPLE, _PAIRS, _FLOAT = "tensor", "array", "tuple", "pairs", "float"
+_STRUCTURE = "structure"
+
+
+def write_values(path: Path, value: Any) -> None:
+    """Write dictionaries, lists, tuples, tensors, arrays, texts and numbers to a file.
+
+    Raises:
+        TypeError: there is something else in them.
+    """
+    tensors: dict[str, torch.Tensor] = {}
+    structure = _packed(value, tensors)
+    save_file(tensors, path, metadata={_STRUCTURE: json.dumps(structure, allow_nan=False)})
+
+
+def read_values(path: Path) -> Any:
+    """What was written to a file, its tensors on the CPU.
+
+    Raises:
+        SafetensorError, ValueError, KeyError: it is no such file.
+    """
+    with safe_open(path, framework="pt") as file:
+        structure = json.loads((file.metadata() or {})[_STRUCTURE])
+        return _unpacked(structure, {name: file.get_tensor(name) for name in file.keys()})  # noqa: SIM118  no mapping
+
+
+def _packed(value: Any, tensors: dict[str, torch.Tensor]) -> Any:
+    if isinstance(value, torch.Tensor):
+        return {_TENSOR: _kept(value, tensors)}
+    if isinstance(value, np.ndarray):
+        return {_ARRAY: _kept(torch.from_numpy(value.copy()), tensors)}
+    if value is None or isinstance(value, bool | int | str):
+        return value
+    if isinstance(value, np.integer | np.floating):
+        return _packed(value.item(), tensors)
+    if isinstance(value, float):
+        return {_FLOAT: value.hex()}  # exact, and of the infinite too
+    if isinstance(value, list):
+        return [_packed(item, tensors) for item in value]
+    if isinstance(value, tuple):
+        return {_TUPLE: [_packed(item, tensors) for item in value]}
+    if isinstance(value, dict):
+        return {_PAIRS: [[_packed(key, tensors), _packed(item, tensors)] for key, item in value.items()]}
+    raise TypeError(f"a {type(value).__name__} cannot be kept in a checkpoint")
+
+
+def _kept(tensor: torch.Tensor, tensors: dict[str, torch.Tensor]) -> str:
+    name = str(len(tensors))
+    tensors[name] = tensor.detach().cpu().contiguous()
+    return name
+
+
+def _unpacked(value: Any, tensors: dict[str, torch.Tensor]) -> Any:
+    if isinstance(value, list):
+        return [_unpacked(item, tensors) for item in value]
+    if not isinstance(value, dict):
+        return value
+    ((kind, item),) = value.items()
+    if kind == _TENSOR:
+        return tensors[item]
+    if kind == _ARRAY:
+        return tensors[item].numpy()
+    if kind == _FLOAT:
+        return float.fromhex(item)
+    if kind == _TUPLE:
+        return tuple(_unpacked(each, tensors) for each in item)
+    return {_unpacked(key, tensors): _unpacked(each, tensors) for key, each in item}
