@@ -82,7 +82,7 @@ def manifest_faults(folder: Path, *, editable: Collection[str] = ()) -> list[str
     try:
         files = read_json(folder / MANIFEST_NAME)["files"]
         wanted = {str(name): (str(entry["sha256"]), int(entry["bytes"])) for name, entry in files.items()}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+    except (OSError, ValueError, OverflowError, KeyError, TypeError, AttributeError):
         return None
     checked = {name: known for name, known in wanted.items() if name not in editable}
     return [fault for name, known in checked.items() if (fault := file_fault(folder, name, *known))]
@@ -97,13 +97,20 @@ def file_fault(folder: Path, name: str, sha256: str, size: int | None = None) ->
         return f"{name} is missing"
     found = place.stat().st_size
     if size is not None and found != size:
-        return f"{name} is cut short: {found:,} of {size:,} bytes" if found < size else f"{name} has grown"
+        return f"{name} has changed: {found:,} bytes instead of {size:,}"
     return None if sha256_of_file(place) == sha256 else f"{name} has changed"
 
 
 def read_json(path: Path) -> Any:
-    """The JSON value in a UTF-8 file."""
-    return json.loads(path.read_text(encoding="utf-8"))
+    """The JSON value in a UTF-8 file.
+
+    Raises:
+        ValueError: it is not JSON, or is nested deeper than Python reads.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except RecursionError as error:
+        raise ValueError("is nested too deeply") from error
 
 
 def write_text(path: Path, text: str) -> None:

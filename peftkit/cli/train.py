@@ -74,6 +74,8 @@ def command(
     metrics = manifest.metrics
     if metrics.perplexity is not None and metrics.base_perplexity is not None:
         console.info(f"perplexity {metrics.base_perplexity:.4g} before, {metrics.perplexity:.4g} after")
+    if metrics.skipped_steps:
+        console.info(f"{metrics.skipped_steps} steps were skipped; see the warnings in manifest.json")
     if metrics.checkpoints:
         waited = (metrics.checkpoint_seconds or 0.0) / (metrics.train_seconds or 1.0)
         console.info(f"{metrics.checkpoints} checkpoints, for which training waited {waited:.1%} of its time")

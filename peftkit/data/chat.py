@@ -10,6 +10,7 @@ from jinja2 import TemplateError, TemplateSyntaxError
 
 from peftkit.data.files import RowError
 from peftkit.errors import FieldError
+from peftkit.recipe.names import printable
 from peftkit.recipe.schema import Data
 
 __all__ = ["PLAIN_TEMPLATE", "Message", "chat_template", "conversation", "encode_conversations", "prompt_of_chat"]
@@ -65,9 +66,8 @@ def chat_template(data: Data, tokenizer: Any) -> str:
     try:
         _rendered([{"role": "user", "content": "?"}], tokenizer, template)
     except TemplateSyntaxError as error:
-        raise FieldError(
-            "data.template", f"is no Jinja template: {error.message} in line {error.lineno}.", remedy="Mend it."
-        ) from error
+        what = f"is no Jinja template: {printable(str(error.message))} in line {error.lineno}."
+        raise FieldError("data.template", what, remedy="Mend it.") from error
     except TemplateError:
         pass  # it wants another conversation than this one
     return template
@@ -94,7 +94,10 @@ def encode_conversations(
             results.append(bad)
             continue
         except TemplateError as error:
-            results.append(RowError(f"the chat template refuses it: {error}"))
+            results.append(RowError(f"the chat template refuses it: {printable(str(error).rstrip('.'))}"))
+            continue
+        if not ids:
+            results.append(RowError("the chat template writes nothing"))
             continue
         missing = list(first) if ids[: len(first)] != list(first) else []
         results.append(([*missing, *ids], [*(False for _ in missing), *taught]))
@@ -109,20 +112,31 @@ def _message(turn: Any, number: int) -> Message:
         raise RowError(f"turn {number} has no {'role' if role is None else 'content'}")
     if not isinstance(content, str) or not content.strip():
         raise RowError(f"turn {number} is {'empty' if isinstance(content, str) else 'not text'}")
+    if not isinstance(role, str):
+        raise RowError(f"turn {number} has a role that is not text")
     role = _ROLES.get(role, role)
     if role not in ("system", "user", "assistant", "tool"):
-        raise RowError(f"turn {number} has the unknown role {role}")
+        raise RowError(f"turn {number} has the unknown role {printable(role)}")
     return {"role": role, "content": content}
 
 
+def _applied(messages: Sequence[Message], tokenizer: Any, template: str, **options: Any) -> Any:
+    try:
+        return tokenizer.apply_chat_template(list(messages), chat_template=template, **options)
+    except TemplateError:
+        raise
+    except Exception as error:  # a template is a program, and fails in every way
+        raise TemplateError(f"{type(error).__name__}: {error}") from error
+
+
 def _rendered(messages: Sequence[Message], tokenizer: Any, template: str, **options: Any) -> str:
-    text: str = tokenizer.apply_chat_template(list(messages), chat_template=template, tokenize=False, **options)
+    text: str = _applied(messages, tokenizer, template, tokenize=False, **options)
     return text
 
 
 def _encode_marked(messages: Sequence[Message], tokenizer: Any, template: str) -> Encoded:
-    encoding = tokenizer.apply_chat_template(
-        list(messages), chat_template=template, tokenize=True, return_dict=True, return_assistant_tokens_mask=True
+    encoding = _applied(
+        messages, tokenizer, template, tokenize=True, return_dict=True, return_assistant_tokens_mask=True
     )
     return list(encoding["input_ids"]), [bool(taught) for taught in encoding["assistant_masks"]]
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import codecs
 import csv
 import json
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,6 +14,7 @@ from typing import Any, NamedTuple
 import pyarrow.parquet
 
 from peftkit.errors import DataError
+from peftkit.recipe.names import printable
 from peftkit.recipe.references import DATA_SUFFIXES
 from peftkit.recipe.schema import Data
 
@@ -58,8 +60,13 @@ def file_rows(path: Path, data: Data) -> Iterator[Row]:
             raise DataError("is empty.", where=str(path), remedy="Give a file with rows.")
         yield from readers[path.suffix.lower()](path)
     except OSError as error:
-        reason = error.strerror or str(error).splitlines()[0]
-        raise DataError(f"cannot be read: {reason}.", where=str(path), remedy="Check the file.") from error
+        raise DataError(f"cannot be read: {_reason(error)}.", where=str(path), remedy="Check the file.") from error
+
+
+def _reason(error: Exception) -> str:
+    """The first line of what a library says, or of the system's error."""
+    told = getattr(error, "strerror", None) or str(error).strip() or type(error).__name__
+    return printable(told.splitlines()[0].rstrip("."))
 
 
 def count_lines(path: Path) -> int:
@@ -101,9 +108,14 @@ def _json_line(place: str, line: str) -> Row:
         value = json.loads(line)
     except json.JSONDecodeError as error:
         return Row(place, {}, f"is not JSON: {error.msg} at column {error.colno}")
-    except (ValueError, RecursionError) as error:  # a number of too many digits, or brackets without end
-        return Row(place, {}, f"is not JSON: {error}")
+    except (ValueError, RecursionError) as error:
+        return Row(place, {}, _beyond_python(error))
     return _object(place, value)
+
+
+def _beyond_python(error: ValueError | RecursionError) -> str:
+    """Why Python does not read what is JSON by its grammar."""
+    return "is nested too deeply" if isinstance(error, RecursionError) else "holds a number of too many digits"
 
 
 def _object(place: str, value: Any) -> Row:
@@ -130,6 +142,8 @@ def _json(path: Path) -> Iterator[Row]:
         raise DataError(
             f"is not JSON: {error.msg}.", where=f"{path}:{error.lineno}", remedy="Mend it: a list of objects."
         ) from error
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{_beyond_python(error)}.", where=str(path), remedy="Mend it: a list of objects.") from error
     for number, item in enumerate(value if isinstance(value, list) else [value], start=1):
         yield _object(f"{path}, row {number}", item)
 
@@ -139,16 +153,18 @@ def _table(path: Path, delimiter: str) -> Iterator[Row]:
     csv.field_size_limit(_LONGEST_CSV_VALUE)
     with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
         reader = csv.reader(file, delimiter=delimiter, strict=True)
-        heading = next(reader, [])
-        twice = sorted({name for name in heading if heading.count(name) > 1})
-        if twice:
-            raise DataError(f"has two columns named {twice[0]}.", where=f"{path}:1", remedy="Rename one.")
+        try:
+            heading = next(reader, [])
+        except csv.Error as error:
+            what = f"its heading is not CSV: {printable(str(error))}."
+            raise DataError(what, where=f"{path}:1", remedy="Mend it.") from error
+        _check_names(heading, f"{path}:1")
         line = reader.line_num + 1
         while True:
             try:
                 values = next(reader, None)
             except csv.Error as error:
-                yield Row(f"{path}:{line}", {}, f"is not CSV: {error}")
+                yield Row(f"{path}:{line}", {}, f"is not CSV: {printable(str(error))}")
                 line = reader.line_num + 1
                 continue
             if values is None:
@@ -160,17 +176,37 @@ def _table(path: Path, delimiter: str) -> Iterator[Row]:
             line = reader.line_num + 1
 
 
+def _check_names(columns: Iterable[str], where: str) -> None:
+    twice = sorted(name for name, count in Counter(columns).items() if count > 1)
+    if twice:
+        raise DataError(f"has two columns named {printable(twice[0])}.", where=where, remedy="Rename one.")
+
+
 def _parquet(path: Path) -> Iterator[Row]:
     try:
         with pyarrow.parquet.ParquetFile(path) as file:
+            _check_names(file.schema_arrow.names, str(path))
             number = 0
             for batch in file.iter_batches(batch_size=_ROWS_AT_ONCE):
-                for values in batch.to_pylist():
+                for values, problem in _values(batch):
                     number += 1
-                    yield Row(f"{path}, row {number}", values)
-    except pyarrow.ArrowException as error:
-        reason = str(error).splitlines()[0].rstrip(".")
-        raise DataError(f"is not Parquet: {reason}.", where=str(path), remedy="Check what it holds.") from error
+                    yield Row(f"{path}, row {number}", values, problem)
+    except (pyarrow.ArrowException, ValueError) as error:  # as a name of a column that is no UTF-8
+        raise DataError(f"is not Parquet: {_reason(error)}.", where=str(path), remedy="Check what it holds.") from error
+
+
+def _values(batch: Any) -> Iterator[tuple[dict[str, Any], str | None]]:
+    """Each row of a batch, or why Python has no values for it: a text that is no UTF-8, or a date beyond its years."""
+    try:
+        rows = batch.to_pylist()
+    except (OverflowError, ValueError) as error:
+        if len(batch) == 1:
+            yield {}, f"cannot be read: {_reason(error)}"
+        else:
+            for number in range(len(batch)):
+                yield from _values(batch.slice(number, 1))
+        return
+    yield from ((values, None) for values in rows)
 
 
 def _lines(path: Path) -> Iterator[tuple[int, str, str | None]]:

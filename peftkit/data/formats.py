@@ -13,6 +13,7 @@ from peftkit.data.documents import NO_LABEL
 from peftkit.data.files import Row, RowError
 from peftkit.data.shapes import Shape
 from peftkit.errors import FieldError
+from peftkit.recipe.names import printable
 from peftkit.recipe.schema import COLUMNS, Data
 
 __all__ = ["Conversation", "Example", "Ids", "Meaning", "check_template", "meaning_of", "prompt_of"]
@@ -95,14 +96,14 @@ def check_template(data: Data, format: str) -> None:  # noqa: A002
         return
     allowed = COLUMNS[format][:-1]
     try:
-        names = [name for _, name, _, _ in string.Formatter().parse(data.template) if name is not None]
+        parts = [part for part in string.Formatter().parse(data.template) if part[1] is not None]
     except ValueError as error:
         raise FieldError("data.template", f"{error}.", remedy="Write {{ and }} for braces themselves.") from error
-    for name in names:
-        if name not in allowed:
-            raise FieldError(
-                "data.template", f"there is no {{{name}}}.", remedy=f"Use {', '.join(f'{{{a}}}' for a in allowed)}."
-            )
+    for _, name, form, conversion in parts:
+        if name not in allowed or form or conversion:
+            shown = printable(f"{{{name}}}")
+            what = f"has more than a name in {shown}." if name in allowed else f"there is no {shown}."
+            raise FieldError("data.template", what, remedy=f"Use {', '.join(f'{{{a}}}' for a in allowed)}.")
 
 
 def _prompt(values: Mapping[str, str], format: str, template: str | None) -> str:  # noqa: A002

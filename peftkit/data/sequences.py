@@ -19,6 +19,7 @@ from peftkit.recipe.schema import Data
 __all__ = ["Features", "Fitted", "Pieces", "Sequences", "arrange", "fit", "packs"]
 
 Features: TypeAlias = dict[str, npt.NDArray[np.int32]]
+_LONGEST = int(np.iinfo(np.int32).max)  # no document has more tokens
 
 
 @dataclass(frozen=True)
@@ -189,11 +190,12 @@ def arrange(parts: Sequence[Part], data: Data, *, packed: bool) -> tuple[Sequenc
     Raises:
         DataError: one is longer than `max_length`, and `truncation` is `error`.
     """
+    max_length = min(data.max_length, _LONGEST)
     fitted = [
         fit(
             part.corpus.documents,
             part.chosen,
-            data.max_length,
+            max_length,
             data.truncation or ("split" if part.corpus.reading.format == "text" else "cut"),
             name=part.corpus.name,
         )
@@ -204,7 +206,7 @@ def arrange(parts: Sequence[Part], data: Data, *, packed: bool) -> tuple[Sequenc
     bounds = np.arange(len(source) + 1)
     if packed:
         order, ends = array("q"), array("q", [0])  # there may be millions
-        for members in pack(pieces.length, data.max_length):
+        for members in pack(pieces.length, max_length):
             order.extend(members)
             ends.append(len(order))
         pieces, source = Pieces(pieces.offset[order], pieces.length[order]), source[order]

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 from peftkit.data.files import Row
 from peftkit.errors import DataError, FieldError
-from peftkit.recipe.names import nearest
+from peftkit.recipe.names import nearest, printable
 from peftkit.recipe.schema import Data
 
 __all__ = ["Shape", "recognise"]
@@ -41,7 +41,7 @@ class Shape:
 
     def __str__(self) -> str:
         optional = [f"({column})" for column in self.optional.values()]
-        return f"{self.format}: {', '.join([*self.columns.values(), *optional])}"
+        return f"{self.format}: {_listed([*self.columns.values(), *optional])}"
 
 
 _SHAPES = (
@@ -80,7 +80,7 @@ def recognise(rows: Sequence[Row], data: Data, field: str, name: str) -> tuple[S
     formats = {str(shape): shape for _, shape in found}
     if len(formats) == 1:
         shape = next(iter(formats.values()))
-        return shape, f"its rows have {' and '.join(shape.columns.values())}"
+        return shape, f"its rows have {' and '.join(map(printable, shape.columns.values()))}"
     raise DataError(
         _unclear(columns, list(formats), shapes), where=name, remedy="Set format or columns in data or in the source."
     )
@@ -100,19 +100,23 @@ def _columns_missing(shape: Shape, columns: Counter[frozenset[str]], data: Data,
             guess = nearest(column, present) or "NAME"
             return FieldError(
                 field,
-                f"format: {data.format} needs a column {column!r}; the rows have {', '.join(present) or 'none'}.",
-                remedy=f"Set data.columns: {{{name}: {guess}}}, or another data.format.",
+                f"format: {data.format} needs a column {column!r}; the rows have {_listed(present) or 'none'}.",
+                remedy=f"Set data.columns: {{{name}: {printable(guess)}}}, or another data.format.",
             )
     return FieldError(
         field,
-        f"format: {data.format} needs {', '.join(shape.columns.values())} in each row, and no row has them all.",
+        f"format: {data.format} needs {_listed([*shape.columns.values()])} in each row, and no row has them all.",
         remedy="Mend the rows, or set another data.format.",
     )
 
 
+def _listed(columns: Sequence[str]) -> str:
+    return ", ".join(map(printable, columns))
+
+
 def _unclear(columns: Counter[frozenset[str]], formats: list[str], shapes: Sequence[Shape]) -> str:
     kinds = columns.most_common(3)
-    shown = "; ".join(f"{', '.join(sorted(present)) or 'no column'} in {count:,}" for present, count in kinds)
+    shown = "; ".join(f"{_listed(sorted(present)) or 'no column'} in {count:,}" for present, count in kinds)
     more = f"; and {len(columns) - len(kinds)} more kinds" if len(columns) > len(kinds) else ""
     expected = "; ".join(str(shape) for shape in shapes)
     if formats:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import islice
@@ -38,7 +39,7 @@ class Rows:
     _limit: int | None
 
     def __iter__(self) -> Iterator[Row]:
-        return islice(self._read(), self._limit)
+        return islice(self._read(), None if self._limit is None else min(self._limit, sys.maxsize))
 
 
 def open_rows(source: Source, data: Data, field: str, *, streaming: bool = False) -> Rows:

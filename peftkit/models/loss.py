@@ -14,6 +14,7 @@ from transformers.modeling_outputs import CausalLMOutput
 
 __all__ = ["Loss", "compute_loss_at_labels", "evaluate_loss"]
 
+_STOCK = "stock_forward"
 _NO_LABEL = -100  # what torch's cross-entropy leaves out
 
 _ROWS_AT_ONCE = 512
@@ -64,7 +65,8 @@ def compute_loss_at_labels(model: Any, label_smoothing: float = 0.0) -> bool:
     inner = _causal_model(model)
     if not _has_plain_head(inner):
         return False
-    stock, head = inner.forward, _Head(inner.get_output_embeddings())
+    stock = getattr(inner.forward, _STOCK, inner.forward)  # a model that is trained again has it already
+    head = _Head(inner.get_output_embeddings())
 
     def forward(
         input_ids: torch.Tensor | None = None,
@@ -78,6 +80,7 @@ def compute_loss_at_labels(model: Any, label_smoothing: float = 0.0) -> bool:
         total = _summed_loss(hidden, head, targets, label_smoothing)
         return CausalLMOutput(loss=total / (len(targets) if num_items_in_batch is None else num_items_in_batch))
 
+    setattr(forward, _STOCK, stock)
     inner.forward = forward
     return True
 

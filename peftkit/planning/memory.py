@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 from peftkit.recipe.schema import Recipe
 
@@ -79,16 +80,18 @@ def _changes(step: StepMemory, recipe: Recipe) -> Iterator[Fit]:
             yield Fit(text, peak)
             break
     if not training.activation_checkpointing:
-        yield Fit("training.activation_checkpointing=true", step.peak_bytes(step.rows, checkpointing=True))
-        yield Fit(
-            "training.activation_checkpointing=true with one row at a time", step.peak_bytes(1, checkpointing=True)
-        )
+        yield _fit_or_one_row(step, "training.activation_checkpointing=true", checkpointing=True)
     adapter = int(step.total * _ADAPTER_SHARE)
     if recipe.method == "full":
-        yield Fit("method=lora", step.peak_bytes(step.rows, trained=adapter))
-        yield Fit("method=lora with one row at a time", step.peak_bytes(1, trained=adapter))
+        yield _fit_or_one_row(step, "method=lora", trained=adapter)
     if recipe.method != "qlora":
-        held = int(step.total * _BYTES_IN_4_BIT)
         trained = adapter if recipe.method == "full" else step.trainable
-        yield Fit("method=qlora", step.peak_bytes(step.rows, base=held, trained=trained))
-        yield Fit("method=qlora with one row at a time", step.peak_bytes(1, base=held, trained=trained))
+        yield _fit_or_one_row(step, "method=qlora", base=int(step.total * _BYTES_IN_4_BIT), trained=trained)
+
+
+def _fit_or_one_row(step: StepMemory, change: str, **held: Any) -> Fit:
+    """A change by itself or, where that is not enough, with batches of one row."""
+    peak = step.peak_bytes(step.rows, **held)
+    if peak <= step.limit_bytes or step.rows == 1:
+        return Fit(change, peak)
+    return Fit(f"{change} and one row at a time", step.peak_bytes(1, **held))

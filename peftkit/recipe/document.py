@@ -8,14 +8,20 @@ from typing import Any, TypeAlias
 
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
-from ruamel.yaml.events import AliasEvent
+from ruamel.yaml.events import AliasEvent, CollectionEndEvent, CollectionStartEvent
 from ruamel.yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
 
 from peftkit.errors import Problem, RecipeError
+from peftkit.recipe.names import printable
 
-__all__ = ["Document", "Path", "dotted", "is_number", "parse_document", "parse_value"]
+__all__ = ["DEEPEST", "Document", "Path", "dotted", "is_number", "parse_document", "parse_value"]
 
 Path: TypeAlias = tuple[str | int, ...]
+
+DEEPEST = 50
+"""Levels of mappings and lists that a document may have: far more than a recipe needs, far fewer than Python stands."""
+
+_LONGEST_NUMBER = 100  # digits of a whole number; Python itself stops at some thousand
 
 # The core schema of YAML 1.2.2, section 10.3.2. ruamel.yaml takes 1_000 and 0b11 for numbers too, which it is not.
 _NULL = re.compile(r"(?:null|Null|NULL|~|)")
@@ -92,22 +98,34 @@ def _compose(text: str, name: str) -> tuple[Node | None, dict[int, str]]:
 
     Aliases are refused before the tree is made, because with them it may be a ring, or grow without end.
     """
+    line = 1
     try:
         tags: dict[int, str] = {}
         aliases: list[Problem] = []
+        depth = 0
         for event in YAML(typ="safe", pure=True).parse(text):
+            line = _line(event)
+            depth += isinstance(event, CollectionStartEvent) - isinstance(event, CollectionEndEvent)
+            if depth > DEEPEST:
+                problem = Problem(f"{name}:{line}", "", "is nested too deeply.", "A recipe needs few levels.")
+                raise RecipeError([problem])
             if isinstance(event, AliasEvent):
-                remedy = "Write the value out where it is needed."
-                aliases.append(Problem(f"{name}:{_line(event)}", "", f"has the alias *{event.anchor}.", remedy))
+                what = f"has the alias *{printable(str(event.anchor))}."
+                aliases.append(Problem(f"{name}:{line}", "", what, "Write the value out where it is needed."))
             elif getattr(event, "tag", None):
-                tags[event.start_mark.index] = str(event.tag)
+                tags[event.start_mark.index] = printable(str(event.tag))
         if aliases:
             raise RecipeError(aliases)
-        return YAML(typ="safe", pure=True).compose(text), tags
+        yaml = YAML(typ="safe", pure=True)
+        yaml.composer.warn_double_anchors = False  # every anchor is refused
+        return yaml.compose(text), tags
     except YAMLError as error:
         raise RecipeError([_syntax_problem(error, text, name)]) from error
-    except RecursionError:
-        raise RecipeError([Problem(f"{name}:1", "", "is nested too deeply.", "A recipe needs few levels.")]) from None
+    except AssertionError as error:  # ruamel.yaml's, of a version
+        raise RecipeError([Problem(f"{name}:{line}", "", f"is not valid YAML: {error}.", _MEND)]) from error
+    except (OverflowError, ValueError) as error:  # Python's, of what ruamel.yaml makes of an escape
+        what = "is not valid YAML: an escape stands for no character."
+        raise RecipeError([Problem(f"{name}:{line}", "", what, _MEND)]) from error
 
 
 def _syntax_problem(error: YAMLError, text: str, name: str) -> Problem:
@@ -127,7 +145,7 @@ class _Reader:
     """Turns nodes into values, collecting lines and problems."""
 
     def __init__(self, name: str, tags: dict[int, str]) -> None:
-        self._name = name
+        self._file = name
         self._tags = tags
         self.lines: dict[Path, int] = {}
         self.problems: list[Problem] = []
@@ -153,8 +171,8 @@ class _Reader:
     def _mapping(self, node: MappingNode, path: Path) -> dict[str, Any]:
         values: dict[str, Any] = {}
         for key_node, value_node in node.value:
-            key = self._scalar(key_node, path) if isinstance(key_node, ScalarNode) else None
-            if not isinstance(key, str) or key == "<<" or key_node.anchor or key_node.start_mark.index in self._tags:
+            key = self._name_of(key_node, path)
+            if key is None:
                 self._refuse(key_node, path, "has a key that is no name.", "Use plain names as keys.")
                 continue
             inner = (*path, key)
@@ -167,22 +185,29 @@ class _Reader:
             values[key] = self.value(value_node, inner)
         return values
 
+    def _name_of(self, node: Node, path: Path) -> str | None:
+        """The plain name that a key is; None if it is anything else."""
+        key = self._scalar(node, path) if isinstance(node, ScalarNode) else None
+        if node.anchor or node.start_mark.index in self._tags or not isinstance(key, str):
+            return None
+        return key if key.isprintable() and key not in ("", "<<") else None
+
     def _scalar(self, node: ScalarNode, path: Path) -> Any:
-        text = str(node.value)
+        text = _whole(str(node.value))
+        if text is None:
+            self._refuse(node, path, "holds half of a character, as no text does.", "Write the whole character.")
+            return None
         if node.style in ("'", '"', "|", ">"):
             return text
         if _NULL.fullmatch(text):
             return None
         if _BOOLEAN.fullmatch(text):
             return text.lower() == "true"
-        try:
-            if _DECIMAL.fullmatch(text):
-                return int(text)
-        except ValueError:  # Python stops at some thousand digits
-            self._refuse(node, path, f"is a number of {len(text)} digits.", "Write a shorter one.")
-            return 0
-        if _OCTAL.fullmatch(text) or _HEXADECIMAL.fullmatch(text):
-            return int(text, 0)
+        if _DECIMAL.fullmatch(text) or _OCTAL.fullmatch(text) or _HEXADECIMAL.fullmatch(text):
+            if len(text) > _LONGEST_NUMBER:
+                self._refuse(node, path, f"is a number of {len(text)} digits.", "Write a shorter one.")
+                return 0
+            return int(text, 0 if text[:2] in ("0o", "0x") else 10)
         if _FLOAT.fullmatch(text):
             return float(text)
         if _NOT_FINITE.fullmatch(text):
@@ -190,7 +215,15 @@ class _Reader:
         return text
 
     def _refuse(self, node: Node, path: Path, what: str, remedy: str) -> None:
-        self.problems.append(Problem(f"{self._name}:{_line(node)}", dotted(path), what, remedy))
+        self.problems.append(Problem(f"{self._file}:{_line(node)}", dotted(path), what, remedy))
+
+
+def _whole(text: str) -> str | None:
+    """The text with halves of characters, as JSON escapes those beyond U+FFFF, put together; None if one is alone."""
+    try:
+        return text.encode("utf-16", "surrogatepass").decode("utf-16")
+    except UnicodeDecodeError:
+        return None
 
 
 def _line(node: Any) -> int:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path as FilePath
 from typing import Any
 
 from peftkit.recipe.document import Path, dotted
+from peftkit.recipe.references import is_folder
 
 __all__ = ["Layers", "Origin", "absolute_paths"]
 
@@ -69,11 +70,11 @@ class Layers:
                 into[key] = dict(inner) if isinstance(inner, dict) else {}
                 self._merge(into[key], value, here, lines, file, prefix)
             else:
+                if isinstance(into.get(key), dict | list):
+                    self._forget_below(here)
                 into[key] = value
-                self._forget_below(here)
-                for item, line in lines.items():  # those of a list
-                    if len(item) > len(written) and item[: len(written)] == written:
-                        self.origins[(*here, *item[len(written) :])] = Origin(f"{file}:{line}", dotted(item))
+                for item in _below(value, written):  # those of a list
+                    self.origins[(*here, *item[len(written) :])] = Origin(f"{file}:{lines[item]}", dotted(item))
 
     def _forget(self, path: Path) -> None:
         self.origins = {known: at for known, at in self.origins.items() if known[: len(path)] != path}
@@ -101,6 +102,14 @@ class Layers:
         return None
 
 
+def _below(value: Any, path: Path) -> Iterator[Path]:
+    """The path of everything in a nested value that stands at `path`."""
+    inner = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    for key, deeper in inner:
+        yield (*path, key)
+        yield from _below(deeper, (*path, key))
+
+
 def absolute_paths(values: dict[str, Any], folder: FilePath) -> dict[str, Any]:
     """The values with their paths to data and to local models made absolute, from `folder`."""
     for path in _DATA_PATHS:
@@ -111,7 +120,11 @@ def absolute_paths(values: dict[str, Any], folder: FilePath) -> dict[str, Any]:
 
 
 def _inside(folder: FilePath, name: str) -> FilePath:
-    return (folder / FilePath(name).expanduser()).resolve()
+    """An absolute path; what cannot be made one is left as it is, and is not found."""
+    try:
+        return (folder / FilePath(name).expanduser()).resolve()
+    except (OSError, RuntimeError, ValueError):  # as a `~name` that is no user, links in a ring, or U+0000
+        return folder / name
 
 
 def _model(folder: FilePath, name: str) -> str:
@@ -119,7 +132,7 @@ def _model(folder: FilePath, name: str) -> str:
     if name.startswith("builtin:") or not name:
         return name
     place = _inside(folder, name)
-    return str(place) if place.is_dir() or name.startswith((".", "/", "~")) else name
+    return str(place) if is_folder(place) or name.startswith((".", "/", "~")) else name
 
 
 def _changed(values: dict[str, Any], path: Path, change: Any) -> dict[str, Any]:

@@ -27,6 +27,8 @@ from peftkit.redaction import holds_secret
 __all__ = ["RecipeFile", "load_recipe"]
 
 _METHODS: tuple[str, ...] = get_args(Method)
+_LARGEST_FILE = 1 << 18
+"""Bytes: room for some thousand paths of data files; beyond it, reading YAML takes minutes."""
 
 
 @dataclass(frozen=True)
@@ -42,7 +44,7 @@ class RecipeFile:
 
     def where(self, field: str) -> str:
         """File and line, or option, that a dotted field was written at, or the nearest section around it."""
-        origin = self.layers.origin(tuple(int(part) if part.isdigit() else part for part in field.split(".")))
+        origin = self.layers.origin(_path_of(field))
         return origin.where if origin else str(self.path)
 
     @contextlib.contextmanager
@@ -108,7 +110,8 @@ def load_recipe(
     for variant in variants:
         candidate = _layered(path, document, changes, method if variant == chosen else variant, variant)
         wrong, checked = _validate(candidate, path)
-        problems += [problem for problem in wrong if problem not in problems]
+        known = set(problems)
+        problems += [problem for problem in wrong if problem not in known]
         if variant == chosen:
             recipe, layers = checked, candidate
     if problems or recipe is None:
@@ -118,7 +121,9 @@ def load_recipe(
 
 def _read(path: Path) -> str:
     try:
-        return path.read_text(encoding="utf-8")
+        with path.open("rb") as file:
+            content = file.read(_LARGEST_FILE + 1)
+        text = content.decode()
     except FileNotFoundError as error:
         raise InputError("there is no such recipe.", where=str(path), remedy="See `peftkit recipes list`.") from error
     except IsADirectoryError as error:
@@ -129,6 +134,14 @@ def _read(path: Path) -> str:
         raise InputError("is not UTF-8 text.", where=f"{path}:{line}", remedy="Save the file in UTF-8.") from error
     except OSError as error:
         raise InputError(f"cannot be read: {error}.", where=str(path), remedy="Name a file that can be.") from error
+    if len(content) > _LARGEST_FILE:
+        what = f"is no recipe: it has more than {_LARGEST_FILE:,} bytes."
+        raise InputError(what, where=str(path), remedy="Name the YAML file of a recipe.")
+    return text.replace("\r\n", "\n").replace("\r", "\n")
+
+
+def _path_of(field: str) -> Field:
+    return tuple(int(part) if part.isdecimal() else part for part in field.split("."))
 
 
 def _parse(overrides: Sequence[str], problems: list[Problem]) -> list[Override]:
@@ -180,13 +193,13 @@ def _validate(layers: Layers, path: Path) -> tuple[list[Problem], Recipe | None]
         problems += describe(error, layers, str(path))
     problems += _unsafe(layers, str(path))
     for missing in reference_errors(layers.values):
-        where, field = layers.place(tuple(missing.field.split(".")), str(path))
+        where, field = layers.place(_path_of(missing.field), str(path))
         problems.append(Problem(where, field, missing.what, missing.remedy))
     return problems, recipe
 
 
 def _unsafe(layers: Layers, file: str) -> Iterator[Problem]:
-    """Tokens, which a run folder would hold copies of, and an output that leaves the working directory unasked."""
+    """Tokens, which a run folder would hold copies of, and an output that is no path or that leaves the folder."""
     for path, text in _texts(layers.values, ()):
         if holds_secret(text):
             where, field = layers.place(path, file)
@@ -196,6 +209,9 @@ def _unsafe(layers: Layers, file: str) -> Iterator[Problem]:
     if isinstance(output, str) and ".." in PurePath(output).parts:
         where, field = layers.place(("output",), file)
         yield Problem(where, field, "leaves the working directory.", "Name that place with --output.")
+    if isinstance(output, str) and "\0" in output:
+        where, field = layers.place(("output",), file)
+        yield Problem(where, field, "holds the character U+0000, which no path can.", "Remove it.")
 
 
 def _texts(value: Any, path: Field) -> Iterator[tuple[Field, str]]:

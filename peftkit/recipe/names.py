@@ -13,6 +13,7 @@ __all__ = [
     "TRAINING_OWNED",
     "TRAINING_REMOVED",
     "nearest",
+    "printable",
 ]
 
 TRAINING_REMOVED: Mapping[str, str] = {
@@ -135,3 +136,8 @@ def nearest(name: str, valid: Iterable[str]) -> str | None:
     """The valid name that is most like `name`, if one is like enough to be meant."""
     matches = difflib.get_close_matches(name, list(valid), n=1, cutoff=0.6)
     return matches[0] if matches else None
+
+
+def printable(name: str) -> str:
+    """A name as it stands in a message of one line: with quotes and escapes where it would not be seen whole."""
+    return name if name and name.isprintable() else repr(name)

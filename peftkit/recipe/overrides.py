@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from peftkit.errors import Problem, RecipeError
-from peftkit.recipe.document import Path, dotted, parse_value
+from peftkit.recipe.document import DEEPEST, Path, dotted, parse_value
+from peftkit.recipe.names import printable
 
 __all__ = ["Override", "parse_override"]
 
@@ -32,9 +33,11 @@ def parse_override(text: str) -> Override:
     """
     name, sign, value = text.partition("=")
     path = tuple(name.strip().split("."))
-    if not sign or not all(path):
-        problem = Problem(f"--set {text}", "", "is not FIELD=VALUE.", "Write it as training.learning_rate=1e-4.")
-        raise RecipeError([problem])
+    if not sign or not all(part and part.isprintable() for part in path):
+        where = f"--set {printable(text)}"
+        raise RecipeError([Problem(where, "", "is not FIELD=VALUE.", "Write it as training.learning_rate=1e-4.")])
+    if len(path) > DEEPEST:
+        raise RecipeError([Problem(f"--set {dotted(path)}", "", "is nested too deeply.", "A recipe needs few levels.")])
     if path[0] == "methods":
         own = ".".join(path[2:]) or "training.learning_rate"
         remedy = f"Set {own} itself: what is set on the command line holds for the method that runs."

@@ -36,12 +36,11 @@ def describe(error: ValidationError, layers: Layers, name: str) -> list[Problem]
     details: dict[Path, list[Any]] = {}
     for detail in error.errors(include_url=False):
         details.setdefault(_written(detail["loc"], layers.values, detail["type"]), []).append(detail)
+    above = {path[:end] for path in details for end in range(len(path))}
     problems: list[Problem] = []
     for path, wrong in details.items():
         kinds = {detail["type"] for detail in wrong}
-        if kinds <= _WANTED.keys() and any(
-            len(deeper) > len(path) and deeper[: len(path)] == path for deeper in details
-        ):
+        if kinds <= _WANTED.keys() and path in above:
             continue  # of the kinds that the field may have, one fits but for an item in it
         where, field = layers.place(path, name)
         what, remedy = _message(wrong[0], path)

@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from peftkit.errors import FieldError
+from peftkit.recipe.names import printable
 
-__all__ = ["DATA_SUFFIXES", "reference_errors"]
+__all__ = ["DATA_SUFFIXES", "is_folder", "reference_errors"]
 
 DATA_SUFFIXES = (".txt", ".jsonl", ".json", ".csv", ".tsv", ".parquet")
 """Files that data can be read from."""
@@ -36,6 +37,14 @@ def reference_errors(values: dict[str, Any]) -> Iterator[FieldError]:
                 yield FieldError(f"{section}.revision", what, remedy="Remove it.")
 
 
+def is_folder(path: Path) -> bool:
+    """Whether there is a folder, as far as this user can see."""
+    try:
+        return path.is_dir()
+    except OSError:
+        return False
+
+
 def _at(values: Any, *path: str) -> Any:
     for part in path:
         values = values.get(part) if isinstance(values, dict) else None
@@ -47,26 +56,38 @@ def _source_errors(source: dict[str, Any], field: str) -> Iterator[FieldError]:
     for name in [named] if isinstance(named, str) else named if isinstance(named, list) else []:
         if not isinstance(name, str):
             continue
-        path = Path(name)
-        if not path.is_file():
-            what = f"{name} is not a regular file." if path.exists() else f"there is no file {name}."
-            what = f"{name} is a folder, not a file." if path.is_dir() else what
-            yield FieldError(f"{field}.path", what, remedy=_RELATIVE)
-        elif path.suffix.lower() not in DATA_SUFFIXES:
+        wrong = _wrong_with_file(Path(name))
+        if wrong:
+            yield FieldError(f"{field}.path", wrong, remedy=_RELATIVE)
+        elif Path(name).suffix.lower() not in DATA_SUFFIXES:
             yield FieldError(
                 f"{field}.path",
-                f"{path.name} is of no kind that can be read.",
+                f"{printable(Path(name).name)} is of no kind that can be read.",
                 remedy=f"Use {', '.join(DATA_SUFFIXES)}.",
             )
     dataset = source.get("dataset")
     if isinstance(dataset, str) and dataset.startswith(_BUILTIN) and dataset not in _BUILTIN_DATA:
-        yield FieldError(f"{field}.dataset", f"there is no {dataset}.", remedy=f"Use {', '.join(_BUILTIN_DATA)}.")
+        remedy = f"Use {', '.join(_BUILTIN_DATA)}."
+        yield FieldError(f"{field}.dataset", f"there is no {printable(dataset)}.", remedy=remedy)
+
+
+def _wrong_with_file(path: Path) -> str | None:
+    name = printable(str(path))
+    try:
+        if path.is_file():
+            return None
+        if path.is_dir():
+            return f"{name} is a folder, not a file."
+        return f"{name} is not a regular file." if path.exists() else f"there is no file {name}."
+    except OSError as error:  # a name that is too long, or in a folder that this user cannot enter
+        return f"{name} cannot be read: {error.strerror}."
 
 
 def _model_errors(model: str, field: str) -> Iterator[FieldError]:
     if model.startswith(_BUILTIN):
         names = sorted(f"{_BUILTIN}{path.parent.name}" for path in _ASSETS.glob("*/config.json"))
         if model not in names:
-            yield FieldError(field, f"there is no {model}.", remedy=f"There are: {', '.join(names) or 'none'}.")
-    elif model.startswith("/") and not Path(model).is_dir():
-        yield FieldError(field, f"there is no folder {model}.", remedy=_RELATIVE)
+            remedy = f"There are: {', '.join(names) or 'none'}."
+            yield FieldError(field, f"there is no {printable(model)}.", remedy=remedy)
+    elif model.startswith("/") and not is_folder(Path(model)):
+        yield FieldError(field, f"there is no folder {printable(model)}.", remedy=_RELATIVE)

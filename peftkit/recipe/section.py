@@ -98,9 +98,9 @@ _LIBRARY_TYPES = ConfigDict(arbitrary_types_allowed=True, allow_inf_nan=False)
 
 def _again(detail: Any, name: str | None = None) -> InitErrorDetails:
     """An error detail as an input for a new error, below `name` if given."""
-    message = detail["msg"].replace("{", "{{").replace("}", "}}")
     location = detail["loc"] if name is None else (name,)
     kind: Any = detail["type"]
     if kind in ("extra_forbidden", "missing"):
         return {"type": kind, "loc": location, "input": detail["input"]}
-    return {"type": PydanticCustomError(kind, message), "loc": location, "input": detail["input"]}
+    error = PydanticCustomError(kind, "{text}", {"text": detail["msg"]})
+    return {"type": error, "loc": location, "input": detail["input"]}

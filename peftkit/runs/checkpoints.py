@@ -26,7 +26,10 @@ class Checkpoint:
 
     def faults(self, run_id: str) -> list[str]:
         """Why a run must not go on from it; nothing where every file is as it was written."""
-        faults = manifest_faults(self.path)
+        try:
+            faults = manifest_faults(self.path)
+        except OSError as error:
+            return [f"it cannot be read: {error.strerror}"]
         if faults is None:
             return ["manifest.json is missing or damaged"]
         if not faults and not self.belongs_to(run_id):

@@ -75,10 +75,13 @@ class RunFolder:
         """See that a new run may use this place.
 
         Raises:
-            TargetError: something is there already.
+            TargetError: something is there already, or nothing can be.
         """
-        if self.is_free:
-            return
+        try:
+            if self.is_free:
+                return
+        except OSError as error:  # as of a name that is too long
+            raise self._closed(error) from error
         remedy = "Name another place with --output; peftkit never writes over a run."
         if self.manifest.is_file():
             remedy = f"Go on with it by --resume, or name another place with --output; {remedy.partition('; ')[2]}"
@@ -129,12 +132,13 @@ class RunFolder:
         """
         if not place.exists():
             return
-        known = read_json(place / MANIFEST_NAME).get("files", {}) if (place / MANIFEST_NAME).is_file() else {}
+        sound = manifest_faults(place) == []
+        known = read_json(place / MANIFEST_NAME)["files"] if sound else {}
         strange = {path.relative_to(place).as_posix() for path in place.rglob("*") if path.is_file()} - {
             *known,
             MANIFEST_NAME,
         }
-        if strange or manifest_faults(place) != []:
+        if strange or not sound:
             raise TargetError(
                 "holds files that this run did not write.", where=str(place), remedy="Move it away, and go on."
             )

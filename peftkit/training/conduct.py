@@ -29,6 +29,11 @@ class Conduct:
     """File and line of what is in some rows of the training data, by their numbers."""
 
     check_inputs: Callable[[], None]
+    """Raises RunError where a file that the run is made of has changed."""
+
+    warn: Callable[[str], None]
+    """Tells what may surprise, and writes it down."""
+
     advise: Callable[[Any, dict[str, Any]], RunError]
     """What to tell when a step with these inputs did not fit into memory."""
 

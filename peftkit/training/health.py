@@ -8,8 +8,6 @@ from typing import Any
 
 from transformers import TrainerCallback
 
-from peftkit import console
-
 __all__ = ["HealthWatch", "sign_of_trouble"]
 
 _LOOKED_AT = 20
@@ -50,14 +48,13 @@ def sign_of_trouble(history: Sequence[Mapping[str, Any]]) -> str | None:
 
 
 class HealthWatch(TrainerCallback):  # type: ignore[misc]
-    """Warns of each sign as it shows, and keeps it for the run's manifest."""
+    """Warns of each sign as it shows."""
 
-    def __init__(self, keep: Callable[[str], None]) -> None:
-        self._keep = keep
+    def __init__(self, warn: Callable[[str], None]) -> None:
+        self._warn = warn
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **_: Any) -> None:
         """Look at the numbers of a step that has been logged."""
         del args, control
         if "loss" in (logs or {}) and (sign := sign_of_trouble(state.log_history)):
-            console.warning(sign)
-            self._keep(sign)
+            self._warn(sign)

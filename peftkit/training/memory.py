@@ -54,7 +54,8 @@ def shortage(trainer: Any, inputs: dict[str, Any], recipe: Recipe, hardware: Har
         torch.cuda.empty_cache()
     rows, tokens = inputs["input_ids"].shape
     peak, limit = peak_memory_bytes(hardware), _limit_bytes(hardware)
-    line = f"a step of {rows} rows of {tokens:,} tokens does not fit into memory: {console.size(peak)} were in use"
+    batch = "one row" if rows == 1 else f"{rows} rows"
+    line = f"a step of {batch} of {tokens:,} tokens does not fit into memory: {console.size(peak)} were in use"
     try:
         step = _measured(trainer, inputs, limit)
     except (RuntimeError, MemoryError):
@@ -88,7 +89,7 @@ def _measured(trainer: Any, inputs: dict[str, Any], limit: int) -> StepMemory:
         storage = tensor.untyped_storage()
         if storage.data_ptr() not in held:
             kept[storage.data_ptr()] = storage.nbytes()
-        return tensor
+        return tensor.detach()  # the tensor itself would hold the step that it was saved in, and that one it
 
     row = {name: values[:1] for name, values in inputs.items() if name not in ("numbers", "num_tokens")}
     with torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor), trainer.compute_loss_context_manager():

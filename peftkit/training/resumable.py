@@ -55,6 +55,7 @@ class ResumableTrainer(Trainer):  # type: ignore[misc]
             except MemoryRunError:
                 self._save_what_is_there()
                 raise
+        self._wait()
         if self.conduct.stop.number is not None:  # it came while the last step was being finished
             if not self.args.load_best_model_at_end and not self._is_saved():
                 self._save_checkpoint(self.model, None)
@@ -131,8 +132,14 @@ class ResumableTrainer(Trainer):  # type: ignore[misc]
         elif stopping is not None:
             self._stop(stopping)
 
-    def _stop(self, number: int) -> NoReturn:
+    def _wait(self) -> None:
+        """Let the newest checkpoint become whole; that is time that training waits."""
+        start = time.perf_counter()
         self._writer.wait()
+        self.progress.checkpoint_seconds += time.perf_counter() - start
+
+    def _stop(self, number: int) -> NoReturn:
+        self._wait()
         step, last = self.state.global_step, self.state.max_steps
         raise Stopped(number, f"stopped after step {step} of {last}, which is saved.")
 

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from transformers import PrinterCallback, set_seed
 
+from peftkit import console
 from peftkit.data.collator import Collator
 from peftkit.data.prepare import RunData
 from peftkit.errors import RunError
@@ -55,6 +56,11 @@ class Work:
     adopt: bool = False
     """Whether hyperparameters have changed since the checkpoint, and are to act."""
 
+    def warn(self, message: str) -> None:
+        """Tell what may surprise, and write it down."""
+        console.warning(message)
+        self.manifest.warnings.append(message)
+
 
 @dataclass(frozen=True)
 class TrainingResult:
@@ -86,7 +92,7 @@ def train(model: Any, work: Work) -> TrainingResult:
     trainer, progress = _trainer(model, work)
     report = ProgressReport(f"training {work.recipe.method}", trainer)
     trainer.add_callback(MetricsFile(work.folder.metrics, trainer))
-    trainer.add_callback(HealthWatch(work.manifest.warnings.append))
+    trainer.add_callback(HealthWatch(work.warn))
     trainer.add_callback(report)
     work.stop.before_leaving = report.close
     _restore_metrics(work)
@@ -128,6 +134,7 @@ def _trainer(model: Any, work: Work) -> tuple[TokenTrainer, Progress]:
         on_nonfinite=recipe.on_nonfinite,
         places=data.train.places,
         check_inputs=work.check_inputs,
+        warn=work.warn,
         advise=lambda trainer, inputs: shortage(trainer, inputs, recipe, work.hardware),
         adopt=work.adopt,
     )

@@ -102,7 +102,7 @@ class TokenTrainer(ResumableTrainer):
                 "are to blame, remove them, or set on_nonfinite: skip.",
             )
         self.progress.skipped_steps += 1
-        console.warning(f"{line}; the step is skipped.")
+        self.conduct.warn(f"{line}; the step is skipped.")
         self._leave_out(step)
 
     def _may_overflow(self) -> bool:
@@ -169,7 +169,8 @@ def _rows_that_break(model: Any, batch: dict[str, Any]) -> list[int]:
         return []  # rows that were put one after the other are not taken apart again
     broken = []
     for index, number in enumerate(batch["numbers"].tolist()):
-        row = {name: batch[name][index : index + 1] for name in _INPUTS if name in batch}
+        length = int(batch["num_tokens"][index])  # padding could break the row too
+        row = {name: batch[name][index : index + 1, :length] for name in _INPUTS if name in batch}
         taught = bool((row["labels"][:, 1:] >= 0).any())
         if taught and not math.isfinite(evaluate_loss(model, [row]).total):
             broken.append(int(number))

@@ -27,9 +27,9 @@ def write_values(path: Path, value: Any) -> None:
     Raises:
         TypeError: there is something else in them.
     """
-    tensors: dict[str, torch.Tensor] = {}
+    tensors = _Tensors()
     structure = _packed(value, tensors)
-    save_file(tensors, path, metadata={_STRUCTURE: json.dumps(structure, allow_nan=False)})
+    save_file(tensors.stored(), path, metadata={_STRUCTURE: json.dumps(structure, allow_nan=False)})
 
 
 def read_values(path: Path) -> Any:
@@ -43,11 +43,30 @@ def read_values(path: Path) -> Any:
         return _unpacked(structure, {name: file.get_tensor(name) for name in file.keys()})  # noqa: SIM118  no mapping
 
 
-def _packed(value: Any, tensors: dict[str, torch.Tensor]) -> Any:
+class _Tensors:
+    """The tensors of a file by their names in it."""
+
+    def __init__(self) -> None:
+        self._named: dict[int, tuple[str, torch.Tensor]] = {}
+
+    def add(self, tensor: torch.Tensor) -> str:
+        """The name of a tensor; one that comes several times, as 8-bit optimizers' maps do, is in the file once."""
+        return self._named.setdefault(id(tensor), (str(len(self._named)), tensor))[0]
+
+    def stored(self) -> dict[str, torch.Tensor]:
+        """Each as a file holds it: on the CPU, in one piece, and with nothing around it."""
+        whole = {name: tensor.detach().cpu().contiguous() for name, tensor in self._named.values()}
+        return {
+            name: tensor if tensor.untyped_storage().nbytes() == tensor.nbytes else tensor.clone()
+            for name, tensor in whole.items()
+        }
+
+
+def _packed(value: Any, tensors: _Tensors) -> Any:
     if isinstance(value, torch.Tensor):
-        return {_TENSOR: _kept(value, tensors)}
+        return {_TENSOR: tensors.add(value)}
     if isinstance(value, np.ndarray):
-        return {_ARRAY: _kept(torch.from_numpy(value.copy()), tensors)}
+        return {_ARRAY: tensors.add(torch.from_numpy(value.copy()))}
     if value is None or isinstance(value, bool | int | str):
         return value
     if isinstance(value, np.integer | np.floating):
@@ -61,12 +80,6 @@ def _packed(value: Any, tensors: dict[str, torch.Tensor]) -> Any:
     if isinstance(value, dict):
         return {_PAIRS: [[_packed(key, tensors), _packed(item, tensors)] for key, item in value.items()]}
     raise TypeError(f"a {type(value).__name__} cannot be kept in a checkpoint")
-
-
-def _kept(tensor: torch.Tensor, tensors: dict[str, torch.Tensor]) -> str:
-    name = str(len(tensors))
-    tensors[name] = tensor.detach().cpu().contiguous()
-    return name
 
 
 def _unpacked(value: Any, tensors: dict[str, torch.Tensor]) -> Any:

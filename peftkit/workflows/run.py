@@ -197,6 +197,7 @@ def _tell_smaller(attempt: _Attempt, shortage: str) -> None:
     training = attempt.job.recipe.training
     rows, accumulation = training.per_device_train_batch_size, training.gradient_accumulation_steps
     where = f"from step {attempt.checkpoint.step}" if attempt.checkpoint else "from the first step"
-    line = f"{shortage} Trying again {where} with {rows} rows at a time, accumulated {accumulation} times."
+    batch = "one row" if rows == 1 else f"{rows} rows"
+    line = f"{shortage} Trying again {where} with {batch} at a time, accumulated {accumulation} times."
     console.warning(line)
     attempt.manifest.warnings.append(line)
