@@ -68,6 +68,11 @@ class Prepared:
     identity: dict[str, Any]
 
     @property
+    def length(self) -> int | None:
+        """Sequences of an epoch; None for a stream, of which nobody knows."""
+        return None if isinstance(self.dataset, Stream) else len(self.dataset)
+
+    @property
     def formats(self) -> list[str]:
         """The formats of the sources, each once."""
         return list(dict.fromkeys(part.corpus.reading.format for part in self.parts))

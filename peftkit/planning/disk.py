@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from peftkit.recipe.hyperparameters import Training
@@ -11,6 +12,7 @@ __all__ = ["DiskNeed", "disk_need"]
 _FLOAT = 4
 _STATES = {"adafactor": 0, "sgd": 0, "adagrad": 1, "rmsprop": 1, "lion_32bit": 1}
 """Numbers that an optimizer keeps for each trained weight, where these are not AdamW's two."""
+_SAVE_STEPS = 500  # of TrainingArguments
 _OTHER_BYTES = 4_000_000  # tokenizer, configuration, card, metrics
 
 
@@ -30,20 +32,32 @@ class DiskNeed:
         return self.checkpoint_bytes * self.checkpoints + self.output_bytes
 
 
-def disk_need(training: Training, trainable: int, saves: int | None = None) -> DiskNeed:
+def disk_need(training: Training, trainable: int, sequences: int | None) -> DiskNeed:
     """What a run will write: trained weights and optimizer state for each checkpoint, and the weights once more.
 
     Args:
         training: how often it saves, and with which optimizer.
         trainable: parameters that are trained; they are float32.
-        saves: checkpoints that it will write, if that is known.
+        sequences: of the training data; None for a stream, whose run is one epoch.
     """
     eight_bit = "8bit" in training.optim
     states = _STATES.get(training.optim, 2)
     checkpoint = trainable * (_FLOAT + states * (1 if eight_bit else _FLOAT)) + _OTHER_BYTES
-    kept = 0
-    if training.save_strategy != "no":
+    kept = _saves(training, sequences)
+    if training.save_total_limit is not None:
         best = bool((training.model_extra or {}).get("load_best_model_at_end"))
-        most = None if training.save_total_limit is None else training.save_total_limit + 1 + best
-        kept = min((count for count in (most, saves) if count is not None), default=1)
+        kept = min(kept, training.save_total_limit + 1 + best)
     return DiskNeed(checkpoint, kept, trainable * _FLOAT + _OTHER_BYTES)
+
+
+def _saves(training: Training, sequences: int | None) -> int:
+    """Checkpoints that a run writes in its whole length."""
+    if training.save_strategy == "no":
+        return 0
+    batch = training.per_device_train_batch_size * training.gradient_accumulation_steps
+    per_epoch = None if sequences is None else math.ceil(sequences / batch)
+    steps = training.max_steps if training.max_steps > 0 else math.ceil(training.num_train_epochs * (per_epoch or 1))
+    if training.save_strategy == "epoch":
+        return math.ceil(steps / (per_epoch or steps))
+    every = float((training.model_extra or {}).get("save_steps", _SAVE_STEPS))  # below 1, a share of all steps
+    return math.ceil(steps / (every if every >= 1 else math.ceil(steps * every)))

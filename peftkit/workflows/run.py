@@ -180,7 +180,7 @@ def _check_room(folder: RunFolder, job: Job, model: Any) -> None:
     Raises:
         TargetError: it has not.
     """
-    need = disk_need(job.recipe.training, count_parameters(model)[0])
+    need = disk_need(job.recipe.training, count_parameters(model)[0], job.data.train.length)
     parent = next(parent for parent in folder.path.absolute().parents if parent.is_dir())
     free = shutil.disk_usage(parent).free
     if need.total > free:

@@ -1,0 +1,98 @@
+"""The room that a run is said to take is what its optimizer's state really weighs, and little more."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from safetensors.torch import save_file
+from transformers import Trainer, TrainingArguments
+
+from peftkit.planning.disk import DiskNeed, disk_need
+from peftkit.recipe.hyperparameters import Training
+from peftkit.training.values import write_values
+
+SHAPES = ((1500, 1000), (768, 16), (1000,))
+TRAINABLE = 1500 * 1000 + 768 * 16 + 1000
+OTHER_BYTES = disk_need(Training(), 0, None).checkpoint_bytes
+"""What is always added, for files that are no weights."""
+
+OPTIMIZERS = (
+    "adamw_torch_fused",
+    "adamw_torch",
+    "adamw_bnb_8bit",
+    "adafactor",
+    "sgd",
+    "adagrad",
+    "rmsprop",
+    "lion_32bit",
+)
+Weigh = Callable[[str], int]
+
+
+@pytest.fixture
+def weigh(tmp_path: Path) -> Weigh:
+    """The bytes of trained weights and of the state of Transformers' optimizer for them, as a checkpoint has them."""
+
+    def write(optim: str) -> int:
+        weights = [torch.nn.Parameter(torch.ones(shape)) for shape in SHAPES]
+        kind, settings = Trainer.get_optimizer_cls_and_kwargs(TrainingArguments(tmp_path, optim=optim, use_cpu=True))
+        optimizer = kind(weights, **settings)
+        for weight in weights:
+            weight.grad = torch.ones_like(weight)
+        optimizer.step()
+        write_values(tmp_path / "optimizer", optimizer.state_dict())
+        save_file({str(index): weight.detach() for index, weight in enumerate(weights)}, tmp_path / "weights")
+        return sum((tmp_path / name).stat().st_size for name in ("weights", "optimizer"))
+
+    return write
+
+
+@pytest.mark.parametrize("optim", OPTIMIZERS)
+def test_a_checkpoint_takes_no_more_than_is_said_and_not_much_less(optim: str, weigh: Weigh) -> None:
+    said = disk_need(Training(optim=optim), TRAINABLE, None).checkpoint_bytes
+
+    found = weigh(optim)
+
+    assert found <= said
+    assert said - OTHER_BYTES <= 1.02 * found
+
+
+def test_less_is_said_of_an_optimizer_that_keeps_less() -> None:
+    names = ("adamw_torch", "lion_32bit", "adamw_bnb_8bit", "sgd")
+    said = [disk_need(Training(optim=optim), 10**8, None).checkpoint_bytes for optim in names]
+
+    assert said == sorted(said, reverse=True)
+    assert len(set(said)) == 4
+
+
+@pytest.mark.parametrize("optim", OPTIMIZERS)
+def test_what_is_said_grows_with_the_trained_weights_evenly(optim: str) -> None:
+    none, some, twice = (disk_need(Training(optim=optim), count, None) for count in (0, 10**6, 2 * 10**6))
+
+    assert twice.checkpoint_bytes - some.checkpoint_bytes == some.checkpoint_bytes - none.checkpoint_bytes
+    assert twice.output_bytes - some.output_bytes == 4 * 10**6
+
+
+@pytest.mark.parametrize("optim", OPTIMIZERS)
+def test_the_output_is_the_weights_without_a_state(optim: str) -> None:
+    need = disk_need(Training(optim=optim), TRAINABLE, None)
+
+    assert need.output_bytes == disk_need(Training(), TRAINABLE, None).output_bytes
+    assert 4 * TRAINABLE < need.output_bytes <= need.checkpoint_bytes
+
+
+def test_a_run_that_saves_nothing_takes_its_output_alone() -> None:
+    need = disk_need(Training(save_strategy="no"), TRAINABLE, None)
+
+    assert need.checkpoints == 0
+    assert need.total == need.output_bytes
+
+
+@given(checkpoint=st.integers(0, 10**12), count=st.integers(0, 50), output=st.integers(0, 10**12))
+def test_the_total_is_every_checkpoint_and_the_output(checkpoint: int, count: int, output: int) -> None:
+    assert DiskNeed(checkpoint, count, output).total == checkpoint * count + output
