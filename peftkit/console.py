@@ -7,9 +7,11 @@ that `peftkit … --json | jq` always works.
 from __future__ import annotations
 
 import json
+import os
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, Literal
+from typing import IO, Any, Literal, TextIO, cast
 
 from rich.console import Console
 from rich.markup import escape
@@ -36,7 +38,47 @@ _SHORT = 12
 """Cells of a table that have no more characters than this stay on one line."""
 
 stdout = Console(highlight=False, soft_wrap=True)
-stderr = Console(stderr=True, highlight=False)
+
+
+class _Messages:
+    """Standard error for as long as somebody reads it: a closed terminal costs messages, and not the run."""
+
+    @property
+    def _stream(self) -> TextIO:
+        """Where messages go now, behind what Rich puts before it while it draws."""
+        stream: TextIO = getattr(sys.stderr, "rich_proxied_file", sys.stderr)
+        return stream
+
+    def write(self, text: str) -> int:
+        """Write a text, or nothing where that has become impossible."""
+        self._attempt(lambda: self._stream.write(text))
+        return len(text)
+
+    def flush(self) -> None:
+        """Let what was written be seen."""
+        self._attempt(lambda: self._stream.flush())
+
+    def isatty(self) -> bool:
+        """Whether a person sees it."""
+        return self._stream.isatty()
+
+    def fileno(self) -> int:
+        """The number that the system knows it by."""
+        return self._stream.fileno()
+
+    @property
+    def encoding(self) -> str:
+        """How characters are written."""
+        return self._stream.encoding
+
+    def _attempt(self, act: Callable[[], object]) -> None:
+        try:
+            act()
+        except OSError:  # a terminal or a pipe that was closed, or a full disk
+            os.dup2(os.open(os.devnull, os.O_WRONLY), self.fileno())
+
+
+stderr = Console(file=cast(IO[str], _Messages()), highlight=False)
 
 
 def info(message: str) -> None:

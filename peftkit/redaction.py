@@ -13,11 +13,11 @@ HIDDEN = "[hidden]"
 _ENVIRONMENT = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "HUGGINGFACE_TOKEN", "WANDB_API_KEY")
 _SHORTEST = 8  # shorter values are words that stand in many texts
 _FORMS = re.compile(
-    r"\bhf_[A-Za-z0-9]{16,}"  # Hugging Face
-    r"|\bgh[pousr]_[A-Za-z0-9]{20,}|\bgithub_pat_\w{20,}"  # GitHub
-    r"|\bsk-[A-Za-z0-9_-]{20,}"  # OpenAI and Anthropic
-    r"|\bAKIA[0-9A-Z]{16}\b"  # Amazon
-    r"|(?<=://)[^/\s:@]+:[^/\s:@]+(?=@)"  # a name and a password in an address
+    r"hf_[A-Za-z0-9]{16,}"  # Hugging Face
+    r"|gh[pousr]_[A-Za-z0-9]{20,}|github_pat_\w{20,}"  # GitHub
+    r"|(?<![A-Za-z0-9])sk-[A-Za-z0-9_-]{20,}"  # OpenAI and Anthropic
+    r"|AKIA[0-9A-Z]{16}(?![0-9A-Z])"  # Amazon
+    r"|(?<=://)[^/\s:@]*:[^/\s]+(?=@)"  # a name and a password in an address
 )
 
 
@@ -28,8 +28,10 @@ def holds_secret(text: str) -> bool:
 
 def redact(text: str) -> str:
     """The text with every token in it hidden."""
-    for name in _ENVIRONMENT:
-        value = os.environ.get(name, "")
+    values = (os.environ.get(name, "").strip() for name in _ENVIRONMENT)
+    for value in sorted(values, key=len, reverse=True):  # one could begin as another does
         if len(value) >= _SHORTEST:
             text = text.replace(value, HIDDEN)
-    return _FORMS.sub(HIDDEN, text)
+    while (hidden := _FORMS.sub(HIDDEN, text)) != text:  # one may have stood where another began
+        text = hidden
+    return text

@@ -93,12 +93,15 @@ def file_fault(folder: Path, name: str, sha256: str, size: int | None = None) ->
     place = folder / name
     if Path(name).is_absolute() or ".." in Path(name).parts:
         return f"{name} is no file below it"
-    if not place.is_file():
-        return f"{name} is missing"
-    found = place.stat().st_size
-    if size is not None and found != size:
-        return f"{name} has changed: {found:,} bytes instead of {size:,}"
-    return None if sha256_of_file(place) == sha256 else f"{name} has changed"
+    try:
+        if not place.is_file():
+            return f"{name} is missing"
+        found = place.stat().st_size
+        if size is not None and found != size:
+            return f"{name} has changed: {found:,} bytes instead of {size:,}"
+        return None if sha256_of_file(place) == sha256 else f"{name} has changed"
+    except OSError as error:
+        return f"{name} cannot be read: {error.strerror}"
 
 
 def read_json(path: Path) -> Any:

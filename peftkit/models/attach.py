@@ -134,6 +134,13 @@ def count_parameters(model: Any) -> tuple[int, int]:
     return trainable, total
 
 
+def count_embeddings(model: Any, *, trained: bool = False) -> int:
+    """Parameters of the embeddings and of the head, each weight once; with `trained`, of those that are trained."""
+    found = [module for module in model.modules() if isinstance(module, torch.nn.Embedding)]
+    weights = {id(module.weight): module.weight for module in [*found, model.get_output_embeddings()]}
+    return sum(weight.numel() for weight in weights.values() if weight.requires_grad or not trained)
+
+
 def _name_of(structure: Any, wanted: Any) -> str | None:
     return next((name for name, module in structure.named_modules() if module is wanted), None)
 

@@ -10,8 +10,8 @@ from peftkit.recipe.hyperparameters import Training
 __all__ = ["DiskNeed", "disk_need"]
 
 _FLOAT = 4
-_STATES = {"adafactor": 0, "sgd": 0, "adagrad": 1, "rmsprop": 1, "lion_32bit": 1}
-"""Numbers that an optimizer keeps for each trained weight, where these are not AdamW's two."""
+_STATES = {"adafactor": 0, "sgd": 0, "adagrad": 1, "rmsprop": 1, "lion": 1, "ademamix": 3}
+"""Numbers that an optimizer keeps for each trained weight, by how its name begins, where these are not AdamW's two."""
 _SAVE_STEPS = 500  # of TrainingArguments
 _OTHER_BYTES = 4_000_000  # tokenizer, configuration, card, metrics
 
@@ -32,17 +32,20 @@ class DiskNeed:
         return self.checkpoint_bytes * self.checkpoints + self.output_bytes
 
 
-def disk_need(training: Training, trainable: int, sequences: int | None) -> DiskNeed:
+def disk_need(training: Training, trainable: int, sequences: int | None, embeddings: int = 0) -> DiskNeed:
     """What a run will write: trained weights and optimizer state for each checkpoint, and the weights once more.
 
     Args:
         training: how often it saves, and with which optimizer.
         trainable: parameters that are trained; they are float32.
         sequences: of the training data; None for a stream, whose run is one epoch.
+        embeddings: of the trained parameters, those of embeddings, whose state stays float32 with 8-bit optimizers.
     """
-    eight_bit = "8bit" in training.optim
-    states = _STATES.get(training.optim, 2)
-    checkpoint = trainable * (_FLOAT + states * (1 if eight_bit else _FLOAT)) + _OTHER_BYTES
+    name = training.optim.removeprefix("paged_")
+    states = next((count for start, count in _STATES.items() if name.startswith(start)), 2)
+    eight_bit = trainable - embeddings if "8bit" in name else 0
+    state_bytes = states * (_FLOAT * (trainable - eight_bit) + eight_bit)
+    checkpoint = _FLOAT * trainable + state_bytes + _OTHER_BYTES
     kept = _saves(training, sequences)
     if training.save_total_limit is not None:
         best = bool((training.model_extra or {}).get("load_best_model_at_end"))

@@ -31,8 +31,11 @@ class StepMemory:
     total: int
     """All parameters."""
 
+    embeddings: int
+    """Of these, those of the embeddings and the head, which quantising leaves as they are."""
+
     row_bytes: int
-    """Kept for the backward pass for one row of the longest length."""
+    """Kept for the backward pass for one row of the longest length, as the step is computed now."""
 
     rows: int
     layers: int
@@ -42,8 +45,8 @@ class StepMemory:
     def peak_bytes(self, rows: int, *, checkpointing: bool = False, base: int | None = None, trained: int = -1) -> int:
         """What a step with so many rows needs at its highest.
 
-        With activation checkpointing, each layer keeps its input alone, and one layer at a time its activations (Chen
-        et al. 2016): about two layers' worth.
+        With activation checkpointing that the step does not have yet, each layer keeps its input alone, and one layer
+        at a time its activations (Chen et al. 2016): about two layers' worth.
         """
         held = (self.base_bytes if base is None else base) + 3 * _FLOAT * (self.trainable if trained < 0 else trained)
         row = self.row_bytes * min(1.0, 2 / self.layers) if checkpointing else self.row_bytes
@@ -81,12 +84,15 @@ def _changes(step: StepMemory, recipe: Recipe) -> Iterator[Fit]:
             break
     if not training.activation_checkpointing:
         yield _fit_or_one_row(step, "training.activation_checkpointing=true", checkpointing=True)
+    if recipe.base.init is not None:
+        return  # a new base has nothing that an adapter could be put on
     adapter = int(step.total * _ADAPTER_SHARE)
     if recipe.method == "full":
         yield _fit_or_one_row(step, "method=lora", trained=adapter)
     if recipe.method != "qlora":
         trained = adapter if recipe.method == "full" else step.trainable
-        yield _fit_or_one_row(step, "method=qlora", base=int(step.total * _BYTES_IN_4_BIT), trained=trained)
+        rounded = int((step.total - step.embeddings) * _BYTES_IN_4_BIT + step.embeddings * _FLOAT)
+        yield _fit_or_one_row(step, "method=qlora", base=rounded, trained=trained)
 
 
 def _fit_or_one_row(step: StepMemory, change: str, **held: Any) -> Fit:

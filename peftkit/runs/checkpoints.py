@@ -26,10 +26,7 @@ class Checkpoint:
 
     def faults(self, run_id: str) -> list[str]:
         """Why a run must not go on from it; nothing where every file is as it was written."""
-        try:
-            faults = manifest_faults(self.path)
-        except OSError as error:
-            return [f"it cannot be read: {error.strerror}"]
+        faults = manifest_faults(self.path)
         if faults is None:
             return ["manifest.json is missing or damaged"]
         if not faults and not self.belongs_to(run_id):
@@ -84,7 +81,7 @@ def rotate(folder: Path, run_id: str, keep: int | None, best: int | None) -> lis
     if keep is None:
         return []
     own = [checkpoint for checkpoint in find_checkpoints(folder) if checkpoint.belongs_to(run_id)]
-    old = [checkpoint for checkpoint in own[keep:] if checkpoint.step != best]
+    old = [checkpoint for checkpoint in own[keep:] if checkpoint.step != best and not checkpoint.path.is_symlink()]
     for checkpoint in old:
         remove_folder(checkpoint.path)
     return old

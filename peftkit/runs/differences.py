@@ -10,12 +10,13 @@ from typing import Any
 from peftkit.errors import ChangedError
 from peftkit.runs.manifest import RunManifest
 
-__all__ = ["Difference", "check_differences", "input_differences", "recipe_differences"]
+__all__ = ["Difference", "act_on_optimizer", "check_differences", "input_differences", "recipe_differences"]
 
 _HARMLESS = ("output", "description")
 _FIXED = ("method", "base.init", "training.optim", "lora")
 """What the state of a run is made of: with another of these, its checkpoints do not fit."""
 _NOT_FIXED = ("lora.lora_alpha", "lora.lora_dropout")
+_SEEDS = ("training.seed", "training.data_seed")
 _LONGEST = 60
 _DIGITS = 12  # of a hash, enough to tell two apart
 
@@ -81,6 +82,11 @@ def check_differences(found: Sequence[Difference], allowed: Collection[str], whe
         fields = ",".join(sorted({each.field for each in refused}))
         remedy = f"Put back what was, or go on with --allow-changes {fields}"
     raise ChangedError([str(each) for each in refused], where=where, remedy=remedy)
+
+
+def act_on_optimizer(changes: Sequence[Difference]) -> bool:
+    """Whether changes are of hyperparameters that the saved state of optimizer and schedule has copies of."""
+    return any(_within(each.field, ("training",)) and each.field not in _SEEDS for each in changes)
 
 
 def _within(field: str, sections: Collection[str]) -> bool:

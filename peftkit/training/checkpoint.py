@@ -18,12 +18,18 @@ from typing import Any
 
 import numpy as np
 import torch
+from safetensors.torch import load_file
 
+from peftkit.errors import RunError
 from peftkit.runs.checkpoints import PROGRESS_NAME, Checkpoint, checkpoint_place, rotate
 from peftkit.storage import complete_folder, new_part, read_json, write_json
 from peftkit.training.values import read_values, write_values
 
-__all__ = ["CheckpointWriter", "Progress", "StateFiles", "random_state", "set_random_state"]
+__all__ = ["CheckpointWriter", "Progress", "StateFiles", "load_weights", "random_state", "set_random_state"]
+
+
+_PLACE_IN_SCHEDULE = ("last_epoch", "_step_count", "best", "num_bad_epochs", "cooldown_counter")
+"""What of a schedule's state is not its shape."""
 
 
 @dataclass
@@ -96,21 +102,28 @@ class StateFiles:
         """Put optimizer, scheduler and scaler into the state that was written.
 
         With `adopt`, hyperparameters are those of the recipe as it is now rather than those that were written: learning
-        rate, betas, weight decay and the schedule's shape.
+        rate, betas, weight decay and the schedule's shape. A rate that was lowered on a plateau is whole again.
         """
         saved, schedule = read_values(self.optimizer), read_values(self.scheduler)
         if adopt:
             saved["param_groups"] = optimizer.state_dict()["param_groups"]
-            schedule = {**schedule, **{name: getattr(scheduler, name) for name in ("base_lrs",) if name in schedule}}
+            place = {name: value for name, value in schedule.items() if name in _PLACE_IN_SCHEDULE}
+            schedule = {**scheduler.state_dict(), **place}
         optimizer.load_state_dict(saved)
         scheduler.load_state_dict(schedule)
-        if adopt and hasattr(scheduler, "lr_lambdas"):
-            for group, rate, shape in zip(
-                optimizer.param_groups, scheduler.base_lrs, scheduler.lr_lambdas, strict=True
-            ):
-                group["lr"] = rate * shape(scheduler.last_epoch)
+        if adopt:
+            _set_rates(optimizer, scheduler)
         if scaler is not None and self.scaler.is_file():
             scaler.load_state_dict(read_values(self.scaler))
+
+
+def _set_rates(optimizer: Any, scheduler: Any) -> None:
+    """Let the rates be what the schedule says where it stands."""
+    if hasattr(scheduler, "lr_lambdas"):
+        rates = zip(optimizer.param_groups, scheduler.base_lrs, scheduler.lr_lambdas, strict=True)
+        for group, rate, shape in rates:
+            group["lr"] = rate * shape(scheduler.last_epoch)
+    scheduler._last_lr = [group["lr"] for group in optimizer.param_groups]
 
 
 class CheckpointWriter:
@@ -159,6 +172,21 @@ class CheckpointWriter:
         finally:
             shutil.rmtree(part, ignore_errors=True)
         rotate(self._folder, self._run_id, self._keep, best)
+
+
+def load_weights(model: Any, folder: Path) -> None:
+    """Put the weights of a checkpoint into the model that wrote it. Nothing is opened but safetensors.
+
+    Raises:
+        RunError: it does not hold every weight.
+    """
+    if hasattr(model, "peft_config"):
+        model.load_adapter(str(folder), model.active_adapters[0], is_trainable=True)
+        return
+    weights = {name: weight for path in folder.glob("model*.safetensors") for name, weight in load_file(path).items()}
+    missing = set(model.load_state_dict(weights, strict=False).missing_keys) - set(model._tied_weights_keys or ())
+    if missing:
+        raise RunError(f"does not hold the weight {min(missing)}.", where=str(folder), remedy="Remove it, and go on.")
 
 
 def random_state() -> dict[str, Any]:

@@ -27,24 +27,31 @@ def sign_of_trouble(history: Sequence[Mapping[str, Any]]) -> str | None:
     steps = [log for log in history if "loss" in log]
     if not steps:
         return None
-    newest, *before = reversed(steps)
     norms = [log.get("grad_norm") for log in steps]
     if norms[-_STUCK:] == [0.0] * _STUCK and norms[-_STUCK - 1 : -_STUCK] != [0.0]:
         return (
             f"the gradient norm has been zero since step {steps[-_STUCK]['step']}: nothing is learnt. "
             "Check the labels, and which weights are trained."
         )
-    losses = [float(log["loss"]) for log in before[:_LOOKED_AT]]
-    if len(losses) < _FEWEST:
-        return None
-    median = statistics.median(losses)
-    spread = statistics.median(abs(loss - median) for loss in losses)
-    if newest["loss"] > median + max(_TIMES_SPREAD * spread, _LEAST_RISE * median, _LEAST_NATS):
+    losses = [float(log["loss"]) for log in steps]
+    usual = _risen_from(losses)
+    if usual is not None and _risen_from(losses[:-1]) is None:  # told once, though it stays there
         return (
-            f"the loss rose to {newest['loss']:.4g} at step {newest['step']}, from about {median:.4g}. "
+            f"the loss rose to {losses[-1]:.4g} at step {steps[-1]['step']}, from about {usual:.4g}. "
             "If it does not fall again, lower training.learning_rate or keep max_grad_norm at 1.0."
         )
     return None
+
+
+def _risen_from(losses: Sequence[float]) -> float | None:
+    """The usual loss before the newest one, if that is far above it."""
+    before = losses[:-1][-_LOOKED_AT:]
+    if len(before) < _FEWEST:
+        return None
+    median = statistics.median(before)
+    spread = statistics.median(abs(loss - median) for loss in before)
+    far = losses[-1] > median + max(_TIMES_SPREAD * spread, _LEAST_RISE * median, _LEAST_NATS)
+    return median if far else None
 
 
 class HealthWatch(TrainerCallback):  # type: ignore[misc]

@@ -12,7 +12,7 @@ import torch
 
 from peftkit import console
 from peftkit.errors import MemoryRunError
-from peftkit.models.attach import count_parameters
+from peftkit.models.attach import count_embeddings, count_parameters
 from peftkit.planning.hardware import Hardware
 from peftkit.planning.memory import Fit, StepMemory, what_fits
 from peftkit.recipe.schema import Recipe
@@ -65,8 +65,7 @@ def shortage(trainer: Any, inputs: dict[str, Any], recipe: Recipe, hardware: Har
             remedy="Lower data.max_length, or use method: qlora or a smaller base.",
         )
     fits = what_fits(step, recipe)
-    needed = step.peak_bytes(rows, checkpointing=recipe.training.activation_checkpointing)
-    line += f", about {console.size(needed)} are needed, and {console.size(limit)} are there."
+    line += f", about {console.size(step.peak_bytes(rows))} are needed, and {console.size(limit)} are there."
     return MemoryRunError(line, where="training", remedy=_advice(fits))
 
 
@@ -99,6 +98,7 @@ def _measured(trainer: Any, inputs: dict[str, Any], limit: int) -> StepMemory:
         base_bytes=sum(held.values()),
         trainable=trainable,
         total=total,
+        embeddings=count_embeddings(model),
         row_bytes=sum(kept.values()),
         rows=len(inputs["input_ids"]),
         layers=int(getattr(model.config, "num_hidden_layers", 1)),

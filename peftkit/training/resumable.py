@@ -15,7 +15,7 @@ from peftkit.adapters.card import CARD_NAME
 from peftkit.errors import MemoryRunError, RunError, Stopped
 from peftkit.runs.checkpoints import Checkpoint, checkpoint_place
 from peftkit.storage import manifest_faults, write_text
-from peftkit.training.checkpoint import CheckpointWriter, StateFiles, random_state, set_random_state
+from peftkit.training.checkpoint import CheckpointWriter, StateFiles, load_weights, random_state, set_random_state
 from peftkit.training.conduct import Conduct
 from peftkit.training.values import read_values
 
@@ -83,6 +83,10 @@ class ResumableTrainer(Trainer):  # type: ignore[misc]
         if self._resumed is not None and self.state.best_global_step and self._best_place().is_dir():
             self.state.best_model_checkpoint = str(self._best_place())
         return begun
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        """Load the weights; Trainer's own would open a pickle that somebody has put beside them."""
+        load_weights(model or self.model, Path(resume_from_checkpoint))
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         if checkpoint is not None:
@@ -201,7 +205,7 @@ class ResumableTrainer(Trainer):  # type: ignore[misc]
         if faults != []:
             what = f"is the best checkpoint, and is not sound: {'; '.join(faults or ['it is not there'])}."
             raise RunError(what, where=str(self._best_place()), remedy="Set load_best_model_at_end: false, and go on.")
-        super()._load_best_model()
+        load_weights(self.model, self._best_place())
 
 
 class _Epochs(TrainerCallback):  # type: ignore[misc]

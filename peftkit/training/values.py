@@ -54,22 +54,26 @@ class _Tensors:
         return self._named.setdefault(id(tensor), (str(len(self._named)), tensor))[0]
 
     def stored(self) -> dict[str, torch.Tensor]:
-        """Each as a file holds it: on the CPU, in one piece, and with nothing around it."""
-        whole = {name: tensor.detach().cpu().contiguous() for name, tensor in self._named.values()}
-        return {
-            name: tensor if tensor.untyped_storage().nbytes() == tensor.nbytes else tensor.clone()
-            for name, tensor in whole.items()
-        }
+        """Each as a file holds it: on the CPU, in one piece, and with a storage of its own."""
+        stored: dict[str, torch.Tensor] = {}
+        storages: set[int] = set()
+        for name, given in self._named.values():
+            tensor = given.detach().cpu().contiguous()
+            storage = tensor.untyped_storage()
+            own = storage.nbytes() == tensor.nbytes and storage.data_ptr() not in storages
+            stored[name] = tensor if own else tensor.clone()
+            storages.add(storage.data_ptr())
+        return stored
 
 
 def _packed(value: Any, tensors: _Tensors) -> Any:
-    if isinstance(value, torch.Tensor):
+    if isinstance(value, torch.Tensor) and value.layout == torch.strided:
         return {_TENSOR: tensors.add(value)}
     if isinstance(value, np.ndarray):
         return {_ARRAY: tensors.add(torch.from_numpy(value.copy()))}
     if value is None or isinstance(value, bool | int | str):
         return value
-    if isinstance(value, np.integer | np.floating):
+    if isinstance(value, np.bool_ | np.integer | np.floating) and not isinstance(value, np.longdouble):
         return _packed(value.item(), tensors)
     if isinstance(value, float):
         return {_FLOAT: value.hex()}  # exact, and of the infinite too

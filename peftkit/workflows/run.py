@@ -9,12 +9,12 @@ from typing import Any
 
 from peftkit import console
 from peftkit.errors import MemoryRunError, TargetError
-from peftkit.models.attach import count_parameters
+from peftkit.models.attach import count_embeddings, count_parameters
 from peftkit.planning.disk import disk_need
 from peftkit.planning.memory import halved_batch
 from peftkit.recipe.loader import RecipeFile
 from peftkit.runs.checkpoints import Checkpoint, newest_sound
-from peftkit.runs.differences import check_differences
+from peftkit.runs.differences import act_on_optimizer, check_differences
 from peftkit.runs.folder import RunFolder
 from peftkit.runs.inputs import Inputs
 from peftkit.runs.manifest import RunManifest, RunMetrics
@@ -96,7 +96,7 @@ def _go_on(past: Past, file: RecipeFile, options: RunOptions, stop: StopRequest)
         past.folder.discard_output(place)  # it was not proven, or the run would be finished
     write_text(past.folder.recipe, job.file.resolved_yaml())
     past.folder.write(manifest)
-    attempt = _Attempt(job, past.folder, manifest, inputs, stop, options, checkpoint, adopt=bool(changes))
+    attempt = _Attempt(job, past.folder, manifest, inputs, stop, options, checkpoint, adopt=act_on_optimizer(changes))
     return _carry_out(attempt, model)
 
 
@@ -180,7 +180,9 @@ def _check_room(folder: RunFolder, job: Job, model: Any) -> None:
     Raises:
         TargetError: it has not.
     """
-    need = disk_need(job.recipe.training, count_parameters(model)[0], job.data.train.length)
+    trainable, _ = count_parameters(model)
+    embeddings = count_embeddings(model, trained=True)
+    need = disk_need(job.recipe.training, trainable, job.data.train.length, embeddings)
     parent = next(parent for parent in folder.path.absolute().parents if parent.is_dir())
     free = shutil.disk_usage(parent).free
     if need.total > free:

@@ -24,10 +24,16 @@ from peftkit.workflows.verify_run import verify_run
 
 # One process imports the libraries and forks a child for each command, so that faults fall into the command itself.
 SERVER = """
-import json, os, resource, sys, traceback
+import gc, json, os, resource, sys, traceback
 import bitsandbytes, datasets, peft, transformers.models.gpt2
 import peftkit.models.base, peftkit.workflows.run, peftkit.workflows.verify_run
 from peftkit.cli.app import main
+from peftkit.recipe.library import find_recipe
+from peftkit.recipe.loader import load_recipe
+
+load_recipe(find_recipe("quickstart"))  # reads the installed libraries' arguments
+gc.collect()
+gc.freeze()
 
 def command(job):
     log = os.open(job["log"], os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
@@ -184,6 +190,12 @@ class Work:
             (path / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
         (path / "recipe.yaml").write_text(RECIPE, encoding="utf-8")
 
+    def write_training_rows(self, count: int) -> None:
+        """Have so many rows to train on instead."""
+        words = "one two three four five six seven eight nine ten eleven twelve"
+        rows = ({"prompt": f"{number}:", "completion": f" {words} {number}"} for number in range(count))
+        (self.path / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+
     def start(self, *arguments: str, **circumstances: Any) -> Command:
         """Begin a command here."""
         return self._server.start(self.path, *arguments, **circumstances)
@@ -237,8 +249,8 @@ class Work:
         return [*map(str, run.rglob(".*.part")), *unsound]
 
     def hashes(self, name: str) -> dict[str, str]:
-        """Every file of a run as it is."""
-        return folder_hashes(self.path / name)
+        """Every file of a run as it is, but for who holds it."""
+        return {file: sha256 for file, sha256 in folder_hashes(self.path / name).items() if file != ".lock"}
 
 
 @pytest.fixture(scope="session")

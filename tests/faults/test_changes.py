@@ -140,7 +140,7 @@ def test_a_finished_run_is_left_as_it_is(work: Any) -> None:
     assert work.hashes("run") == before
 
 
-def test_somebody_elses_files_are_never_touched(work: Any, undisturbed: Any) -> None:
+def test_somebody_elses_files_are_never_touched(work: Any) -> None:
     folder = work.path / "run"
     folder.mkdir()
     (folder / "thesis.txt").write_text("years of work", encoding="utf-8")

@@ -19,7 +19,9 @@ def disk(work: Any) -> Iterator[Path]:
     """A small disk within the work folder."""
     place: Path = work.path / "disk"
     place.mkdir()
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=24m", "none", place], capture_output=True, check=False)
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=24m", "none", place], capture_output=True, check=False
+    )
     if mounted.returncode:
         pytest.skip("a disk can be mounted by root alone")
     yield place

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
 import pytest
@@ -15,17 +14,10 @@ ROOM = 900_000_000
 """Bytes beside what the libraries have: too few for a step of so many rows, enough for a quarter of them."""
 
 
-@pytest.fixture
-def wide(work: Any) -> Any:
-    """A folder with training data for large batches."""
-    words = "one two three four five six seven eight nine ten eleven twelve"
-    rows = ({"prompt": f"{number}:", "completion": f" {words} {number}"} for number in range(ROWS))
-    (work.path / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    return work
+def test_a_step_that_does_not_fit_says_what_would(work: Any) -> None:
+    work.write_training_rows(ROWS)
 
-
-def test_a_step_that_does_not_fit_says_what_would(wide: Any) -> None:
-    status, log = wide.train("run", "--method", "full", *BATCH, "--set", "training.max_steps=2", memory_bytes=ROOM)
+    status, log = work.train("run", "--method", "full", *BATCH, "--set", "training.max_steps=2", memory_bytes=ROOM)
 
     told = log.splitlines()[-1]
     assert status == 1, log
@@ -34,21 +26,23 @@ def test_a_step_that_does_not_fit_says_what_would(wide: Any) -> None:
     assert "does not fit into memory" in told
     assert "training.per_device_train_batch_size=" in told
     assert "--auto-batch" in told
-    assert wide.leftovers("run") == []
+    assert work.leftovers("run") == []
 
 
-def test_a_batch_that_fits_is_found_kept_and_written_down(wide: Any) -> None:
+def test_a_batch_that_fits_is_found_kept_and_written_down(work: Any) -> None:
+    work.write_training_rows(ROWS)
+
     steps = ("--set", "training.max_steps=2", "--set", "training.save_steps=1")
 
-    status, log = wide.train("run", "--method", "full", *BATCH, *steps, "--auto-batch", memory_bytes=ROOM)
+    status, log = work.train("run", "--method", "full", *BATCH, *steps, "--auto-batch", memory_bytes=ROOM)
 
-    found = wide.manifest("run")["auto_batch"]
+    found = work.manifest("run")["auto_batch"]
     rows, accumulation = found["used"]
     assert status == 0, log
     assert found["recipe"] == [ROWS, 1]
     assert rows < ROWS
     assert rows * accumulation == ROWS
-    assert f"per_device_train_batch_size: {rows}" in (wide.path / "run" / "recipe.yaml").read_text(encoding="utf-8")
-    assert log.count("Trying again") == len(wide.manifest("run")["warnings"])
-    again, again_log = wide.train("run", "--method", "full", *BATCH, *steps, "--resume")
+    assert f"per_device_train_batch_size: {rows}" in (work.path / "run" / "recipe.yaml").read_text(encoding="utf-8")
+    assert log.count("Trying again") == len(work.manifest("run")["warnings"])
+    again, again_log = work.train("run", "--method", "full", *BATCH, *steps, "--resume")
     assert (again, "nothing is left to do" in again_log) == (0, True), again_log

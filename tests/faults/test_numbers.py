@@ -27,7 +27,8 @@ def broken(work: Any) -> Any:
     weights[position][BROKEN:] = math.nan
     save_file(weights, base / "model.safetensors", metadata={"format": "pt"})
     for name in ("train.jsonl", "validation.jsonl"):
-        rows = [{"prompt": "copy: a", "completion": f" {number}"} for number in range(32)]
+        word = name.partition(".")[0]
+        rows = [{"prompt": f"{word}: {number}", "completion": f" {number}"} for number in range(32)]
         if name == "train.jsonl":
             rows[6] = {"prompt": "copy: a", "completion": " one two three" * BROKEN}
         (work.path / name).write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
@@ -45,7 +46,7 @@ def test_a_loss_that_is_no_number_stops_within_a_step_and_names_the_row(method: 
 
     told = log.splitlines()[-1]
     assert status == 1, log
-    assert told.startswith("error: step ")
+    assert told.startswith("error: training: the loss is not a finite number at step 1, in the row ")
     assert f"{broken.path / 'train.jsonl'}:7" in told
     assert "train.jsonl:6" not in told
     assert broken.manifest("run")["status"] == "failed"
@@ -54,7 +55,7 @@ def test_a_loss_that_is_no_number_stops_within_a_step_and_names_the_row(method: 
 
 
 @pytest.mark.faults
-@pytest.mark.parametrize("method", ["lora", "full"])
+@pytest.mark.parametrize("method", ["lora", "qlora"])
 def test_a_step_that_breaks_is_skipped_and_counted_where_the_recipe_says_so(method: str, broken: Any) -> None:
     status, log = broken.train("run", "--method", method, "--set", "on_nonfinite=skip")
 
@@ -91,5 +92,5 @@ def test_a_learning_rate_that_is_too_high_is_told(work: Any) -> None:
     status, log = work.train("run", "--method", "full", "--set", "training.learning_rate=1e4")
 
     assert status == 1, log
-    assert "not finite" in log
+    assert "is not a finite number" in log
     assert work.manifest("run")["status"] == "failed"

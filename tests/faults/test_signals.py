@@ -1,4 +1,4 @@
-"""A run that is told to stop finishes the step and saves it; told twice, it stops at once. Either can be gone on with."""
+"""A run that is told to stop finishes the step and saves it; told twice, it stops at once."""
 
 from __future__ import annotations
 
@@ -12,13 +12,17 @@ from typing import Any
 
 import pytest
 
-SLOW_STEP = ("--set", "training.gradient_accumulation_steps=200", "--set", "training.save_strategy=no")
+SLOW_STEP = ("--set", "training.gradient_accumulation_steps=64", "--set", "training.save_strategy=no")
 """A step that takes seconds, so that a signal falls into the middle of it."""
 
 
-def log_of_training(command: Any) -> None:
-    """Return when it has begun to train."""
+def in_a_slow_step(work: Any) -> Any:
+    """A run in the middle of its first step of two."""
+    work.write_training_rows(4 * 64)
+    command = work.start("train", "recipe.yaml", "--output", "run", "--set", "training.max_steps=2", *SLOW_STEP)
     command.wait_for(lambda: "parameters are trained" in command.log)
+    time.sleep(0.7)
+    return command
 
 
 @pytest.mark.parametrize(
@@ -70,9 +74,7 @@ def test_signals_at_random_moments_cost_nothing(work: Any, undisturbed: Any) -> 
 
 
 def test_a_signal_in_the_middle_of_an_accumulation_waits_for_the_step(work: Any) -> None:
-    running = work.start("train", "recipe.yaml", "--output", "run", *SLOW_STEP, "--set", "training.max_steps=2")
-    log_of_training(running)
-    time.sleep(0.5)
+    running = in_a_slow_step(work)
     running.send(signal.SIGTERM)
 
     assert running.ended() == 143, running.log
@@ -80,10 +82,8 @@ def test_a_signal_in_the_middle_of_an_accumulation_waits_for_the_step(work: Any)
     assert [path.name for path in work.checkpoints("run")] == ["step-1"]
 
 
-def test_a_second_signal_stops_at_once(work: Any, undisturbed: Any) -> None:
-    running = work.start("train", "recipe.yaml", "--output", "run", *SLOW_STEP)
-    log_of_training(running)
-    time.sleep(0.5)
+def test_a_second_signal_stops_at_once(work: Any) -> None:
+    running = in_a_slow_step(work)
     running.send(signal.SIGINT)
     running.wait_for(lambda: "SIGINT: the step is finished" in running.log)
     begun = time.monotonic()
