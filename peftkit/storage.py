@@ -218,12 +218,13 @@ def remove_parts(folder: Path) -> list[str]:
     return [path.name for path in left]
 
 
-def write_fault(error: BaseException, place: Path) -> RunError | None:
+def write_fault(error: BaseException, place: Path | None = None) -> RunError | None:
     """What an error of the system says to a user about writing below a place; None for any other error."""
     number = error.errno if isinstance(error, OSError) else None
     if number is None and (told := _OS_ERROR.search(str(error))):
         number = int(told[1])
-    where = str(getattr(error, "filename", None) or place)
+    named = getattr(error, "filename", None) or place
+    where = str(named) if named else None
     if number in _FULL:
         return RunError("the disk is full, or a limit on the size of files is reached.", where=where)
     if number in _CLOSED:

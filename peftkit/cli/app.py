@@ -17,6 +17,7 @@ import peftkit
 from peftkit import console
 from peftkit.errors import PeftkitError, Stopped
 from peftkit.recipe.names import nearest
+from peftkit.storage import write_fault
 
 __all__ = ["COMMANDS", "app", "main"]
 
@@ -106,6 +107,12 @@ def _status(arguments: Sequence[str] | None) -> int:
     except Exception as error:
         if os.environ.get("PEFTKIT_TRACEBACK"):
             raise
+        fault = write_fault(error)
+        if fault is not None:
+            console.error(
+                f"{fault} What peftkit keeps between runs is in PEFTKIT_CACHE, what it needs for a moment in TMPDIR."
+            )
+            return fault.exit_status
         reason = str(error).strip().splitlines()
         console.error(
             f"{type(error).__name__}: {reason[0] if reason else 'without a message'} "

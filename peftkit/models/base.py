@@ -13,6 +13,7 @@ from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedConfig
 
 from peftkit.errors import BaseError, FieldError
+from peftkit.models.weights import weight_files
 from peftkit.recipe.schema import Base
 from peftkit.storage import sha256_of_file, sha256_of_json
 
@@ -73,8 +74,9 @@ class LocatedBase:
         """The model with its weights, `dtype` being torch's name of their number type; `options` go to Transformers.
 
         Raises:
-            BaseError: the weights are not there as safetensors, or do not fit the configuration.
+            BaseError: the weights are not there as safetensors in this very folder, or do not fit the configuration.
         """
+        weight_files(self.folder)  # Transformers would follow an index anywhere
         try:
             model, report = AutoModelForCausalLM.from_pretrained(
                 self.folder,

@@ -15,7 +15,7 @@ from transformers.pytorch_utils import Conv1D
 from peftkit.errors import BaseError
 from peftkit.storage import read_json
 
-__all__ = ["BaseWeights", "StoredWeight", "is_transposed"]
+__all__ = ["BaseWeights", "StoredWeight", "is_transposed", "weight_files"]
 
 _SINGLE, _INDEX = "model.safetensors", "model.safetensors.index.json"
 _FLOATS = ("F64", "F32", "F16", "BF16")
@@ -44,14 +44,13 @@ class BaseWeights:
         Raises:
             BaseError: they are damaged, or the index names a file elsewhere.
         """
-        self._folder = folder
         parameters = set(structure.state_dict())
         prefix = f"{structure.base_model_prefix}."
         ignored = [re.compile(pattern) for pattern in structure._keys_to_ignore_on_load_unexpected or ()]
         self.stored: list[StoredWeight] = []
         """In the order of the files, so that reading them runs forward."""
 
-        for file in self._files():
+        for file in weight_files(folder):
             try:
                 with safe_open(file, framework="pt") as opened:
                     for name in opened.offset_keys():
@@ -63,7 +62,7 @@ class BaseWeights:
                         is_float = stored.get_dtype() in _FLOATS
                         self.stored.append(StoredWeight(file, name, tuple(stored.get_shape()), is_float, parameter))
             except (OSError, SafetensorError) as error:
-                raise self._damaged(file) from error
+                raise _damaged(file) from error
         self._by_parameter = {weight.parameter: weight for weight in self.stored if weight.parameter}
 
     def find(self, parameter: str) -> StoredWeight | None:
@@ -80,27 +79,34 @@ class BaseWeights:
             with safe_open(weight.file, framework="pt") as opened:
                 tensor: torch.Tensor = opened.get_tensor(weight.name)
         except (OSError, SafetensorError) as error:
-            raise self._damaged(weight.file) from error
+            raise _damaged(weight.file) from error
         return tensor
 
-    def _files(self) -> list[Path]:
-        if (self._folder / _SINGLE).is_file():
-            return [self._folder / _SINGLE]
-        try:
-            names = sorted(set(read_json(self._folder / _INDEX)["weight_map"].values()))
-        except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
-            raise self._damaged(self._folder / _INDEX) from error
-        strange = next((name for name in names if Path(name).name != name), None)
-        if strange is not None:
-            raise BaseError(
-                f"names a file in another folder, {strange}.",
-                where=str(self._folder / _INDEX),
-                remedy="Use a checkpoint whose files are all in one folder.",
-            )
-        return [self._folder / name for name in names]
 
-    def _damaged(self, file: Path) -> BaseError:
-        return BaseError("is missing or damaged.", where=str(file), remedy="Copy or fetch the base again.")
+def weight_files(folder: Path) -> list[Path]:
+    """The files that hold a base's weights: one, or those that its index names.
+
+    Raises:
+        BaseError: there are none, or the index is damaged or names a file elsewhere.
+    """
+    if (folder / _SINGLE).is_file():
+        return [folder / _SINGLE]
+    try:
+        names = sorted(set(read_json(folder / _INDEX)["weight_map"].values()))
+        strange = next((name for name in names if Path(name).name != name), None)
+    except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
+        raise _damaged(folder / _INDEX) from error
+    if strange is not None:
+        raise BaseError(
+            f"names a file in another folder, {strange}.",
+            where=str(folder / _INDEX),
+            remedy="Use a checkpoint whose files are all in one folder.",
+        )
+    return [folder / name for name in names]
+
+
+def _damaged(file: Path) -> BaseError:
+    return BaseError("is missing or damaged.", where=str(file), remedy="Copy or fetch the base again.")
 
 
 def is_transposed(module: Any) -> bool:

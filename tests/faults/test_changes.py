@@ -26,7 +26,7 @@ def run(stopped: Any) -> Iterator[str]:
     ("change", "told"),
     [
         ("training.learning_rate=1e-4", "training.learning_rate: was 0.003, is 0.0001."),
-        pytest.param("lora.lora_alpha=16", "lora.lora_alpha: was 8, is 16.", marks=pytest.mark.faults),
+        pytest.param("lora.lora_alpha=16", "lora.lora_alpha: was 8.0, is 16.0.", marks=pytest.mark.faults),
         pytest.param("training.seed=7", "training.seed: was 42, is 7.", marks=pytest.mark.faults),
         pytest.param("data.max_length=48", "data.max_length: was 64, is 48.", marks=pytest.mark.faults),
         pytest.param("lora.r=8", "lora.r: was 4, is 8.", marks=pytest.mark.faults),

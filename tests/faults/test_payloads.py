@@ -167,13 +167,14 @@ def test_a_name_that_leads_out_of_the_folder_is_refused(change: str, work: Any) 
     status, log = work.run("train", "recipe.yaml", "--set", change)
 
     assert status == 2, log
-    assert f"--set {change}" in log
+    assert f"error: --set {change.partition('=')[0]}: " in log
     assert not (work.path.parent / "outside").exists()
 
 
 @pytest.mark.faults
 def test_an_index_that_leads_out_of_the_base_is_refused(work: Any, base: Path) -> None:
-    shutil.move(base / "model.safetensors", work.path / "outside.safetensors")
+    shutil.copy(base / "model.safetensors", work.path / "outside.safetensors")
+    shutil.move(base / "model.safetensors", base / "part.safetensors")
     index = {"metadata": {}, "weight_map": {"transformer.wte.weight": "../outside.safetensors"}}
     (base / "model.safetensors.index.json").write_text(json.dumps(index), encoding="utf-8")
 
