@@ -109,9 +109,7 @@ def _status(arguments: Sequence[str] | None) -> int:
             raise
         fault = write_fault(error)
         if fault is not None:
-            console.error(
-                f"{fault} What peftkit keeps between runs is in PEFTKIT_CACHE, what it needs for a moment in TMPDIR."
-            )
+            console.error(f"{fault} PEFTKIT_CACHE is where data is kept, and TMPDIR what is needed for a moment.")
             return fault.exit_status
         reason = str(error).strip().splitlines()
         console.error(

@@ -141,6 +141,7 @@ def test_doctor_tries_what_training_needs(peftkit: Command) -> None:
     assert report["hardware"]["device"] in ("cpu", "cuda")
 
 
+@pytest.mark.slow
 def test_evaluate_reads_another_file_the_way_the_recipe_reads_its_own(
     peftkit: Command, runs: dict[str, Path], tmp_path: Path
 ) -> None:

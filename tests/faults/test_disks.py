@@ -73,9 +73,7 @@ def test_a_full_disk_keeps_the_last_good_checkpoint(work: Any, disk: Path, undis
 
 
 def test_a_limit_on_files_is_a_full_disk(work: Any, undisturbed: Any) -> None:
-    status, log = work.train(
-        "run", file_bytes=60_000
-    )  # the state of the optimizer has 67 kB, and no other file as much
+    status, log = work.train("run", file_bytes=60_000)  # the optimizer's state has 67 kB, and no other file as much
 
     assert status == 1, log
     assert "the disk is full, or a limit on the size of files is reached" in log

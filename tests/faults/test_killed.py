@@ -22,7 +22,7 @@ def is_saving(run: Path) -> bool:
 @pytest.mark.parametrize(
     ("method", "kills"),
     [
-        ("lora", 4),
+        ("lora", 3),
         pytest.param("full", KILLS, marks=[pytest.mark.faults, pytest.mark.timeout(3600)]),
         pytest.param("lora", KILLS, marks=[pytest.mark.faults, pytest.mark.timeout(3600)]),
         pytest.param("qlora", KILLS, marks=[pytest.mark.faults, pytest.mark.timeout(3600)]),

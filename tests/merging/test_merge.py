@@ -85,8 +85,14 @@ def error_of(folder: Path, expected: list[torch.Tensor]) -> float:
     return compare(found, expected, SAMPLE).relative_error
 
 
-@pytest.mark.parametrize("way", QUANTIZATIONS)
-@pytest.mark.parametrize("base", ["gpt2", "llama"])
+@pytest.mark.parametrize(
+    ("base", "way"),
+    [
+        pytest.param(base, way, marks=pytest.mark.slow if base == "llama" and way in ("fp4", "nf4-double") else ())
+        for base in ("gpt2", "llama")
+        for way in QUANTIZATIONS
+    ],
+)
 def test_every_kind_of_adapter_on_every_kind_of_base_is_merged_exactly(
     base: str, way: str, bases: dict[str, Path], make_adapter: MakeAdapter, tmp_path: Path
 ) -> None:
@@ -119,7 +125,7 @@ def test_a_trained_adapter_is_merged_and_proven_on_its_own_validation_data(
     assert receipt.proof.found_perplexity == pytest.approx(receipt.proof.expected_perplexity, rel=1e-5)
 
 
-@pytest.mark.parametrize("method", ["lora", "qlora"])
+@pytest.mark.parametrize("method", [pytest.param("lora", marks=pytest.mark.slow), "qlora"])
 def test_a_base_that_was_held_in_half_precision_is_merged_as_it_was_held(
     method: str, recipe_path: Path, tmp_path: Path
 ) -> None:
