@@ -1,6 +1,6 @@
 """Saving side by side: the stock Trainer's checkpoints, and those that verify.
 
-    python -m benchmarks.checkpoints --text train.txt --tokenizer gpt2 [--rounds 3] [--steps 12] [--every 4]
+    python -m benchmarks.checkpoints --text train.txt --tokenizer gpt2 [--rounds 3] [--steps 24] [--every 8]
 
 Both train GPT-2's true shape with random weights through the same Trainer, on the same rows, and save at the same
 steps. Only what saving does differs: the stock one writes and is done; peftkit's also syncs each file to the disk,
@@ -69,8 +69,8 @@ def main() -> None:
     parser.add_argument("--text", type=Path)
     parser.add_argument("--tokenizer")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--steps", type=int, default=12)
-    parser.add_argument("--every", type=int, default=4)
+    parser.add_argument("--steps", type=int, default=24)
+    parser.add_argument("--every", type=int, default=8)
     parser.add_argument("--layers", type=int, default=12)
     parser.add_argument("--contend", nargs=4)
     arguments = parser.parse_args()
