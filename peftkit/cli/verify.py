@@ -9,11 +9,9 @@ import click
 
 from peftkit import console
 from peftkit.cli import options
-from peftkit.errors import TargetError
+from peftkit.cli.verdict import print_checks, refuse
 
 __all__ = ["command"]
-
-_WORDS = {True: "yes", False: "NO", None: "unknown"}
 
 
 @click.command("verify")
@@ -32,14 +30,11 @@ def command(run: Path, as_json: bool) -> None:
     from peftkit.workflows.verify_run import verify_run
 
     manifest, checks = verify_run(run)
-    failed = [check for check in checks if check.sound is False]
+    failed = [check for check in checks if check.passed is False]
     if as_json:
-        parts = [asdict(check) for check in checks]
-        console.print_json({"run": str(run), "status": manifest.status, "sound": not failed, "parts": parts})
+        checked = [asdict(check) for check in checks]
+        console.print_json({"run": str(run), "status": manifest.status, "sound": not failed, "checks": checked})
     else:
-        rows = [[check.name, _WORDS[check.sound], check.detail] for check in checks]
-        console.print_table(f"{run}: {manifest.status}", ["part", "sound", ""], rows)
-    if failed:
-        first = failed[0]
-        remedy = "Checkpoints that are not sound are passed over by --resume." if "checkpoints" in first.name else None
-        raise TargetError(f"is not sound: {first.name}: {first.detail}.", where=str(run), remedy=remedy)
+        print_checks(f"{run}: {manifest.status}", "part", checks)
+    damaged = bool(failed) and failed[0].name.startswith("checkpoints/")
+    refuse(run, failed, "Checkpoints that are not sound are passed over by --resume." if damaged else None)

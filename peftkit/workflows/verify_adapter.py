@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 from peftkit.adapters.card import CARD_NAME
@@ -15,22 +14,12 @@ from peftkit.errors import PeftkitError
 from peftkit.merging.proof import compare, logits_of
 from peftkit.models.adapter import AS_RECORDED, Footing, GivenBase, check_fit, find_footing, put_adapter
 from peftkit.storage import manifest_faults
+from peftkit.workflows.check import Check
 
-__all__ = ["AdapterCheck", "check_adapter"]
-
-
-@dataclass(frozen=True)
-class AdapterCheck:
-    """One thing that was looked at."""
-
-    name: str
-    passed: bool | None
-    """None where it could not be checked."""
-
-    detail: str
+__all__ = ["check_adapter"]
 
 
-def check_adapter(folder: Path, given: GivenBase = AS_RECORDED) -> list[AdapterCheck]:
+def check_adapter(folder: Path, given: GivenBase = AS_RECORDED) -> list[Check]:
     """Check an adapter's files, values and fingerprint, that it is its base's, and that it has an effect.
 
     What rests on a check that failed is not tried.
@@ -45,56 +34,56 @@ def check_adapter(folder: Path, given: GivenBase = AS_RECORDED) -> list[AdapterC
     return checks
 
 
-def _files(folder: Path) -> AdapterCheck:
+def _files(folder: Path) -> Check:
     faults = manifest_faults(folder, editable=(CARD_NAME,))
     if faults is None:
-        return AdapterCheck("files", None, "no manifest.json says what they were")
-    return AdapterCheck("files", not faults, "; ".join(faults) or "as they were written")
+        return Check("files", None, "no manifest.json says what they were")
+    return Check("files", not faults, "; ".join(faults) or "as they were written")
 
 
-def _values(adapter: Adapter) -> AdapterCheck:
+def _values(adapter: Adapter) -> Check:
     broken = not_finite(adapter)
     detail = f"not finite in {', '.join(broken[:3])}" if broken else f"{adapter.parameters:,} numbers, all finite"
-    return AdapterCheck("values", not broken, detail)
+    return Check("values", not broken, detail)
 
 
-def _fingerprint(adapter: Adapter) -> Iterator[AdapterCheck]:
+def _fingerprint(adapter: Adapter) -> Iterator[Check]:
     for name, changes in (("settings", config_changes(adapter)), ("tensors", tensor_changes(adapter))):
         if adapter.record is None:
-            yield AdapterCheck(name, None, "no peftkit.json says what they were")
+            yield Check(name, None, "no peftkit.json says what they were")
         else:
-            yield AdapterCheck(name, not changes, "; ".join(changes[:3]) or "as they were saved")
+            yield Check(name, not changes, "; ".join(changes[:3]) or "as they were saved")
 
 
-def _learnt(adapter: Adapter) -> AdapterCheck:
+def _learnt(adapter: Adapter) -> Check:
     factors = meaning_of(adapter).factors
     untouched = [module for module, each in factors.items() if not each.b.any()]
     if factors and len(untouched) == len(factors):
-        return AdapterCheck("training", False, "every B is zero, as it began: nothing was learnt")
+        return Check("training", False, "every B is zero, as it began: nothing was learnt")
     detail = f"{len(factors) - len(untouched)} of {len(factors)} modules have left their beginning"
-    return AdapterCheck("training", True, detail)
+    return Check("training", True, detail)
 
 
-def _on_its_base(adapter: Adapter, given: GivenBase) -> Iterator[AdapterCheck]:
+def _on_its_base(adapter: Adapter, given: GivenBase) -> Iterator[Check]:
     try:
         footing = find_footing(adapter, given)
     except PeftkitError as error:
         unknown = adapter.record is None and given.model is None
-        yield AdapterCheck("base", None if unknown else False, error.what)
+        yield Check("base", None if unknown else False, error.what)
         return
     known = adapter.record is not None
     whose = "the very one that it was trained on" if known else "which one it was trained on is not recorded"
-    yield AdapterCheck("base", True if known else None, f"{footing.base.reference}: {whose}")
+    yield Check("base", True if known else None, f"{footing.base.reference}: {whose}")
     try:
         check_fit(adapter, footing)
     except PeftkitError as error:
-        yield AdapterCheck("fit", False, error.what)
+        yield Check("fit", False, error.what)
         return
-    yield AdapterCheck("fit", True, f"{len(adapter.tensors)} tensors, just those that its settings call for")
+    yield Check("fit", True, f"{len(adapter.tensors)} tensors, just those that its settings call for")
     yield _effect(adapter, footing)
 
 
-def _effect(adapter: Adapter, footing: Footing) -> AdapterCheck:
+def _effect(adapter: Adapter, footing: Footing) -> Check:
     """Whether the adapter changes what its base says."""
     model = footing.load("cpu")
     sample = Sample.read(adapter.folder, model.get_input_embeddings().weight.shape[0])
@@ -102,8 +91,8 @@ def _effect(adapter: Adapter, footing: Footing) -> AdapterCheck:
     try:
         change = compare(logits_of(put_adapter(model, adapter), sample), before, sample)
     except PeftkitError as error:
-        return AdapterCheck("effect", False, error.what)
+        return Check("effect", False, error.what)
     detail = f"on {change.tokens:,} tokens of {change.sample}, logits move by {change.relative_error:.1%}"
     if change.expected_perplexity is not None:
         detail += f", perplexity {change.expected_perplexity:,.4g} → {change.found_perplexity:,.4g}"
-    return AdapterCheck("effect", change.largest_difference > 0, detail)
+    return Check("effect", change.largest_difference > 0, detail)

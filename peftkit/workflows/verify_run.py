@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 from peftkit.adapters.card import CARD_NAME
@@ -11,22 +10,12 @@ from peftkit.runs.checkpoints import find_checkpoints
 from peftkit.runs.folder import RunFolder
 from peftkit.runs.manifest import RunManifest
 from peftkit.storage import file_fault
+from peftkit.workflows.check import Check
 
-__all__ = ["PartCheck", "verify_run"]
-
-
-@dataclass(frozen=True)
-class PartCheck:
-    """One part of a run folder, and whether its files are as they were written."""
-
-    name: str
-    sound: bool | None
-    """None where nothing says what it was."""
-
-    detail: str
+__all__ = ["verify_run"]
 
 
-def verify_run(path: Path) -> tuple[RunManifest, list[PartCheck]]:
+def verify_run(path: Path) -> tuple[RunManifest, list[Check]]:
     """Check the recipe, the metrics, each output and each checkpoint of a run against their SHA-256.
 
     Raises:
@@ -37,15 +26,15 @@ def verify_run(path: Path) -> tuple[RunManifest, list[PartCheck]]:
     return manifest, [*_own_files(folder, manifest), *_outputs(folder, manifest), *_checkpoints(folder, manifest)]
 
 
-def _own_files(folder: RunFolder, manifest: RunManifest) -> Iterator[PartCheck]:
+def _own_files(folder: RunFolder, manifest: RunManifest) -> Iterator[Check]:
     for name in (folder.recipe.name, folder.metrics.name):
         if name in manifest.files:
             yield _verdict(name, [file_fault(folder.path, name, manifest.files[name])])
         elif (folder.path / name).is_file():
-            yield PartCheck(name, None, f"the run is {manifest.status}; its hash is taken when it ends")
+            yield Check(name, None, f"the run is {manifest.status}; its hash is taken when it ends")
 
 
-def _outputs(folder: RunFolder, manifest: RunManifest) -> Iterator[PartCheck]:
+def _outputs(folder: RunFolder, manifest: RunManifest) -> Iterator[Check]:
     for place in (folder.adapter, folder.model):
         recorded = {name: sha for name, sha in manifest.outputs.items() if name.startswith(f"{place.name}/")}
         if recorded:
@@ -53,12 +42,12 @@ def _outputs(folder: RunFolder, manifest: RunManifest) -> Iterator[PartCheck]:
             names = [name for name in recorded if name != card]
             yield _verdict(place.name, [file_fault(folder.path, name, recorded[name]) for name in names])
         elif place.is_dir():
-            yield PartCheck(place.name, None, f"the run is {manifest.status}, and has not proven it yet")
+            yield Check(place.name, None, f"the run is {manifest.status}, and has not proven it yet")
         elif manifest.status == "finished" and place == _output(folder, manifest):
-            yield PartCheck(place.name, False, "is missing")
+            yield Check(place.name, False, "is missing")
 
 
-def _checkpoints(folder: RunFolder, manifest: RunManifest) -> Iterator[PartCheck]:
+def _checkpoints(folder: RunFolder, manifest: RunManifest) -> Iterator[Check]:
     for checkpoint in find_checkpoints(folder.checkpoints):
         name = checkpoint.path.relative_to(folder.path).as_posix()
         faults = checkpoint.faults(manifest.run_id)
@@ -69,8 +58,8 @@ def _output(folder: RunFolder, manifest: RunManifest) -> Path:
     return folder.model if manifest.method == "full" else folder.adapter
 
 
-def _verdict(name: str, faults: list[str | None] | list[str], files: int | None = None) -> PartCheck:
+def _verdict(name: str, faults: list[str | None] | list[str], files: int | None = None) -> Check:
     wrong = [fault for fault in faults if fault]
     count = len(faults) if files is None else files
     right = "as it was written" if count == 1 else f"{count} files as they were written"
-    return PartCheck(name, not wrong, "; ".join(wrong) or right)
+    return Check(name, not wrong, "; ".join(wrong) or right)

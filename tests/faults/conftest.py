@@ -245,7 +245,7 @@ class Work:
     def leftovers(self, name: str) -> list[str]:
         """What must not be in a run folder that was tidied: parts, and files that are not what was written."""
         run = self.path / name
-        unsound = [f"{check.name}: {check.detail}" for check in verify_run(run)[1] if check.sound is False]
+        unsound = [f"{check.name}: {check.detail}" for check in verify_run(run)[1] if check.passed is False]
         return [*map(str, run.rglob(".*.part")), *unsound]
 
     def hashes(self, name: str) -> dict[str, str]:

@@ -9,11 +9,9 @@ import click
 
 from peftkit import console
 from peftkit.cli import options
-from peftkit.errors import TargetError
+from peftkit.cli.verdict import print_checks, refuse
 
 __all__ = ["command"]
-
-_WORDS = {True: "yes", False: "NO", None: "unknown"}
 
 
 @click.command("verify")
@@ -41,8 +39,5 @@ def command(adapter: Path, base: str | None, quantization: str | None, as_json: 
         checked = [asdict(check) for check in checks]
         console.print_json({"adapter": str(adapter), "sound": not failed, "checks": checked})
     else:
-        rows = [[check.name, _WORDS[check.passed], check.detail] for check in checks]
-        console.print_table(None, ["check", "sound", ""], rows)
-    if failed:
-        first = failed[0]
-        raise TargetError(f"is not sound: {first.name}: {first.detail}", where=str(adapter))
+        print_checks(None, "check", checks)
+    refuse(adapter, failed)
