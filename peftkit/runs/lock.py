@@ -11,7 +11,7 @@ from pathlib import Path
 
 from peftkit.errors import TargetError
 
-__all__ = ["LOCK_NAME", "locked"]
+__all__ = ["LOCK_NAME", "is_held", "locked"]
 
 LOCK_NAME = ".lock"
 
@@ -43,3 +43,15 @@ def locked(folder: Path) -> Iterator[None]:
         file.write(f"process {os.getpid()} on {socket.gethostname()}")
         file.flush()
         yield
+
+
+def is_held(folder: Path) -> bool:
+    """Whether another process is at work in a folder."""
+    try:
+        with (folder / LOCK_NAME).open(encoding="utf-8") as file:
+            fcntl.lockf(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except (BlockingIOError, PermissionError):
+        return True
+    except OSError:
+        return False
+    return False

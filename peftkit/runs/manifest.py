@@ -8,7 +8,8 @@ from typing import Any, Literal
 
 __all__ = ["RunManifest", "RunMetrics", "Status"]
 
-Status = Literal["running", "stopped", "failed", "finished"]
+Status = Literal["running", "interrupted", "stopped", "failed", "finished"]
+"""`interrupted` is never written: it is what a run is that says `running` while no process holds its folder."""
 
 
 @dataclass

@@ -8,6 +8,7 @@ from pathlib import Path
 from peftkit.adapters.card import CARD_NAME
 from peftkit.runs.checkpoints import find_checkpoints
 from peftkit.runs.folder import RunFolder
+from peftkit.runs.lock import is_held
 from peftkit.runs.manifest import RunManifest
 from peftkit.storage import file_fault
 from peftkit.workflows.check import Check
@@ -23,6 +24,8 @@ def verify_run(path: Path) -> tuple[RunManifest, list[Check]]:
     """
     folder = RunFolder(path)
     manifest = folder.read()
+    if manifest.status == "running" and not is_held(path):
+        manifest.status = "interrupted"
     return manifest, [*_own_files(folder, manifest), *_outputs(folder, manifest), *_checkpoints(folder, manifest)]
 
 
@@ -31,7 +34,7 @@ def _own_files(folder: RunFolder, manifest: RunManifest) -> Iterator[Check]:
         if name in manifest.files:
             yield _verdict(name, [file_fault(folder.path, name, manifest.files[name])])
         elif (folder.path / name).is_file():
-            yield Check(name, None, f"the run is {manifest.status}; its hash is taken when it ends")
+            yield Check(name, None, f"the run is {manifest.status}, and its hash is taken when it ends")
 
 
 def _outputs(folder: RunFolder, manifest: RunManifest) -> Iterator[Check]:

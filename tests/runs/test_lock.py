@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from peftkit.errors import TargetError
-from peftkit.runs.lock import LOCK_NAME, locked
+from peftkit.runs.lock import LOCK_NAME, is_held, locked
 
 HOLD = """
 import sys
@@ -96,6 +96,16 @@ def test_a_folder_is_free_again_when_its_holder_fails(tmp_path: Path) -> None:
         raise ValueError("halfway")
 
     assert attempt(tmp_path) == "held"
+
+
+def test_whoever_asks_is_told_whether_a_folder_is_held(tmp_path: Path) -> None:
+    before = is_held(tmp_path)
+    with holder(tmp_path):
+        during = is_held(tmp_path)
+        still = is_held(tmp_path)
+    after = is_held(tmp_path)
+
+    assert (before, during, still, after) == (False, True, True, False)
 
 
 def test_a_folder_is_free_again_when_its_holder_is_killed(tmp_path: Path) -> None:
