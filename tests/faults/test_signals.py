@@ -12,14 +12,18 @@ from typing import Any
 
 import pytest
 
-SLOW_STEP = ("--set", "training.gradient_accumulation_steps=64", "--set", "training.save_strategy=no")
+SLOW_STEP = (
+    "training.gradient_accumulation_steps=64", "training.max_steps=2", "training.save_strategy=no",
+    "training.eval_strategy=no", "data.validation=null",
+)  # fmt: skip
 """A step that takes seconds, so that a signal falls into the middle of it."""
 
 
 def in_a_slow_step(work: Any) -> Any:
     """A run in the middle of its first step of two."""
     work.write_training_rows(4 * 64)
-    command = work.start("train", "recipe.yaml", "--output", "run", "--set", "training.max_steps=2", *SLOW_STEP)
+    settings = [word for change in SLOW_STEP for word in ("--set", change)]
+    command = work.start("train", "recipe.yaml", "--output", "run", *settings)
     command.wait_for(lambda: "parameters are trained" in command.log)
     time.sleep(0.7)
     return command

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -9,6 +12,7 @@ import torch
 
 from peftkit.merging.merge import merge
 from peftkit.recipe.loader import load_recipe
+from peftkit.runs.folder import RunFolder
 from peftkit.workflows.run import run
 
 pytestmark = [
@@ -25,6 +29,26 @@ def test_every_method_trains_on_a_gpu(method: str, recipe_path: Path, tmp_path: 
     assert manifest.metrics.perplexity is not None
     assert manifest.metrics.base_perplexity is not None
     assert manifest.metrics.perplexity < manifest.metrics.base_perplexity
+
+
+@pytest.mark.parametrize("method", ["full", "lora", "qlora"])
+def test_a_run_that_was_stopped_on_a_gpu_goes_on_where_it_was(method: str, recipe_path: Path, tmp_path: Path) -> None:
+    overrides = ["training.save_strategy=steps", "training.save_steps=1", "training.max_steps=40"]
+    command = [sys.executable, "-m", "peftkit", "train", str(recipe_path), "--method", method]
+    command += [word for change in overrides for word in ("--set", change)]
+    _, whole = run(load_recipe(recipe_path, method=method, overrides=overrides, output=tmp_path / "whole"))
+
+    with subprocess.Popen([*command, "--output", str(tmp_path / "run")]) as stopped:
+        while stopped.poll() is None and not list((tmp_path / "run" / "checkpoints").glob("step-*")):
+            time.sleep(0.01)
+        stopped.terminate()
+    resumed = subprocess.run([*command, "--output", str(tmp_path / "run"), "--resume"], check=False)
+    found = RunFolder(tmp_path / "run").read()
+
+    assert (stopped.returncode, resumed.returncode) == (143, 0)
+    assert found.resumed[0]["step"] >= 1
+    assert found.metrics.train_tokens == whole.metrics.train_tokens
+    assert found.metrics.eval_loss == pytest.approx(whole.metrics.eval_loss, rel=1e-3)
 
 
 def test_packed_documents_train_on_a_gpu_with_the_attention_that_is_chosen(recipe_path: Path, tmp_path: Path) -> None:
