@@ -51,6 +51,11 @@ class Documents:
         ends = np.cumsum(self.lengths, dtype=np.int64)
         return ends - self.lengths
 
+    def tokens_of(self, number: int) -> npt.NDArray[np.int32]:
+        """The tokens of one document."""
+        begin = int(self.offsets[number])
+        return self.input_ids[begin : begin + int(self.lengths[number])]
+
     @classmethod
     def join(cls, parts: Sequence[Documents]) -> Documents:
         """All documents of some others, in order."""

@@ -20,7 +20,7 @@ from peftkit.data.stream import Stream
 from peftkit.errors import FieldError
 from peftkit.recipe.schema import Data
 
-__all__ = ["Counts", "Prepared", "RunData", "pairs", "prepare", "prepare_validation", "texts"]
+__all__ = ["Counts", "Prepared", "RunData", "count_words", "pairs", "prepare", "prepare_validation", "texts"]
 
 
 @dataclass(frozen=True)
@@ -176,6 +176,17 @@ def pairs(prepared: Prepared, tokenizer: Any, limit: int | None = None) -> list[
         raise FieldError("data.format", "text has no completions to compare with.", remedy="Use completion data.")
     numbered = ((part.corpus.documents, int(number)) for part in prepared.parts for number in part.chosen)
     return [_pair(documents, number, tokenizer) for documents, number in islice(numbered, limit)]
+
+
+def count_words(prepared: Prepared, tokenizer: Any) -> int | None:
+    """The words between spaces of all documents; None where these are no plain text."""
+    if set(prepared.formats) != {"text"}:
+        return None
+    return sum(
+        len(tokenizer.decode(part.corpus.documents.tokens_of(int(number)), skip_special_tokens=True).split())
+        for part in prepared.parts
+        for number in part.chosen
+    )
 
 
 def _pair(documents: Documents, number: int, tokenizer: Any) -> tuple[str, str]:

@@ -16,9 +16,10 @@ from peftkit.data.packing import pack
 from peftkit.errors import DataError
 from peftkit.recipe.schema import Data
 
-__all__ = ["Features", "Fitted", "Pieces", "Sequences", "arrange", "fit", "packs"]
+__all__ = ["Features", "Fitted", "Pieces", "Sequences", "Truncation", "arrange", "fit", "packs", "truncation_of"]
 
 Features: TypeAlias = dict[str, npt.NDArray[np.int32]]
+Truncation: TypeAlias = Literal["split", "cut", "error"]
 _LONGEST = int(np.iinfo(np.int32).max)  # no document has more tokens
 
 
@@ -60,9 +61,7 @@ class Fitted:
         return cls(pieces, *(sum(getattr(part, name) for part in parts) for name in names))
 
 
-def fit(
-    documents: Documents, chosen: Ints, max_length: int, truncation: Literal["split", "cut", "error"], *, name: str
-) -> Fitted:
+def fit(documents: Documents, chosen: Ints, max_length: int, truncation: Truncation, *, name: str) -> Fitted:
     """The chosen documents in pieces of at most `max_length` tokens; `name` is what errors call their source.
 
     Raises:
@@ -184,6 +183,11 @@ def packs(data: Data, formats: set[str]) -> bool:
     return formats == {"text"} if data.packing is None else data.packing
 
 
+def truncation_of(part: Part, data: Data) -> Truncation:
+    """What happens to documents of a part that are longer than a sequence."""
+    return data.truncation or ("split" if part.corpus.reading.format == "text" else "cut")
+
+
 def arrange(parts: Sequence[Part], data: Data, *, packed: bool) -> tuple[Sequences, Fitted]:
     """The documents of a data set as its sequences.
 
@@ -196,7 +200,7 @@ def arrange(parts: Sequence[Part], data: Data, *, packed: bool) -> tuple[Sequenc
             part.corpus.documents,
             part.chosen,
             max_length,
-            data.truncation or ("split" if part.corpus.reading.format == "text" else "cut"),
+            truncation_of(part, data),
             name=part.corpus.name,
         )
         for part in parts

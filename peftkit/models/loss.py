@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,7 +12,7 @@ from torch import nn
 from torch.nn import functional
 from transformers.modeling_outputs import CausalLMOutput
 
-__all__ = ["Loss", "compute_loss_at_labels", "evaluate_loss"]
+__all__ = ["Loss", "compute_loss_at_labels", "evaluate_loss", "row_losses"]
 
 _STOCK = "stock_forward"
 _NO_LABEL = -100  # what torch's cross-entropy leaves out
@@ -85,27 +85,36 @@ def compute_loss_at_labels(model: Any, label_smoothing: float = 0.0) -> bool:
     return True
 
 
-@torch.inference_mode()
 def evaluate_loss(model: Any, batches: Iterable[dict[str, torch.Tensor]]) -> Loss:
-    """Sum the loss over batches, in evaluation mode; the model's own mode is put back.
+    """The loss of all rows of some batches together; see `row_losses`."""
+    total, tokens, sequences = 0.0, 0, 0
+    for nats, taught in row_losses(model, batches):
+        total += float(nats.sum())
+        tokens += int(taught.sum())
+        sequences += len(nats)
+    return Loss(total, tokens, sequences)
+
+
+def row_losses(model: Any, batches: Iterable[dict[str, torch.Tensor]]) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """The loss in nats, float64, and the number of taught tokens of each row of a batch, both [rows], on the CPU.
 
     A batch holds `input_ids` and `labels` [rows, tokens], the labels not yet shifted, and `position_ids` where
-    documents are packed. There is neither mask nor cache, which is what keeps packed documents apart.
+    documents are packed. There is neither mask nor cache, which is what keeps packed documents apart. The model is in
+    evaluation mode until the last batch; its own mode is put back.
     """
     inner = _causal_model(model)
     losses_of = _losses_from_hidden if _has_plain_head(inner) else _losses_from_logits
     was_training = model.training
     model.eval()
-    total, tokens, sequences = 0.0, 0, 0
     try:
         for batch in batches:
-            losses = losses_of(inner, {name: values.to(inner.device) for name, values in batch.items()})
-            total += float(losses.double().sum())
-            tokens += losses.numel()
-            sequences += len(batch["input_ids"])
+            rows = len(batch["input_ids"])
+            which = (batch["labels"][:, 1:] != _NO_LABEL).nonzero()[:, 0].cpu()
+            with torch.inference_mode():
+                losses = losses_of(inner, {name: values.to(inner.device) for name, values in batch.items()})
+            yield torch.bincount(which, losses.double().cpu(), rows), torch.bincount(which, minlength=rows)
     finally:
         model.train(was_training)
-    return Loss(total, tokens, sequences)
 
 
 def _losses_from_hidden(inner: Any, batch: dict[str, torch.Tensor]) -> torch.Tensor:

@@ -20,12 +20,13 @@ from peftkit.recipe.loader import load_recipe
 from peftkit.recipe.schema import Base, Data, Method
 from peftkit.runs.folder import RunFolder
 from peftkit.runs.manifest import RunMetrics
-from peftkit.workflows.evaluate import evaluate_target
+from peftkit.workflows.evaluate import Measures, evaluate_target
 from peftkit.workflows.generate import generate
 
 __all__ = ["MAX_NEW_TOKENS", "Quickstart", "Row", "Sample", "quickstart"]
 
 MAX_NEW_TOKENS = 40
+_MEASURES = Measures(exact_match=True, max_new_tokens=MAX_NEW_TOKENS)
 """Enough for every sentence of the task, which have at most 30."""
 
 _RECIPE = "quickstart"
@@ -78,7 +79,7 @@ def quickstart(output: Path) -> Quickstart:
     recipe = load_recipe(find_recipe(_RECIPE)).recipe
     base = str(recipe.base.model)
     console.info(f"First, what {base} does before any fine-tuning.")
-    untouched = evaluate_target(base, recipe.data, exact=True, max_new_tokens=MAX_NEW_TOKENS)
+    untouched = evaluate_target(base, recipe.data, _MEASURES)
     rows = list(_trained(output, recipe.data))
     for row in rows:
         _check_helped(row, untouched.exact_match or 0.0)
@@ -94,7 +95,7 @@ def _trained(output: Path, data: Data) -> Iterator[Row]:
         command = [sys.executable, "-m", "peftkit", "train", _RECIPE, "--method", method, "--output", str(folder.path)]
         if subprocess.run(command, stdout=subprocess.DEVNULL, check=False).returncode:
             raise RunError(f"training {method} failed; its message stands above.", where=str(folder.path))
-        result = evaluate_target(str(folder.path), data, exact=True, max_new_tokens=MAX_NEW_TOKENS)
+        result = evaluate_target(str(folder.path), data, _MEASURES)
         place = folder.model if method == "full" else folder.adapter
         weights = sum(file.stat().st_size for file in place.glob("*.safetensors"))
         yield Row(method, str(place), result.exact_match or 0.0, weights, folder.read().metrics)

@@ -152,9 +152,9 @@ def test_evaluate_reads_another_file_the_way_the_recipe_reads_its_own(
     )
     first = json.loads(peftkit("evaluate", str(runs["lora"]), "--data", "other.jsonl", "--limit", "1", "--json").stdout)
 
-    assert whole["sequences"] == 2
+    assert whole["documents"] == 2
     assert whole["exact_match"] is not None
-    assert first["sequences"] == 1
+    assert first["documents"] == 1
     assert first["perplexity"] == pytest.approx(whole["perplexity"], rel=1e-5)
 
 
@@ -164,6 +164,25 @@ def test_a_base_is_evaluated_on_plain_text_without_a_recipe(peftkit: Command, tm
     done = peftkit("evaluate", "builtin:tiny-gpt2", "--data", "text.txt", "--json")
 
     assert json.loads(done.stdout)["perplexity"] > 1
+
+
+def test_a_text_is_evaluated_in_windows_that_overlap_and_beside_a_baseline(
+    runs: dict[str, Path], peftkit: Command, tmp_path: Path
+) -> None:
+    (tmp_path / "text.txt").write_text("The inn by the bridge is called the Red Fox. " * 30, encoding="utf-8")
+    command = ("evaluate", "builtin:tiny-gpt2", "--data", "text.txt", "--stride", "64")
+
+    found = json.loads(peftkit(*command, "--baseline", str(runs["lora"]), "--json").stdout)
+    refused = peftkit(*command[:-1], "129")
+
+    assert (found["documents"], found["max_length"], found["stride"]) == (1, 128, 64)
+    assert found["standard_error"] is None
+    assert found["word_perplexity"] > found["perplexity"]
+    assert found["baseline"]["difference"]["nats"] == pytest.approx(
+        found["eval_loss"] - found["baseline"]["eval_loss"], abs=1e-9
+    )
+    assert refused.returncode == 2
+    assert "--stride: is more than a window, 128 tokens" in refused.stderr
 
 
 def test_generate_reads_a_prompt_from_standard_input(peftkit: Command) -> None:

@@ -8,14 +8,16 @@ from typing import Any
 import pytest
 import torch
 from torch.nn import functional
+from torch.utils.data import DataLoader
 from transformers import LlamaConfig, LlamaForCausalLM, set_seed
 
+from peftkit.data.collator import Collator
 from peftkit.data.grammar import corpus
 from peftkit.data.prepare import Prepared, prepare
 from peftkit.errors import FieldError
-from peftkit.evaluation.perplexity import measure_loss
 from peftkit.models.attention import check_isolation
 from peftkit.models.base import LocatedBase, locate_base
+from peftkit.models.loss import Loss, evaluate_loss
 from peftkit.recipe.schema import Base, Data
 
 
@@ -49,13 +51,19 @@ def llama(base: LocatedBase) -> Any:
     return LlamaForCausalLM(config).eval()
 
 
+def measure_loss(model: Any, data: Prepared, batch_size: int) -> Loss:
+    dataset: Any = data.sequences
+    batches: Any = DataLoader(dataset, batch_size=batch_size, collate_fn=Collator(1))
+    return evaluate_loss(model, batches)
+
+
 @pytest.mark.parametrize("family", ["model", "llama"])
 def test_neither_batch_size_nor_packing_changes_the_loss(
     family: str, base: LocatedBase, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
     model = request.getfixturevalue(family)
     apart, together = (prepared(base, tmp_path, packing) for packing in (False, True))
-    losses = [measure_loss(model, data, 1, size) for data in (apart, together) for size in (1, 3, 64)]
+    losses = [measure_loss(model, data, size) for data in (apart, together) for size in (1, 3, 64)]
 
     assert len({loss.tokens for loss in losses}) == 1
     assert together.counts.sequences < apart.counts.sequences
@@ -70,7 +78,7 @@ def test_the_loss_is_that_of_torch_over_all_tokens(base: LocatedBase, model: Any
             ids = torch.from_numpy(data.sequences[index]["input_ids"]).long()
             total += functional.cross_entropy(model(ids[None]).logits[0, :-1], ids[1:], reduction="sum")
 
-    assert measure_loss(model, data, 1, 4).total == pytest.approx(float(total), rel=1e-5)
+    assert measure_loss(model, data, 4).total == pytest.approx(float(total), rel=1e-5)
 
 
 def test_gpt2_keeps_packed_documents_apart(model: Any) -> None:
