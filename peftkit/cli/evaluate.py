@@ -36,10 +36,11 @@ __all__ = ["command"]
 @click.option("--limit", type=click.IntRange(min=1), help="Only the first rows.")
 @click.option("--exact-match", "exact", is_flag=True, help="Also let it write, and count completions that are right.")
 @click.option("--max-new-tokens", type=click.IntRange(min=1), default=64, show_default=True, help="For --exact-match.")
+@click.option("--max-length", type=click.IntRange(min=2), help="Tokens of a window. Unset: the data's max_length.")
 @click.option(
     "--stride",
     type=click.IntRange(min=1),
-    help="Tokens between two windows of a text longer than data.max_length. Unset: windows as in training. "
+    help="Tokens between two windows of a longer text. Unset: side by side, as in training. "
     "Without a recipe, a file is then one long text.",
 )
 @click.option("--baseline", metavar="TARGET", help="Measure this too, and tell how much better or worse it is.")
@@ -52,6 +53,7 @@ def command(
     limit: int | None,
     exact: bool,
     max_new_tokens: int,
+    max_length: int | None,
     stride: int | None,
     baseline: str | None,
     base: str | None,
@@ -61,7 +63,7 @@ def command(
     """Measure TARGET: a run, an adapter, a model or a base.
 
     Its perplexity, without options on the validation data of the recipe that it was made from; the error is that of
-    other documents of the kind. Of a text that is longer than data.max_length, each token is predicted from what is
+    other documents of the kind. Of a text that is longer than a window, each token is predicted from what is
     before it in its window. Windows side by side (the stride of training) leave the first of each with little; a
     stride of half a window gives each at least that much, takes twice the time, and a lower perplexity.
 
@@ -70,7 +72,7 @@ def command(
       peftkit evaluate runs/quickstart/lora --exact-match
       peftkit evaluate gpt2 --recipe gpt2-wikitext2
       peftkit evaluate runs/first --data held-out.jsonl --baseline gpt2
-      peftkit evaluate gpt2 --data wiki.test.txt --stride 512
+      peftkit evaluate gpt2 --data wiki.test.txt --max-length 1024 --stride 512
     """
     given = load_recipe(find_recipe(recipe)).recipe.data if recipe else None
 
@@ -89,7 +91,8 @@ def command(
         raise InputError("the recipe has no validation data.", where=recipe or target, remedy=remedy)
     data = _limited(given, limit) if limit else given
     known = options.given_base(base, quantization)
-    result = evaluate_target(target, data, Measures(exact, max_new_tokens, stride, baseline), known)
+    measures = Measures(exact, max_new_tokens, max_length, stride, baseline)
+    result = evaluate_target(target, data, measures, known)
     if as_json:
         console.print_json(asdict(result))
     else:

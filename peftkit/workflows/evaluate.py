@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from dataclasses import dataclass
 from typing import Any
 
@@ -32,6 +33,9 @@ class Measures:
     """Let it write the completions, and count those that are right."""
 
     max_new_tokens: int = 64
+    max_length: int | None = None
+    """Tokens of a window, where these are not to be the data's `max_length`."""
+
     stride: int | None = None
     """Tokens between the beginnings of two windows of a document that is longer than `max_length`; None lays documents
     out as in training."""
@@ -108,8 +112,8 @@ def evaluate_target(
         RunError: the loss is not a finite number.
     """
     opened = open_target(find_target(name), detect_hardware().device, given)
-    seen = getattr(opened.model.config, "max_position_embeddings", None) or data.max_length
-    data = data.model_copy(update={"max_length": min(data.max_length, seen)})
+    seen = getattr(opened.model.config, "max_position_embeddings", None) or sys.maxsize
+    data = data.model_copy(update={"max_length": min(measures.max_length or data.max_length, seen)})
     if measures.stride is not None and measures.stride > data.max_length:
         remedy = "A longer stride would leave tokens out; lower it."
         raise InputError(f"is more than a window, {data.max_length} tokens.", where="--stride", remedy=remedy)

@@ -170,19 +170,19 @@ def test_a_text_is_evaluated_in_windows_that_overlap_and_beside_a_baseline(
     runs: dict[str, Path], peftkit: Command, tmp_path: Path
 ) -> None:
     (tmp_path / "text.txt").write_text("The inn by the bridge is called the Red Fox. " * 30, encoding="utf-8")
-    command = ("evaluate", "builtin:tiny-gpt2", "--data", "text.txt", "--stride", "64")
+    command = ("evaluate", "builtin:tiny-gpt2", "--data", "text.txt", "--max-length", "100", "--stride", "64")
 
     found = json.loads(peftkit(*command, "--baseline", str(runs["lora"]), "--json").stdout)
-    refused = peftkit(*command[:-1], "129")
+    refused = peftkit(*command[:-1], "101")
 
-    assert (found["documents"], found["max_length"], found["stride"]) == (1, 128, 64)
+    assert (found["documents"], found["max_length"], found["stride"]) == (1, 100, 64)
     assert found["standard_error"] is None
     assert found["word_perplexity"] > found["perplexity"]
     assert found["baseline"]["difference"]["nats"] == pytest.approx(
         found["eval_loss"] - found["baseline"]["eval_loss"], abs=1e-9
     )
     assert refused.returncode == 2
-    assert "--stride: is more than a window, 128 tokens" in refused.stderr
+    assert "--stride: is more than a window, 100 tokens" in refused.stderr
 
 
 def test_generate_reads_a_prompt_from_standard_input(peftkit: Command) -> None:
