@@ -21,6 +21,7 @@ from typing import Any
 from peftkit.errors import RunError
 
 __all__ = [
+    "FULL",
     "MANIFEST_NAME",
     "append_json_line",
     "atomic_folder",
@@ -29,6 +30,7 @@ __all__ = [
     "file_fault",
     "folder_hashes",
     "is_free",
+    "is_full",
     "manifest_faults",
     "new_part",
     "read_json",
@@ -45,6 +47,7 @@ __all__ = [
 MANIFEST_NAME = "manifest.json"
 _CHUNK_BYTES = 1 << 20
 _PART = re.compile(r"\..+\.[0-9a-f]{8}\.part")
+FULL = "the disk is full, or a limit on the size of files is reached."
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _CLOSED = (errno.EACCES, errno.EPERM, errno.EROFS)
 _OS_ERROR = re.compile(r"\(os error (\d+)\)")  # how safetensors tells an error of the system
@@ -218,15 +221,12 @@ def remove_parts(folder: Path) -> list[str]:
     return [path.name for path in left]
 
 
-def write_fault(error: BaseException, place: Path | None = None) -> RunError | None:
+def write_fault(error: BaseException, place: Path) -> RunError | None:
     """What an error of the system says to a user about writing below a place; None for any other error."""
-    number = error.errno if isinstance(error, OSError) else None
-    if number is None and (told := _OS_ERROR.search(str(error))):
-        number = int(told[1])
-    named = getattr(error, "filename", None) or place
-    where = str(named) if named else None
+    number = _error_number(error)
+    where = str(getattr(error, "filename", None) or place)
     if number in _FULL:
-        return RunError("the disk is full, or a limit on the size of files is reached.", where=where)
+        return RunError(FULL, where=where)
     if number in _CLOSED:
         return RunError("cannot be written: the folder or its disk is read-only for this user.", where=where)
     if number in (errno.ENOENT, errno.ENOTDIR, errno.ESTALE):
@@ -234,6 +234,19 @@ def write_fault(error: BaseException, place: Path | None = None) -> RunError | N
     if number == errno.EIO:
         return RunError("the disk failed to read or write.", where=where)
     return None
+
+
+def is_full(error: BaseException) -> bool:
+    """Whether an error says that a disk has no room left, wherever that was."""
+    return _error_number(error) in _FULL
+
+
+def _error_number(error: BaseException) -> int | None:
+    """The system's number of an error, whichever library tells of it."""
+    if isinstance(error, OSError) and error.errno is not None:
+        return error.errno
+    told = _OS_ERROR.search(str(error))
+    return int(told[1]) if told else None
 
 
 def _part_of(place: Path) -> Path:

@@ -17,7 +17,7 @@ import peftkit
 from peftkit import console
 from peftkit.errors import PeftkitError, Stopped
 from peftkit.recipe.names import nearest
-from peftkit.storage import write_fault
+from peftkit.storage import FULL, is_full
 
 __all__ = ["COMMANDS", "app", "main"]
 
@@ -107,10 +107,9 @@ def _status(arguments: Sequence[str] | None) -> int:
     except Exception as error:
         if os.environ.get("PEFTKIT_TRACEBACK"):
             raise
-        fault = write_fault(error)
-        if fault is not None:
-            console.error(f"{fault} PEFTKIT_CACHE is where data is kept, and TMPDIR what is needed for a moment.")
-            return fault.exit_status
+        if is_full(error):
+            console.error(f"{FULL} PEFTKIT_CACHE is where data is kept, and TMPDIR what is needed for a moment.")
+            return 1
         reason = str(error).strip().splitlines()
         console.error(
             f"{type(error).__name__}: {reason[0] if reason else 'without a message'} "

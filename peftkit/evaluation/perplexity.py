@@ -76,9 +76,8 @@ def measure_documents(
     batches: Any = DataLoader(windows, batch_size=batch_size, collate_fn=Collator(pad_token_id))
     found = list(row_losses(model, batches))
     nats, tokens = (np.concatenate([part[index].numpy() for part in found]) for index in (0, 1))
-    count = len(windows.lengths)
-    total = np.bincount(windows.documents, nats, count).astype(np.float64)
-    taught = np.bincount(windows.documents, tokens, count).astype(np.int64)
+    total = np.bincount(windows.documents, nats, windows.count).astype(np.float64)
+    taught = np.bincount(windows.documents, tokens, windows.count).astype(np.int64)
     return DocumentLosses(total[taught > 0], taught[taught > 0])
 
 

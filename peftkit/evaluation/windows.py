@@ -47,8 +47,8 @@ class WindowedDocuments(Dataset[Features]):
     def __init__(self, prepared: Prepared, data: Data, stride: int | None) -> None:
         """Without a stride, documents are laid out as in training: side by side, or cut after the first window."""
         self._parts = prepared.parts
-        self.lengths: list[int] = []
-        """Tokens of each document."""
+        self.count = 0
+        """Documents."""
 
         found: list[tuple[int, int, int, Window]] = []
         for index, part in enumerate(prepared.parts):
@@ -56,8 +56,8 @@ class WindowedDocuments(Dataset[Features]):
             for chosen in part.chosen:
                 length = int(part.corpus.documents.lengths[chosen])
                 windows = windows_of(length, data.max_length, stride or data.max_length, whole=whole)
-                found.extend((index, int(chosen), len(self.lengths), window) for window in windows)
-                self.lengths.append(length)
+                found.extend((index, int(chosen), self.count, window) for window in windows)
+                self.count += 1
         self._windows = sorted(found, key=lambda each: each[3].begin - each[3].end)
         self.documents = np.array([document for _, _, document, _ in self._windows])
         """[windows]: the document of each."""

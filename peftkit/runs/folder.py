@@ -133,12 +133,9 @@ class RunFolder:
         if not place.exists():
             return
         sound = manifest_faults(place) == []
-        known = read_json(place / MANIFEST_NAME)["files"] if sound else {}
-        strange = {path.relative_to(place).as_posix() for path in place.rglob("*") if path.is_file()} - {
-            *known,
-            MANIFEST_NAME,
-        }
-        if strange or not sound:
+        known = {MANIFEST_NAME, *read_json(place / MANIFEST_NAME)["files"]} if sound else set()
+        found = {path.relative_to(place).as_posix() for path in place.rglob("*") if path.is_file()}
+        if not sound or found - known:
             raise TargetError(
                 "holds files that this run did not write.", where=str(place), remedy="Move it away, and go on."
             )

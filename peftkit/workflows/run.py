@@ -201,5 +201,4 @@ def _tell_smaller(attempt: _Attempt, shortage: str) -> None:
     where = f"from step {attempt.checkpoint.step}" if attempt.checkpoint else "from the first step"
     batch = "one row" if rows == 1 else f"{rows} rows"
     line = f"{shortage} Trying again {where} with {batch} at a time, accumulated {accumulation} times."
-    console.warning(line)
-    attempt.manifest.warnings.append(line)
+    attempt.work().warn(line)
