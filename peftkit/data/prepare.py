@@ -4,13 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
-from itertools import islice
 from typing import Any
 
-import numpy as np
-
 from peftkit.data.corpus import Part, load_corpus, shape_of
-from peftkit.data.documents import Documents
 from peftkit.data.files import RowError
 from peftkit.data.formats import Conversation, Example, meaning_of
 from peftkit.data.mixing import hold_out, mix
@@ -20,7 +16,7 @@ from peftkit.data.stream import Stream
 from peftkit.errors import FieldError
 from peftkit.recipe.schema import Data
 
-__all__ = ["Counts", "Prepared", "RunData", "count_words", "pairs", "prepare", "prepare_validation", "texts"]
+__all__ = ["Counts", "Prepared", "RunData", "count_words", "prepare", "prepare_validation", "texts"]
 
 
 @dataclass(frozen=True)
@@ -164,20 +160,6 @@ def texts(data: Data) -> Iterator[str]:
                 raise FieldError("data.train", "token ids have no text to train a tokenizer on.", remedy="Use text.")
 
 
-def pairs(prepared: Prepared, tokenizer: Any, limit: int | None = None) -> list[tuple[str, str]]:
-    """What is given and what is wanted, of the first documents, to compare what a model writes with.
-
-    Of a conversation, the last answer is wanted.
-
-    Raises:
-        FieldError: there is plain text among the documents, which gives nothing.
-    """
-    if not {"text", "tokens"}.isdisjoint(prepared.formats):
-        raise FieldError("data.format", "text has no completions to compare with.", remedy="Use completion data.")
-    numbered = ((part.corpus.documents, int(number)) for part in prepared.parts for number in part.chosen)
-    return [_pair(documents, number, tokenizer) for documents, number in islice(numbered, limit)]
-
-
 def count_words(prepared: Prepared, tokenizer: Any) -> int | None:
     """The words between spaces of all documents; None where these are no plain text."""
     if set(prepared.formats) != {"text"}:
@@ -187,16 +169,6 @@ def count_words(prepared: Prepared, tokenizer: Any) -> int | None:
         for part in prepared.parts
         for number in part.chosen
     )
-
-
-def _pair(documents: Documents, number: int, tokenizer: Any) -> tuple[str, str]:
-    """The text before the last run of taught tokens, and the text of that run."""
-    start = int(documents.offsets[number])
-    stop = start + int(documents.lengths[number])
-    ids, taught = documents.input_ids[start:stop], documents.taught[start:stop]
-    end = int(np.flatnonzero(taught)[-1]) + 1
-    begin = int(np.flatnonzero(~taught[:end])[-1]) + 1
-    return tokenizer.decode(ids[:begin]), tokenizer.decode(ids[begin:end], skip_special_tokens=True)
 
 
 def _training_parts(data: Data, tokenizer: Any) -> tuple[list[Part], list[Part]]:

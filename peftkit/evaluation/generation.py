@@ -1,4 +1,4 @@
-"""Text that a model writes, and how often it is exactly the text that was wanted."""
+"""Text that a model writes."""
 
 from __future__ import annotations
 
@@ -8,50 +8,69 @@ from typing import Any
 import torch
 
 from peftkit.models.start import padding_id
+from peftkit.recipe.evidence import Generation
 
-__all__ = ["exact_match", "write"]
+__all__ = ["write"]
 
 
 @torch.inference_mode()
 def write(
-    model: Any,
-    tokenizer: Any,
-    prompts: Sequence[str],
-    *,
-    max_new_tokens: int,
-    temperature: float = 0.0,
-    batch_size: int = 32,
+    model: Any, tokenizer: Any, prompts: Sequence[str], generation: Generation, *, temperature: float = 0.0
 ) -> list[str]:
-    """Continue each prompt until the end token or `max_new_tokens`; greedily, or sampling at a temperature above 0.
+    """Continue each prompt until the end token or `max_new_tokens`, sampling at a temperature above 0.
 
-    Prompts of one batch are padded on the left, where the attention mask and the positions leave padding out.
+    Prompts of one length are continued together. Where these differ, they are padded on the left, where the attention
+    mask and the positions leave padding out. Of a prompt that leaves no room for the answer in the model's positions,
+    the end is taken. The model is in evaluation mode meanwhile.
     """
-    sampling = {"do_sample": True, "temperature": temperature} if temperature else {"do_sample": False}
-    padding = padding_id(tokenizer)
-    written: list[str] = []
-    for start in range(0, len(prompts), batch_size):
-        rows = tokenizer(list(prompts[start : start + batch_size]), add_special_tokens=False)["input_ids"]
-        longest = max(max(map(len, rows)), 1)
-        input_ids = torch.full((len(rows), longest), padding, dtype=torch.long)
-        mask = torch.zeros_like(input_ids)
-        for index, row in enumerate(rows):
-            row = row or [tokenizer.eos_token_id]
-            input_ids[index, longest - len(row) :] = torch.tensor(row)
-            mask[index, longest - len(row) :] = 1
-        output = model.generate(
-            input_ids=input_ids.to(model.device),
-            attention_mask=mask.to(model.device),
-            max_new_tokens=max_new_tokens,
-            pad_token_id=padding,
-            eos_token_id=tokenizer.eos_token_id,
-            **sampling,
-        )
-        written += tokenizer.batch_decode(output[:, longest:], skip_special_tokens=True)
+    rows = _rows(model, tokenizer, prompts, generation)
+    order = sorted(range(len(rows)), key=lambda index: len(rows[index]))
+    written = [""] * len(rows)
+    was_training = model.training
+    model.eval()
+    try:
+        for start in range(0, len(order), generation.batch_size):
+            chosen = order[start : start + generation.batch_size]
+            texts = _continued(model, tokenizer, [rows[index] for index in chosen], generation, temperature)
+            for index, text in zip(chosen, texts, strict=True):
+                written[index] = text
+    finally:
+        model.train(was_training)
     return written
 
 
-def exact_match(model: Any, tokenizer: Any, pairs: Sequence[tuple[str, str]], *, max_new_tokens: int) -> float:
-    """Share of prompts whose greedy continuation is the wanted completion, spaces at the ends aside."""
-    written = write(model, tokenizer, [prompt for prompt, _ in pairs], max_new_tokens=max_new_tokens)
-    right = sum(text.strip() == wanted.strip() for text, (_, wanted) in zip(written, pairs, strict=True))
-    return right / len(pairs)
+def _rows(model: Any, tokenizer: Any, prompts: Sequence[str], generation: Generation) -> list[list[int]]:
+    rows = tokenizer(list(prompts), add_special_tokens=False, verbose=False)["input_ids"] if prompts else []
+    seen = getattr(model.config, "max_position_embeddings", None)
+    room = max(1, seen - generation.max_new_tokens) if seen else None
+    return [(row or [tokenizer.eos_token_id])[-room if room else None :] for row in rows]
+
+
+def _continued(
+    model: Any, tokenizer: Any, rows: list[list[int]], generation: Generation, temperature: float
+) -> list[str]:
+    padding = padding_id(tokenizer)
+    longest = max(map(len, rows))
+    input_ids = torch.full((len(rows), longest), padding, dtype=torch.long)
+    mask = torch.zeros_like(input_ids)
+    for index, row in enumerate(rows):
+        input_ids[index, longest - len(row) :] = torch.tensor(row)
+        mask[index, longest - len(row) :] = 1
+    seen = getattr(model.config, "max_position_embeddings", None)
+    room = seen - longest if seen else generation.max_new_tokens
+    sampling: dict[str, Any] = {"do_sample": True, "temperature": temperature} if temperature else {"do_sample": False}
+    if generation.num_beams > 1:
+        sampling["length_penalty"] = generation.length_penalty
+    output = model.generate(
+        input_ids=input_ids.to(model.device),
+        attention_mask=mask.to(model.device),
+        max_new_tokens=max(1, min(generation.max_new_tokens, room)),
+        num_beams=generation.num_beams,
+        no_repeat_ngram_size=generation.no_repeat_ngram_size,
+        pad_token_id=padding,
+        eos_token_id=tokenizer.eos_token_id,
+        use_cache=True,
+        **sampling,
+    )
+    texts: list[str] = tokenizer.batch_decode(output[:, longest:], skip_special_tokens=True)
+    return texts

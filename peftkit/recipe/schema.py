@@ -6,6 +6,7 @@ from typing import Annotated, Final, Literal
 
 from pydantic import Field, model_validator
 
+from peftkit.recipe.evidence import TEXT_METRICS, Expectation, Generation
 from peftkit.recipe.hyperparameters import Lora, Quantization, Training
 from peftkit.recipe.section import Section, disagree
 
@@ -288,6 +289,13 @@ class Recipe(Section):
     """What to do with a step whose loss or gradient is no finite number: `stop` the run and name the rows, or `skip`
     the step, with a warning and a count. In fp16, steps that only overflow are left out by the scaler either way."""
 
+    generation: Generation = Generation()
+    """How completions are written where they are measured or shown. It has no part in training."""
+
+    expect: list[Expectation] = Field(default_factory=list)
+    """What the result should be, and who found it so: each a `metric` with a band from `low` to `high` and a `source`.
+    `compare` and `reproduce` check it."""
+
     methods: dict[Method, dict[str, object]] = Field(default_factory=dict)
     """Differences that one method needs, as `full: {training: {learning_rate: 1e-5}}`. By default there are none."""
 
@@ -309,9 +317,22 @@ class Recipe(Section):
         if self.base.init and self.data.max_length > self.base.init.n_positions:
             seen = self.base.init.n_positions
             found.append(("data.max_length", f"is more than base.init.n_positions, {seen}. Change one of them."))
+        found += self._unmeasurable()
         if found:
             disagree(*found)
         return self
+
+    def _unmeasurable(self) -> list[tuple[str, str]]:
+        """The expectations of what cannot be measured, and why."""
+        found: list[tuple[str, str]] = []
+        for number, expected in enumerate(self.expect):
+            measured = expected.metric in ("eval_loss", "perplexity", "base_perplexity", *TEXT_METRICS)
+            if measured and self.data.validation is None:
+                found.append((f"expect.{number}.metric", "needs data.validation to be measured on. Add it."))
+            elif expected.metric in TEXT_METRICS and self.data.format in ("text", "tokens"):
+                what = f"needs completions, which format: {self.data.format} has not. Expect perplexity."
+                found.append((f"expect.{number}.metric", what))
+        return found
 
     @property
     def trains_adapter(self) -> bool:

@@ -12,7 +12,8 @@ from peftkit.runs.manifest import RunManifest
 
 __all__ = ["Difference", "act_on_optimizer", "check_differences", "input_differences", "recipe_differences"]
 
-_HARMLESS = ("output", "description")
+_HARMLESS = ("output", "description", "generation", "expect")
+"""What has no part in training."""
 _FIXED = ("method", "base.init", "training.optim", "lora")
 """What the state of a run is made of: with another of these, its checkpoints do not fit."""
 _NOT_FIXED = ("lora.lora_alpha", "lora.lora_dropout")
@@ -48,7 +49,7 @@ def recipe_differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> lis
     data = now.get("data")
     if isinstance(data, Mapping) and data.get("format") == "auto" and isinstance(before.get("data"), Mapping):
         now = {**now, "data": {**data, "format": before["data"].get("format")}}
-    return [each for each in _differences(before, now, "") if each.field not in _HARMLESS]
+    return [each for each in _differences(before, now, "") if not _within(each.field, _HARMLESS)]
 
 
 def input_differences(before: RunManifest, now: RunManifest) -> list[Difference]:

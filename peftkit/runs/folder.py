@@ -52,6 +52,21 @@ class RunFolder:
         return self.path / "metrics.jsonl"
 
     @property
+    def audit(self) -> Path:
+        """What the model sees of the data and is taught."""
+        return self.path / "audit.json"
+
+    @property
+    def samples(self) -> Path:
+        """Prompts of the validation data with what the model wrote before and after training."""
+        return self.path / "samples.json"
+
+    @property
+    def report(self) -> Path:
+        """All of it as one page for people."""
+        return self.path / "report.html"
+
+    @property
     def checkpoints(self) -> Path:
         """The Trainer's checkpoints."""
         return self.path / "checkpoints"
@@ -142,8 +157,9 @@ class RunFolder:
         remove_folder(place)
 
     def hashes(self) -> dict[str, str]:
-        """SHA-256 of the recipe and of the metrics."""
-        return {path.name: sha256_of_file(path) for path in (self.recipe, self.metrics) if path.is_file()}
+        """SHA-256 of the recipe, the metrics, the audit and the samples."""
+        own = (self.recipe, self.metrics, self.audit, self.samples)
+        return {path.name: sha256_of_file(path) for path in own if path.is_file()}
 
     def write(self, manifest: RunManifest) -> None:
         """Replace the manifest."""

@@ -76,7 +76,7 @@ class RunManifest:
     """Batch size and accumulation as the recipe had them (`recipe`), and as they fitted into memory (`used`)."""
 
     files: dict[str, str] = field(default_factory=dict)
-    """SHA-256 of the recipe and of the metrics, once the run has ended."""
+    """SHA-256 of the recipe, the metrics, the audit and the samples, once the run has ended."""
 
     outputs: dict[str, str] = field(default_factory=dict)
     """SHA-256 of each file that the run made to be shipped, by its path in the run folder."""

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from peftkit.adapters.target import find_target
-from peftkit.data.prepare import Prepared, count_words, pairs, prepare_validation
+from peftkit.data.prepare import Prepared, count_words, prepare_validation
 from peftkit.errors import InputError, RunError, TargetError
 from peftkit.evaluation.generation import exact_match
 from peftkit.evaluation.perplexity import Difference, DocumentLosses, difference, measure_documents

@@ -25,6 +25,7 @@ from peftkit.workflows.ending import recorded
 from peftkit.workflows.job import Job, prepare_job
 from peftkit.workflows.output import ship
 from peftkit.workflows.resume import Past, check_finished, restart_point
+from peftkit.workflows.shown import show_after, show_before
 
 __all__ = ["RunOptions", "run"]
 
@@ -151,10 +152,12 @@ def _carry_out(attempt: _Attempt, model: Any) -> RunManifest:
     """Train, export and prove, and write down how it ended."""
     folder, manifest = attempt.folder, attempt.manifest
     with recorded(folder, manifest), attempt.job.file.locating():
+        show_before(model, attempt.job, folder, resumed=attempt.checkpoint is not None)
         trainable, total = count_parameters(model)
         result, attempt = _trained(attempt, model)
         manifest.metrics = RunMetrics(trainable_parameters=trainable, total_parameters=total, **asdict(result))
         attempt.inputs.check()
+        show_after(model, attempt.job, folder)
         ship(model, attempt.job, folder, manifest)
         manifest.status = "finished"
     return manifest

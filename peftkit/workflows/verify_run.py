@@ -17,7 +17,7 @@ __all__ = ["verify_run"]
 
 
 def verify_run(path: Path) -> tuple[RunManifest, list[Check]]:
-    """Check the recipe, the metrics, each output and each checkpoint of a run against their SHA-256.
+    """Check the recipe, what was written down, each output and each checkpoint of a run against their SHA-256.
 
     Raises:
         TargetError: there is no run, or its manifest is damaged.
@@ -30,10 +30,11 @@ def verify_run(path: Path) -> tuple[RunManifest, list[Check]]:
 
 
 def _own_files(folder: RunFolder, manifest: RunManifest) -> Iterator[Check]:
-    for name in (folder.recipe.name, folder.metrics.name):
+    for place in (folder.recipe, folder.metrics, folder.audit, folder.samples):
+        name = place.name
         if name in manifest.files:
             yield _verdict(name, [file_fault(folder.path, name, manifest.files[name])])
-        elif (folder.path / name).is_file():
+        elif place.is_file():
             yield Check(name, None, f"the run is {manifest.status}, and its hash is taken when it ends")
 
 

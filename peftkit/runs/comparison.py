@@ -1,0 +1,128 @@
+"""What a comparison of several runs found: `comparison.json`."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from peftkit.errors import TargetError
+from peftkit.storage import read_json
+
+__all__ = ["COMPARISON_NAME", "Against", "Comparison", "Entry", "Expected", "Statistic"]
+
+COMPARISON_NAME = "comparison.json"
+
+
+@dataclass(frozen=True)
+class Statistic:
+    """One number of the runs of an entry, over its seeds."""
+
+    mean: float
+    standard_error: float | None
+    """Of the mean, over seeds; None where there is one."""
+
+    values: list[float]
+    """Of each run, in the order of the seeds."""
+
+
+@dataclass(frozen=True)
+class Against:
+    """The difference of an entry's metric to the best entry's, both over their seeds."""
+
+    difference: float
+    low: float | None
+    high: float | None
+    """The interval that holds it 95 of 100 times (Welch 1947); None where there is one seed."""
+
+    verdict: Literal["best", "noise", "worse", "unknown"]
+    """`noise`: the interval holds 0. `unknown`: one seed says nothing about noise."""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One line of the table: a method with its settings, over its seeds; or the untouched base."""
+
+    name: str
+    """As `lora`, `lora r=4`, `base` or `base in nf4`."""
+
+    method: str | None
+    """None for the untouched base."""
+
+    changes: dict[str, Any]
+    """Fields of the recipe that are another's here: what was varied, and a learning rate that was chosen."""
+
+    runs: list[str]
+    """The run folders, in the order of the seeds, relative to the comparison's folder."""
+
+    metrics: dict[str, Statistic]
+    """By the names of a manifest's metrics: `eval_loss`, `perplexity`, `trainable_parameters`, `tokens_per_second`,
+    `train_seconds`, `peak_memory_bytes`; `output_bytes`; and those of written completions, as `bleu`."""
+
+    against_best: Against | None = None
+    """Of the metric that the comparison is by; None for the base."""
+
+
+@dataclass(frozen=True)
+class Expected:
+    """What the recipe expects of an entry, and what came."""
+
+    entry: str
+    metric: str
+    band: str
+    source: str
+    value: float | None
+    """None where it was not measured."""
+
+    distance: float | None
+    """How far it is from the band: 0 in it, negative below it, positive above it."""
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """The content of `comparison.json`."""
+
+    recipe: str
+    """The file or the name of the shipped recipe."""
+
+    by: str
+    """The metric that entries are compared by."""
+
+    higher_is_better: bool
+    seeds: list[int]
+    entries: list[Entry]
+    warnings: list[str] = field(default_factory=list)
+    expected: list[Expected] = field(default_factory=list)
+    tried: list[dict[str, Any]] = field(default_factory=list)
+    """Learning rates that were tried for a method: `method`, `learning_rate`, `eval_loss`, `chosen`."""
+
+    def to_json(self) -> dict[str, Any]:
+        """The comparison as a JSON value."""
+        return asdict(self)
+
+    @classmethod
+    def read(cls, folder: Path) -> Comparison:
+        """The comparison in a folder.
+
+        Raises:
+            TargetError: there is none, or it is damaged.
+        """
+        place = folder / COMPARISON_NAME
+        try:
+            values = read_json(place)
+            return cls(
+                **{
+                    **values,
+                    "entries": [_entry(entry) for entry in values["entries"]],
+                    "expected": [Expected(**each) for each in values["expected"]],
+                }
+            )
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            remedy = "Name the folder of a comparison."
+            raise TargetError("is missing or damaged.", where=str(place), remedy=remedy) from error
+
+
+def _entry(values: dict[str, Any]) -> Entry:
+    against = values["against_best"]
+    metrics = {name: Statistic(**statistic) for name, statistic in values["metrics"].items()}
+    return Entry(**{**values, "metrics": metrics, "against_best": Against(**against) if against else None})

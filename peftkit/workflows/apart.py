@@ -1,0 +1,81 @@
+"""Commands in processes of their own: each has its own peak of memory, and one that crashes leaves the others alone."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from types import FrameType
+from typing import Any
+
+from peftkit.errors import Stopped
+
+__all__ = ["run_apart"]
+
+_LOOK_SECONDS = 0.5
+_DIE_WITH_PARENT = 1
+"""`PR_SET_PDEATHSIG` of Linux's prctl."""
+
+
+def run_apart(arguments: Sequence[str], end_when: Callable[[], bool] = lambda: False) -> int:
+    """Run a `peftkit` command and wait for it; its messages are seen, its result is not.
+
+    A signal to this process is passed on, so that a run is saved before both end; so it is where this process is
+    killed, on Linux.
+
+    Args:
+        arguments: what stands after `peftkit`.
+        end_when: asked twice a second; once it says so, the command is told to stop in order.
+
+    Returns:
+        The command's exit status.
+
+    Raises:
+        Stopped: a signal came.
+    """
+    libc: Any = ctypes.CDLL(None) if sys.platform == "linux" else None
+    process = subprocess.Popen(
+        [sys.executable, "-m", "peftkit", *arguments],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        process_group=0,  # Ctrl-C comes here alone, to be passed on once
+        preexec_fn=(lambda: libc.prctl(_DIE_WITH_PARENT, signal.SIGTERM)) if libc else None,
+    )
+    with _passing_on(process) as came:
+        told = False
+        while True:
+            try:
+                status = process.wait(_LOOK_SECONDS)
+                break
+            except subprocess.TimeoutExpired:
+                if not told and end_when():
+                    process.terminate()
+                    told = True
+    if came:
+        raise Stopped(came[0], f"stopped by {signal.Signals(came[0]).name}.")
+    return status
+
+
+@contextlib.contextmanager
+def _passing_on(process: subprocess.Popen[bytes]) -> Iterator[list[int]]:
+    """Hand signals to a process within the block; gives those that came."""
+    came: list[int] = []
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        del frame
+        came.append(number)
+        process.send_signal(number)
+
+    before: dict[signal.Signals, Any] = {}
+    try:
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            if signal.getsignal(number) is not signal.SIG_IGN:
+                with contextlib.suppress(ValueError):  # not the main thread
+                    before[number] = signal.signal(number, handle)
+        yield came
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
