@@ -12,12 +12,14 @@ import click
 from peftkit import console
 from peftkit.cli import options
 from peftkit.errors import InputError
+from peftkit.recipe.evidence import Generation
 from peftkit.recipe.library import find_recipe
 from peftkit.recipe.loader import load_recipe
 from peftkit.recipe.schema import Data, Source
 
 if TYPE_CHECKING:
-    from peftkit.workflows.evaluate import Evaluation
+    from peftkit.evaluation.text import TextScores
+    from peftkit.workflows.evaluate import Baseline, Evaluation
 
 __all__ = ["command"]
 
@@ -34,8 +36,14 @@ __all__ = ["command"]
     help="Evaluate on this file, read as the recipe's data is; as plain text where there is no recipe.",
 )
 @click.option("--limit", type=click.IntRange(min=1), help="Only the first rows.")
-@click.option("--exact-match", "exact", is_flag=True, help="Also let it write, and count completions that are right.")
-@click.option("--max-new-tokens", type=click.IntRange(min=1), default=64, show_default=True, help="For --exact-match.")
+@click.option("--generate", "generates", is_flag=True, help="Also let it write the completions, and score them.")
+@click.option("--max-new-tokens", type=click.IntRange(min=1), help="For --generate, instead of the recipe's.")
+@click.option("--num-beams", type=click.IntRange(min=1), help="For --generate, instead of the recipe's.")
+@click.option(
+    "--save",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="With --generate: a new file for what it wrote (JSON Lines of prompt, written and references).",
+)
 @click.option("--max-length", type=click.IntRange(min=2), help="Tokens of a window. Unset: the data's max_length.")
 @click.option(
     "--stride",
@@ -44,6 +52,17 @@ __all__ = ["command"]
     "Without a recipe, a file is then one long text.",
 )
 @click.option("--baseline", metavar="TARGET", help="Measure this too, and tell how much better or worse it is.")
+@click.option(
+    "--choices",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="Also answer these questions: a file of prompt, choices and answer.",
+)
+@click.option(
+    "--forgetting",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    metavar="TEXT",
+    help="Also tell how much worse than its untouched base it is on this text.",
+)
 @options.base
 @options.as_json
 def command(
@@ -51,11 +70,15 @@ def command(
     recipe: str | None,
     data_file: Path | None,
     limit: int | None,
-    exact: bool,
-    max_new_tokens: int,
+    generates: bool,
+    max_new_tokens: int | None,
+    num_beams: int | None,
+    save: Path | None,
     max_length: int | None,
     stride: int | None,
     baseline: str | None,
+    choices: Path | None,
+    forgetting: Path | None,
     base: str | None,
     quantization: str | None,
     as_json: bool,
@@ -67,32 +90,50 @@ def command(
     before it in its window. Windows side by side (the stride of training) leave the first of each with little; a
     stride of half a window gives each at least that much, takes twice the time, and a lower perplexity.
 
+    --generate scores what it writes by exact match, BLEU, chrF, TER (sacrebleu) and ROUGE-L; rows with the same prompt
+    are references for one completion. It writes as the recipe's section generation says.
+
     \b
     Examples:
-      peftkit evaluate runs/quickstart/lora --exact-match
+      peftkit evaluate runs/quickstart/lora --generate
       peftkit evaluate gpt2 --recipe gpt2-wikitext2
       peftkit evaluate runs/first --data held-out.jsonl --baseline gpt2
+      peftkit evaluate runs/first --forgetting wiki.test.txt --choices questions.jsonl
       peftkit evaluate gpt2 --data wiki.test.txt --max-length 1024 --stride 512
     """
-    given = load_recipe(find_recipe(recipe)).recipe.data if recipe else None
+    changes = {"max_new_tokens": max_new_tokens, "num_beams": num_beams}
+    changes = {name: value for name, value in changes.items() if value is not None}
+    if (changes or save) and not generates:
+        raise click.UsageError("--max-new-tokens, --num-beams and --save belong to --generate: give it too.")
+    if save and save.exists():
+        raise InputError("exists already.", where=str(save), remedy="Name a new file with --save.")
+    given = load_recipe(find_recipe(recipe)).recipe if recipe else None
 
     from peftkit.adapters.target import find_target
     from peftkit.models.base import take_quiet
-    from peftkit.workflows.evaluate import Measures, evaluate_target, recorded_data
+    from peftkit.workflows.evaluate import Measures, evaluate_target, recorded_recipe
 
     take_quiet()
-    if given is None:
-        has_record = find_target(target).recipe is not None
-        given = recorded_data(target) if has_record or not data_file else _plain(data_file, stride)
+    if given is None and (find_target(target).recipe is not None or not data_file):
+        given = recorded_recipe(target)
+    measured = given.data if given else _plain(data_file, stride)
     if data_file:
-        given = given.model_copy(update={"validation": Source(path=str(data_file))})
-    if given.validation is None:
+        measured = measured.model_copy(update={"validation": Source(path=str(data_file))})
+    if measured.validation is None:
         remedy = "Name a file with --data."
         raise InputError("the recipe has no validation data.", where=recipe or target, remedy=remedy)
-    data = _limited(given, limit) if limit else given
-    known = options.given_base(base, quantization)
-    measures = Measures(exact, max_new_tokens, max_length, stride, baseline)
-    result = evaluate_target(target, data, measures, known)
+    data = _limited(measured, limit) if limit else measured
+    generation = (given.generation if given else Generation()).model_copy(update=changes)
+    measures = Measures(
+        generation=generation if generates else None,
+        save=save,
+        max_length=max_length,
+        stride=stride,
+        baseline=baseline,
+        choices=choices,
+        forgetting=forgetting,
+    )
+    result = evaluate_target(target, data, measures, options.given_base(base, quantization))
     if as_json:
         console.print_json(asdict(result))
     else:
@@ -105,20 +146,43 @@ def _rows(result: Evaluation) -> Iterator[list[str]]:
     yield ["loss", f"{result.eval_loss:.4f}{error} nats a token"]
     if result.word_perplexity is not None:
         yield ["perplexity of words", f"{result.word_perplexity:.6g}"]
-    if result.exact_match is not None:
-        yield ["exact match", f"{result.exact_match:.3f}"]
     laid_out = "as in training" if result.stride is None else f"a new one each {result.stride:,} tokens"
     documents = "one document" if result.documents == 1 else f"{result.documents:,} documents"
     yield ["measured on", f"{result.tokens:,} taught tokens in {documents}"]
     yield ["windows", f"of {result.max_length:,} tokens, {laid_out}"]
+    if result.text is not None:
+        yield from _text_rows(result.text, "")
+    if result.choices is not None:
+        scores = result.choices
+        yield ["accuracy", f"{scores.accuracy:.3f} ± {scores.standard_error:.3f}, by guessing {scores.chance:.3f}"]
+        yield ["  by length", f"{scores.accuracy_by_length:.3f}, of {scores.questions:,} questions"]
     if result.baseline is not None:
-        gap = result.baseline.difference
-        yield [result.baseline.target, f"perplexity {result.baseline.perplexity:.6g}"]
-        verdict = "may be chance" if gap.is_noise else "more than chance"
-        yield ["difference", f"{gap.nats:+.4f} nats a token, {gap.low:+.4f} to {gap.high:+.4f}: {verdict}"]
+        yield from _baseline_rows(result.baseline)
+    if result.forgetting is not None:
+        forgotten = result.forgetting
+        yield ["forgetting", f"perplexity {forgotten.perplexity:.6g} on the base's own text"]
+        yield from _baseline_rows(forgotten.base)
 
 
-def _plain(text: Path, stride: int | None) -> Data:
+def _baseline_rows(baseline: Baseline) -> Iterator[list[str]]:
+    gap = baseline.difference
+    yield [baseline.target, f"perplexity {baseline.perplexity:.6g}"]
+    verdict = "may be chance" if gap.is_noise else "more than chance"
+    yield ["  difference", f"{gap.nats:+.4f} nats a token, {gap.low:+.4f} to {gap.high:+.4f}: {verdict}"]
+    if baseline.text is not None:
+        yield from _text_rows(baseline.text, "  ")
+
+
+def _text_rows(scores: TextScores, indent: str) -> Iterator[list[str]]:
+    yield [f"{indent}BLEU", f"{scores.bleu:.2f}"]
+    yield [f"{indent}chrF", f"{scores.chrf:.2f}"]
+    yield [f"{indent}TER", f"{scores.ter:.2f}, lower is better"]
+    yield [f"{indent}ROUGE-L", f"{scores.rouge_l:.2f}"]
+    yield [f"{indent}exact match", f"{scores.exact_match:.3f}"]
+    yield [f"{indent}written", f"{scores.prompts:,} completions, {scores.references:,} references"]
+
+
+def _plain(text: Path | None, stride: int | None) -> Data:
     """A file that no recipe says anything about; with windows that overlap, a text is one long document."""
     source = Source(path=str(text))
     return Data(train=source) if stride is None else Data(train=source, sample_by="document")

@@ -16,7 +16,7 @@ __all__ = ["command"]
 @click.command("generate")
 @click.argument("target")
 @click.option("--prompt", "prompts", multiple=True, help="What to continue. May be given again. Unset: standard input.")
-@click.option("--max-new-tokens", type=click.IntRange(min=1), default=64, show_default=True, help="Longest answer.")
+@click.option("--max-new-tokens", type=click.IntRange(min=1), help="Longest answer. Unset: as the recipe says.")
 @click.option(
     "--temperature",
     type=click.FloatRange(min=0),
@@ -31,7 +31,7 @@ __all__ = ["command"]
 def command(
     target: str,
     prompts: tuple[str, ...],
-    max_new_tokens: int,
+    max_new_tokens: int | None,
     temperature: float,
     seed: int,
     raw: bool,

@@ -10,13 +10,12 @@ import click
 
 from peftkit import console
 from peftkit.cli import options
+from peftkit.cli.comparing import print_comparison
 
 if TYPE_CHECKING:
-    from peftkit.workflows.quickstart import Quickstart, Row
+    from peftkit.workflows.quickstart import Quickstart
 
 __all__ = ["command"]
-
-_COLUMNS = ["method", "trained", "perplexity", "exact match", "file", "seconds", "peak memory"]
 
 
 @click.command("quickstart")
@@ -43,30 +42,13 @@ def command(output: Path, as_json: bool) -> None:
     if as_json:
         console.print_json(asdict(result))
         return
-    rows = [
-        ["base", "0", f"{result.rows[0].metrics.base_perplexity:.1f}", f"{result.base_exact_match:.2f}", "", "", ""]
-    ]
-    rows += [_cells(row) for row in result.rows]
-    console.print_table("Held-out data, before and after fine-tuning", _COLUMNS, rows, numeric=True)
+    print_comparison(result.comparison, "Held-out data, before and after fine-tuning")
     if result.merge.proof:
         off = f"logits {result.merge.proof.relative_error:.1e} off the adapter's own"
         console.print_text(f"\nThe qlora adapter, merged into {result.merged}: {off}.")
     for sample in result.samples:
         console.print_text(f"\n  {sample.prompt}\n  → {sample.written}")
     console.print_text(_next(result))
-
-
-def _cells(row: Row) -> list[str]:
-    metrics = row.metrics
-    return [
-        row.method,
-        f"{metrics.trainable_parameters:,}",
-        f"{metrics.base_perplexity:.1f} → {metrics.perplexity:.3f}",
-        f"{row.exact_match:.2f}",
-        console.size(row.output_bytes),
-        f"{metrics.train_seconds:.0f}",
-        console.size(metrics.peak_memory_bytes or 0),
-    ]
 
 
 def _next(result: Quickstart) -> str:
@@ -80,4 +62,4 @@ Next, with your own data (a JSON Lines file of prompt and completion):
   peftkit merge runs/mine my-model
 
 `base: {{model: gpt2}}` in my.yaml takes the real GPT-2. `peftkit recipes list` shows what else there is, and
-`peftkit evaluate {result.rows[1].output} --exact-match` measures one of the adapters again."""
+{result.report} shows all of it as one page."""

@@ -29,6 +29,7 @@ __all__ = ["command"]
 @click.option(
     "--auto-batch", is_flag=True, help="Where a step does not fit into memory, halve the batch and accumulate twice."
 )
+@click.option("--report/--no-report", "reports", default=True, help="Write report.html into the run folder.")
 @options.as_json
 def command(
     recipe: str,
@@ -38,6 +39,7 @@ def command(
     resume: bool,
     allow_changes: tuple[str, ...],
     auto_batch: bool,
+    reports: bool,
     as_json: bool,
 ) -> None:
     """Train what RECIPE says.
@@ -67,7 +69,9 @@ def command(
 
     take_quiet()
     allowed = tuple(field.strip() for given in allow_changes for field in given.split(","))
-    folder, manifest = run(file, RunOptions(resume=resume, allowed_changes=allowed, auto_batch=auto_batch))
+    folder, manifest = run(
+        file, RunOptions(resume=resume, allowed_changes=allowed, auto_batch=auto_batch, reports=reports)
+    )
     if as_json:
         console.print_json({"output": str(folder.path), **manifest.to_json()})
         return

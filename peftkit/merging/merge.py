@@ -29,6 +29,7 @@ from peftkit.merging.shards import plan_shards, write_shards
 from peftkit.merging.weights import MergedWeights
 from peftkit.models.adapter import AS_RECORDED, Footing, GivenBase, check_fit, find_footing, model_footing, put_adapter
 from peftkit.models.quantise import compute_in_float32
+from peftkit.recipe.schema import Base
 from peftkit.runs.versions import installed_versions
 from peftkit.storage import atomic_folder, folder_hashes, is_free, sha256_of_file, sync_files, write_json, write_text
 
@@ -115,7 +116,7 @@ class _Parts:
 def _parts(folders: Sequence[tuple[Path, float]], work: Path, given: GivenBase) -> _Parts:
     first = folders[0][0]
     if len(folders) == 1 and folders[0][1] == 1 and not (first / CONFIG_NAME).is_file():
-        return _Parts(None, model_footing(str(first)), first, Record.read(first))
+        return _Parts(None, model_footing(Base(model=str(first))), first, Record.read(first))
     adapters = [read_adapter(folder) for folder, _ in folders]
     footings = [find_footing(adapter, given) for adapter in adapters]
     for adapter in adapters:

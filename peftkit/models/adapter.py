@@ -99,16 +99,16 @@ def find_footing(adapter: Adapter, given: GivenBase = AS_RECORDED) -> Footing:
     return Footing(base, base.config(own.dropout), record.recipe.base_quantization, record.base_dtype)
 
 
-def model_footing(reference: str) -> Footing:
-    """A whole model, taken as a base of its own.
+def model_footing(model: Base) -> Footing:
+    """A whole model as it is, taken as a base of its own.
 
     Raises:
         TargetError: there is none.
     """
     try:
-        base = locate_base(Base(model=reference))
+        base = locate_base(model)
     except FieldError as error:
-        raise TargetError(error.what, where=reference, remedy=error.remedy) from error
+        raise TargetError(error.what, where=str(model.model), remedy=error.remedy) from error
     return Footing(base, base.config(), None, "float32")
 
 

@@ -10,10 +10,11 @@ from peftkit.adapters.files import read_adapter
 from peftkit.adapters.target import Target
 from peftkit.adapters.tokenizer import has_tokenizer
 from peftkit.errors import TargetError
-from peftkit.models.adapter import AS_RECORDED, GivenBase, check_fit, find_footing, model_footing, put_adapter
+from peftkit.models.adapter import AS_RECORDED, Footing, GivenBase, check_fit, find_footing, model_footing, put_adapter
 from peftkit.models.base import open_tokenizer
+from peftkit.recipe.schema import Base
 
-__all__ = ["Opened", "open_adapter", "open_target"]
+__all__ = ["Opened", "open_adapter", "open_base", "open_target"]
 
 
 @dataclass(frozen=True)
@@ -36,8 +37,16 @@ def open_target(target: Target, device: str, given: GivenBase = AS_RECORDED) -> 
         return Opened(model.eval(), tokenizer, target)
     if given != AS_RECORDED:
         raise TargetError("is a whole model, which has no base.", where=target.folder, remedy="Leave out --base.")
-    footing = model_footing(target.folder)
-    return Opened(footing.load(device).eval(), footing.base.tokenizer(), target)
+    return _whole(model_footing(Base(model=target.folder)), device, target)
+
+
+def open_base(base: Base, device: str) -> Opened:
+    """Open the base that a recipe names, whole and untouched.
+
+    Raises:
+        TargetError: there is none.
+    """
+    return _whole(model_footing(base), device, Target("model", str(base.model), None))
 
 
 def open_adapter(folder: Path, device: str, given: GivenBase = AS_RECORDED) -> tuple[Any, Any]:
@@ -51,3 +60,7 @@ def open_adapter(folder: Path, device: str, given: GivenBase = AS_RECORDED) -> t
     check_fit(adapter, footing)
     tokenizer = open_tokenizer(folder) if has_tokenizer(folder) else footing.base.tokenizer()
     return put_adapter(footing.load(device), adapter), tokenizer
+
+
+def _whole(footing: Footing, device: str, target: Target) -> Opened:
+    return Opened(footing.load(device).eval(), footing.base.tokenizer(), target)

@@ -94,7 +94,7 @@ class Comparison:
     warnings: list[str] = field(default_factory=list)
     expected: list[Expected] = field(default_factory=list)
     tried: list[dict[str, Any]] = field(default_factory=list)
-    """Learning rates that were tried for a method: `method`, `learning_rate`, `eval_loss`, `chosen`."""
+    """Learning rates that were tried: `entry`, `learning_rate`, `run`, `eval_loss` and `chosen`."""
 
     def to_json(self) -> dict[str, Any]:
         """The comparison as a JSON value."""

@@ -12,6 +12,7 @@ from peftkit.evaluation.generation import write
 from peftkit.models.adapter import AS_RECORDED, GivenBase
 from peftkit.models.device import detect_hardware
 from peftkit.models.target import open_target
+from peftkit.recipe.evidence import Generation
 
 __all__ = ["generate"]
 
@@ -20,13 +21,13 @@ def generate(
     name: str,
     prompts: Sequence[str],
     *,
-    max_new_tokens: int,
+    max_new_tokens: int | None = None,
     temperature: float = 0.0,
     seed: int = 42,
     raw: bool = False,
     given: GivenBase = AS_RECORDED,
 ) -> list[str]:
-    """Continue each prompt with the target; greedily at temperature 0.
+    """Continue each prompt as the target's recipe says, or sample at a temperature above 0.
 
     Where the target's recipe is recorded, a prompt is put into that recipe's template, unless it is `raw`.
 
@@ -37,5 +38,8 @@ def generate(
     opened = open_target(target, detect_hardware().device, given)
     if target.recipe is not None and not raw:
         prompts = [prompt_of(prompt, target.recipe.data, opened.tokenizer) for prompt in prompts]
+    generation = target.recipe.generation if target.recipe else Generation()
+    if max_new_tokens is not None:
+        generation = generation.model_copy(update={"max_new_tokens": max_new_tokens})
     torch.manual_seed(seed)
-    return write(opened.model, opened.tokenizer, prompts, max_new_tokens=max_new_tokens, temperature=temperature)
+    return write(opened.model, opened.tokenizer, prompts, generation, temperature=temperature)

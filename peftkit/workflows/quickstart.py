@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import get_args
 
 from peftkit import console
-from peftkit.data.prepare import pairs, prepare_validation
+from peftkit.data.prepare import prepare_validation
+from peftkit.data.prompts import pairs
 from peftkit.errors import RunError
 from peftkit.merging.merge import merge
 from peftkit.merging.receipt import MergeReceipt
@@ -18,31 +16,17 @@ from peftkit.models.base import locate_base
 from peftkit.recipe.library import find_recipe
 from peftkit.recipe.loader import load_recipe
 from peftkit.recipe.schema import Base, Data, Method
+from peftkit.runs.comparison import Comparison, Entry
 from peftkit.runs.folder import RunFolder
-from peftkit.runs.manifest import RunMetrics
-from peftkit.workflows.evaluate import Measures, evaluate_target
+from peftkit.workflows.compare import CompareOptions, compare
 from peftkit.workflows.generate import generate
+from peftkit.workflows.report import write_report
 
-__all__ = ["MAX_NEW_TOKENS", "Quickstart", "Row", "Sample", "quickstart"]
-
-MAX_NEW_TOKENS = 40
-_MEASURES = Measures(exact_match=True, max_new_tokens=MAX_NEW_TOKENS)
-"""Enough for every sentence of the task, which have at most 30."""
+__all__ = ["Quickstart", "Sample", "quickstart"]
 
 _RECIPE = "quickstart"
 _MERGED = "merged-qlora"
 _SAMPLES = 3
-
-
-@dataclass(frozen=True)
-class Row:
-    """What one method made of the base."""
-
-    method: Method
-    output: str
-    exact_match: float
-    output_bytes: int
-    metrics: RunMetrics
 
 
 @dataclass(frozen=True)
@@ -58,66 +42,54 @@ class Sample:
 class Quickstart:
     """Everything that the quickstart shows."""
 
-    base: str
-    base_exact_match: float
-    rows: list[Row]
+    comparison: Comparison
     merged: str
     merge: MergeReceipt
     samples: list[Sample]
+    report: str
 
 
 def quickstart(output: Path) -> Quickstart:
-    """Train `full`, `lora` and `qlora` from the shipped recipe, compare them, merge the qlora adapter and try it.
-
-    Each method is trained in a process of its own, so that its peak memory is its own.
+    """Compare `full`, `lora` and `qlora` by the shipped recipe, merge the qlora adapter and try it.
 
     Raises:
         TargetError: the output folder is in use.
         RunError: a step failed, or fine-tuning did not help.
     """
     RunFolder(output).check_free()
-    recipe = load_recipe(find_recipe(_RECIPE)).recipe
-    base = str(recipe.base.model)
-    console.info(f"First, what {base} does before any fine-tuning.")
-    untouched = evaluate_target(base, recipe.data, _MEASURES)
-    rows = list(_trained(output, recipe.data))
-    for row in rows:
-        _check_helped(row, untouched.exact_match or 0.0)
+    place = find_recipe(_RECIPE)
+    comparison = compare(place, CompareOptions(methods=get_args(Method), generates=True), output)
+    base, *_ = (entry for entry in comparison.entries if entry.method is None)
+    trained = [entry for entry in comparison.entries if entry.method]
+    for entry in trained:
+        _check_helped(entry, base)
+    qlora = next(entry for entry in trained if entry.method == "qlora")
     merged = output / _MERGED
     console.info("Merging the qlora adapter into a model that needs neither PEFT nor bitsandbytes.")
-    receipt = merge([(output / "qlora" / "adapter", 1.0)], merged)
-    return Quickstart(base, untouched.exact_match or 0.0, rows, str(merged), receipt, _samples(merged, recipe.data))
+    receipt = merge([(RunFolder(output / qlora.runs[0]).adapter, 1.0)], merged)
+    report = write_report([output])
+    samples = _samples(merged, load_recipe(place).recipe.data)
+    return Quickstart(comparison, str(merged), receipt, samples, str(report))
 
 
-def _trained(output: Path, data: Data) -> Iterator[Row]:
-    for method in get_args(Method):
-        folder = RunFolder(output / method)
-        command = [sys.executable, "-m", "peftkit", "train", _RECIPE, "--method", method, "--output", str(folder.path)]
-        if subprocess.run(command, stdout=subprocess.DEVNULL, check=False).returncode:
-            raise RunError(f"training {method} failed; its message stands above.", where=str(folder.path))
-        result = evaluate_target(str(folder.path), data, _MEASURES)
-        place = folder.model if method == "full" else folder.adapter
-        weights = sum(file.stat().st_size for file in place.glob("*.safetensors"))
-        yield Row(method, str(place), result.exact_match or 0.0, weights, folder.read().metrics)
-
-
-def _check_helped(row: Row, base_exact_match: float) -> None:
+def _check_helped(entry: Entry, base: Entry) -> None:
     """See that the table shows what it is there to show."""
-    before, after = row.metrics.base_perplexity, row.metrics.perplexity
-    if before is None or after is None or not after < before or not row.exact_match > base_exact_match:
+    before, after = base.metrics["perplexity"].mean, entry.metrics["perplexity"].mean
+    right_before, right = base.metrics["exact_match"].mean, entry.metrics["exact_match"].mean
+    if not after < before or not right > right_before:
         raise RunError(
-            f"{row.method} did not make the base better: perplexity {before} to {after}, "
-            f"exact match {base_exact_match:.2f} to {row.exact_match:.2f}.",
-            where=row.output,
+            f"{entry.name} did not make the base better: perplexity {before} to {after}, "
+            f"exact match {right_before:.2f} to {right:.2f}.",
+            where=entry.runs[0],
         )
 
 
 def _samples(merged: Path, data: Data) -> list[Sample]:
     tokenizer = locate_base(Base(model=str(merged)), weights=False).tokenizer()
     prepared = prepare_validation(data, tokenizer)
-    assert prepared is not None  # evaluate_target has seen to it
+    assert prepared is not None  # the comparison has seen to it
     chosen = pairs(prepared, tokenizer, _SAMPLES)
-    written = generate(str(merged), [prompt for prompt, _ in chosen], max_new_tokens=MAX_NEW_TOKENS, raw=True)
+    written = generate(str(merged), [prompt for prompt, _ in chosen], raw=True)
     return [
         Sample(prompt.strip(), text.strip(), wanted) for (prompt, wanted), text in zip(chosen, written, strict=True)
     ]

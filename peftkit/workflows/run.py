@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from peftkit import console
-from peftkit.errors import MemoryRunError, TargetError
+from peftkit.errors import MemoryRunError, PeftkitError, TargetError
 from peftkit.models.attach import count_embeddings, count_parameters
 from peftkit.planning.disk import disk_need
 from peftkit.planning.memory import halved_batch
@@ -24,6 +24,7 @@ from peftkit.training.train import TrainingResult, Work, train
 from peftkit.workflows.ending import recorded
 from peftkit.workflows.job import Job, prepare_job
 from peftkit.workflows.output import ship
+from peftkit.workflows.report import write_report
 from peftkit.workflows.resume import Past, check_finished, restart_point
 from peftkit.workflows.shown import show_after, show_before
 
@@ -39,6 +40,9 @@ class RunOptions:
 
     allowed_changes: tuple[str, ...] = ()
     """Fields that may differ from those that the run began with."""
+
+    reports: bool = False
+    """Write a page for people into the folder of a run that has come to its end."""
 
     auto_batch: bool = False
     """Halve the batch, and double the accumulation, until a step fits into memory."""
@@ -160,7 +164,17 @@ def _carry_out(attempt: _Attempt, model: Any) -> RunManifest:
         show_after(model, attempt.job, folder)
         ship(model, attempt.job, folder, manifest)
         manifest.status = "finished"
+    if attempt.options.reports:
+        _report(folder)
     return manifest
+
+
+def _report(folder: RunFolder) -> None:
+    """Write the page; the run is finished whether or not that succeeds."""
+    try:
+        write_report([folder.path])
+    except (PeftkitError, OSError) as error:
+        console.warning(f"the report could not be written: {error}")
 
 
 def _trained(attempt: _Attempt, model: Any) -> tuple[TrainingResult, _Attempt]:

@@ -1,0 +1,76 @@
+"""How the commands that compare show what they found."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from peftkit import console
+from peftkit.recipe.evidence import TEXT_METRICS
+from peftkit.runs.comparison import Comparison, Entry, Expected, Statistic
+
+__all__ = ["print_comparison"]
+
+_NAMES = {"exact_match": "exact match", "bleu": "BLEU", "chrf": "chrF", "ter": "TER", "rouge_l": "ROUGE-L"}
+_SHOWN = ("exact_match", "bleu", "rouge_l")
+"""Of what is measured of completions; the others are in the report and in `--json`."""
+
+
+def print_comparison(comparison: Comparison, title: str) -> None:
+    """The table, what is to be said of it, and what was expected."""
+    measured = {name for entry in comparison.entries for name in entry.metrics}
+    texts = [name for name in TEXT_METRICS if name in measured and name in (*_SHOWN, comparison.by)]
+    columns = ["", "trained", "perplexity", *(_NAMES[name] for name in texts), "against the best"]
+    columns += ["tokens/s", "seconds", "memory", "file"]
+    rows = [list(_cells(entry, texts, comparison.by)) for entry in comparison.entries]
+    console.print_table(title, columns, rows, numeric=True)
+    if any(len(entry.runs) > 1 for entry in comparison.entries):
+        console.print_text(f"± is the standard error over the seeds {', '.join(map(str, comparison.seeds))}.")
+    for warning in comparison.warnings:
+        console.warning(warning)
+    for expected in comparison.expected:
+        console.print_text(_verdict(expected))
+
+
+def _cells(entry: Entry, texts: list[str], by: str) -> Iterator[str]:
+    metrics = entry.metrics
+    yield entry.name
+    yield _whole(metrics.get("trainable_parameters"))
+    yield _with_error(metrics.get("perplexity"), "#.4g")
+    for name in texts:
+        yield _with_error(metrics.get(name), ".3f" if name == "exact_match" else ".1f")
+    yield _against(entry, by)
+    yield _whole(metrics.get("tokens_per_second"))
+    yield _whole(metrics.get("train_seconds"))
+    for name in ("peak_memory_bytes", "output_bytes"):
+        yield console.size(int(metrics[name].mean)) if name in metrics else ""
+
+
+def _whole(statistic: Statistic | None) -> str:
+    return f"{statistic.mean:,.0f}" if statistic else ""
+
+
+def _with_error(statistic: Statistic | None, form: str) -> str:
+    if statistic is None:
+        return ""
+    error = f" ± {statistic.standard_error:.2g}" if statistic.standard_error is not None else ""
+    return f"{statistic.mean:{form}}{error}"
+
+
+def _against(entry: Entry, by: str) -> str:
+    against = entry.against_best
+    if against is None:
+        return ""
+    if against.verdict == "best":
+        return "best"
+    words = {"noise": ", may be noise", "worse": ", more than noise", "unknown": ""}
+    return f"{against.difference:+.3g} {by}{words[against.verdict]}"
+
+
+def _verdict(expected: Expected) -> str:
+    what = f"{expected.entry}: {expected.metric} {expected.band} ({expected.source})"
+    if expected.value is None or expected.distance is None:
+        return f"not measured: {what}"
+    if expected.distance == 0:
+        return f"as expected, {expected.value:.4g}: {what}"
+    side = "below" if expected.distance < 0 else "above"
+    return f"NOT as expected, {expected.value:.4g} is {abs(expected.distance):.3g} {side}: {what}"

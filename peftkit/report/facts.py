@@ -1,0 +1,247 @@
+"""What a run came to, as sentences and rows of tables."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from peftkit.report.content import RunContent
+from peftkit.report.wording import METHODS, TIMES, count, duration, plain, share, size, small
+
+__all__ = [
+    "EVALUATION_COLUMNS",
+    "Group",
+    "Row",
+    "Rows",
+    "audit_table",
+    "evaluations",
+    "groups",
+    "hardware",
+    "key_figures",
+    "merge_rows",
+    "notes",
+    "sentence",
+]
+
+EVALUATION_COLUMNS = ["step", "epoch", "validation loss", "perplexity", "after"]
+Row = tuple[str, str]
+Rows = list[Row]
+
+_GROUPS: dict[str, tuple[tuple[str, str], ...]] = {
+    "Steps": (
+        ("training", "learning_rate"),
+        ("training", "num_train_epochs"),
+        ("training", "max_steps"),
+        ("data", "max_length"),
+        ("data", "packing"),
+        ("training", "seed"),
+    ),
+    "Optimizer": (
+        ("training", "optim"),
+        ("training", "lr_scheduler_type"),
+        ("training", "warmup_steps"),
+        ("training", "weight_decay"),
+        ("training", "max_grad_norm"),
+        ("training", "adam_beta1"),
+        ("training", "adam_beta2"),
+        ("training", "adam_epsilon"),
+        ("training", "label_smoothing_factor"),
+        ("training", "activation_checkpointing"),
+    ),
+    "LoRA": tuple(
+        ("lora", name)
+        for name in ("r", "lora_alpha", "lora_dropout", "target_modules", "bias", "use_rslora", "use_dora")
+    ),
+    "Quantization": tuple(
+        ("quantization", name)
+        for name in ("load_in_4bit", "load_in_8bit", "bnb_4bit_quant_type", "bnb_4bit_use_double_quant")
+    ),
+}
+_UNUSED = {"full": ("LoRA", "Quantization"), "lora": ("Quantization",)}
+
+
+@dataclass(frozen=True)
+class Group:
+    """Hyperparameters of a kind."""
+
+    title: str
+    rows: Rows
+
+
+def sentence(run: RunContent) -> str:
+    """What the run did, in one sentence."""
+    manifest, metrics = run.manifest, run.manifest.metrics
+    base = manifest.base.get("model") or "a new model"
+    method = METHODS.get(manifest.method, manifest.method)
+    if metrics.trainable_parameters is None:
+        return f"{method} of {base}: the run is {manifest.status}."
+    taught = f"{count(metrics.trainable_parameters)} of {count(metrics.total_parameters)} parameters"
+    if metrics.trainable_parameters == metrics.total_parameters:
+        taught = f"all {count(metrics.total_parameters)} parameters"
+    text = f"{method} trained {taught} of {base}"
+    before, after = metrics.base_perplexity, metrics.perplexity
+    if after is None:
+        return f"{text}." if manifest.status == "finished" else f"{text}; the run is {manifest.status}."
+    if before is None:
+        return f"{text}; perplexity on held-out data is {small(after)}."
+    way = f"{'fell' if after < before else 'rose'} from {small(before)} to {small(after)}"
+    if small(before) == small(after):
+        way = f"stayed at {small(after)}"
+    return f"{text}; perplexity on held-out data {way}."
+
+
+def key_figures(run: RunContent) -> Rows:
+    """The numbers that people ask for first."""
+    metrics = run.manifest.metrics
+    rows = [
+        ("perplexity before", small(metrics.base_perplexity)),
+        ("perplexity after", small(metrics.perplexity)),
+        ("validation loss", small(metrics.eval_loss)),
+        ("training loss", small(metrics.train_loss)),
+        ("trained parameters", count(metrics.trainable_parameters)),
+        ("of all parameters", share(metrics.trainable_parameters, metrics.total_parameters)),
+        ("tokens trained on", count(metrics.train_tokens)),
+        ("time", duration(metrics.train_seconds)),
+        ("tokens a second", count(metrics.tokens_per_second)),
+        ("peak memory", size(metrics.peak_memory_bytes)),
+        ("output on disk", size(run.output_bytes)),
+    ]
+    if metrics.skipped_steps:
+        rows.append(("steps skipped", count(metrics.skipped_steps)))
+    return rows
+
+
+def groups(run: RunContent) -> list[Group]:
+    """The recipe's hyperparameters, those that the method uses."""
+    unused = _UNUSED.get(run.manifest.method, ())
+    found = []
+    for title, fields in _GROUPS.items():
+        values = [(name, (run.recipe.get(section) or {}).get(name)) for section, name in fields]
+        rows = [(name, _setting(name, value)) for name, value in values if value is not None]
+        rows = [row for row in rows if row != ("max_steps", "-1")]  # epochs are counted instead
+        if title == "Steps":
+            rows += _batch(run)
+        if rows and title not in unused:
+            found.append(Group(title, rows))
+    if run.manifest.precision:
+        asked = run.recipe.get("precision")
+        why = f" (the recipe says {asked})" if asked and asked != run.manifest.precision else ""
+        rows = [("precision", f"{run.manifest.precision}{why}"), ("processes", count(run.manifest.world_size))]
+        found.append(Group("Arithmetic", rows))
+    return found
+
+
+def notes(run: RunContent) -> list[str]:
+    """What happened on the way."""
+    return [*_batch_notes(run), *(_resumed(each) for each in run.manifest.resumed)]
+
+
+def evaluations(run: RunContent) -> list[tuple[str, ...]]:
+    """Step, epoch, validation loss and perplexity of each evaluation."""
+    return [
+        (
+            count(line["step"]),
+            small(line.get("epoch")),
+            small(line["eval_loss"]),
+            small(line.get("perplexity")),
+            duration(line.get("seconds")),
+        )
+        for line in run.evaluations
+    ]
+
+
+def audit_table(audit: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
+    """What the data is, counted: the head and the lines of a table."""
+    parts = {"training": audit["train"], "validation": audit["validation"]}
+    columns = {name: dict(_counted(part)) for name, part in parts.items() if part}
+    rows = [[name, *(column[name] for column in columns.values())] for name in columns["training"]]
+    if audit["validation"]:
+        leak = audit["leak"]
+        what = f"{count(leak['documents'])} ({leak['share']:.1%} of the tokens)" if leak["documents"] else "0"
+        rows.append(["documents that are trained on too", "", what])
+    return list(columns), rows
+
+
+def merge_rows(receipt: dict[str, Any]) -> Iterator[Row]:
+    """What the proof of a merge says."""
+    yield "merged onto", f"the {receipt['onto']} base, as {receipt['dtype']}"
+    proof, tolerance = receipt["proof"], receipt["tolerance"]
+    if proof is None:
+        yield "proof", "none: merged with --no-verify"
+        return
+    yield "compared on", f"{count(proof['tokens'])} tokens of {proof['sample']}, in a process without PEFT"
+    yield "relative error of the logits", f"{proof['relative_error']:.2g}"
+    yield "allowed", "nothing is promised on these weights" if tolerance is None else f"{tolerance:.2g}"
+    yield "KL divergence", f"{proof['kl_divergence']:.2g} nats a token"
+    yield "same next token", f"{proof['same_next_token']:.2%}"
+    if proof["expected_perplexity"] is not None:
+        yield "perplexity on the sample", f"{small(proof['expected_perplexity'])} → {small(proof['found_perplexity'])}"
+
+
+def hardware(record: dict[str, Any]) -> Rows:
+    """The machine that trained."""
+    return [
+        (name.removesuffix("_bytes").replace("_", " "), size(value) if name.endswith("_bytes") else plain(value))
+        for name, value in record.items()
+        if value is not None
+    ]
+
+
+def _setting(name: str, value: Any) -> str:
+    """A field's value; a warm-up below 1 is a share."""
+    if name == "warmup_steps" and 0 < value < 1:
+        return f"{value:g} of all steps"
+    return plain(value)
+
+
+def _batch(run: RunContent) -> Iterator[Row]:
+    """What one optimizer step sees."""
+    training = run.recipe.get("training") or {}
+    rows, steps = training.get("per_device_train_batch_size"), training.get("gradient_accumulation_steps")
+    if rows and steps:
+        processes = run.manifest.world_size
+        parts = f"{rows} {TIMES} {steps} accumulated" + (f" {TIMES} {processes} processes" if processes > 1 else "")
+        yield "batch of a step", f"{parts} = {rows * steps * processes}"
+
+
+def _batch_notes(run: RunContent) -> Iterator[str]:
+    sizes = run.manifest.auto_batch
+    if sizes:
+        (rows, steps), (used_rows, used_steps) = sizes["recipe"], sizes["used"]
+        did = f"{used_rows} {TIMES} {used_steps} did, which is the same batch for the optimizer"
+        yield f"The recipe's batches of {rows} {TIMES} {steps} did not fit into memory; {did}."
+
+
+def _resumed(resumed: dict[str, Any]) -> str:
+    text = f"Gone on with from step {count(resumed['step'])}"
+    if resumed.get("passed_over"):
+        text += f", past checkpoints that were not sound: {', '.join(map(str, resumed['passed_over']))}"
+    changes = [_change(change) for change in resumed.get("changes") or []]
+    return f"{text}; changed since: {'; '.join(changes)}." if changes else f"{text}."
+
+
+def _change(change: Any) -> str:
+    """A difference that was allowed, whatever fields it has."""
+    if not isinstance(change, dict):
+        return str(change)
+    return ", ".join(f"{name.replace('_', ' ')} {plain(value)}" for name, value in change.items() if value is not None)
+
+
+def _counted(source: dict[str, Any]) -> Iterator[Row]:
+    counts, lengths = source["counts"], source["length_quantiles"]
+    origins = "; ".join(origin["name"] for origin in source["sources"])
+    yield "source", f"{source['held_out']:.3g} of the training documents" if source["held_out"] else origins
+    yield "format", ", ".join(dict.fromkeys(origin["format"] for origin in source["sources"]))
+    yield "documents", count(counts["documents"])
+    yield "seen before (duplicates)", count(source["duplicates"])
+    yield "split at max_length", f"{count(counts['split_documents'])} ({source['split']:.1%})"
+    yield "cut at max_length", f"{count(counts['cut_documents'])} ({source['cut']:.1%})"
+    yield "left out, nothing taught fits", count(counts["untaught_documents"])
+    yield "rows left out, empty or bad", count(counts["empty_rows"] + counts["bad_rows"])
+    yield "whose end is taught", f"{source['ends_taught']:.1%}"
+    yield "tokens a document: 50%, 90%, 99%, longest", ", ".join(map(count, lengths.values()))
+    yield "sequences", count(counts["sequences"]) + (", packed" if source["packed"] else "")
+    yield "tokens", count(counts["tokens"])
+    yield "tokens that are taught", f"{count(counts['label_tokens'])} ({source['taught']:.1%})"
+    yield "slots that hold a token", f"{source['filled']:.1%}"

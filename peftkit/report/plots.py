@@ -1,0 +1,213 @@
+"""The pictures of a report: curves of a run, norms of an adapter, entries of a comparison."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from peftkit.report.content import ComparisonContent, LayerUpdate, RunContent
+from peftkit.report.drawing import GRID, SERIES, Plot, drawn, styled
+from peftkit.report.wording import count, metric_name, small
+
+__all__ = [
+    "LOGARITHMIC",
+    "comparison_plot",
+    "loss_plot",
+    "norms_plot",
+    "overlay_plot",
+    "schedule_plots",
+    "series",
+    "thinned",
+]
+
+_SIZE = (5.4, 3.2)
+_MOST_POINTS = 400
+LOGARITHMIC = 20.0
+"""From this ratio of the largest to the smallest value on, an axis is logarithmic."""
+
+_DASHES = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)), (0, (1, 3)))
+_MARKERS = ("o", "s", "^", "D", "v", "P")
+Points = tuple[list[float], list[float]]
+
+
+def loss_plot(run: RunContent, key: str) -> Plot | None:
+    """Training and validation loss over the steps; None where nothing was measured."""
+    train, validation = series(run.steps, "loss"), series(run.evaluations, "eval_loss")
+    if not train[0] and not validation[0]:
+        return None
+    with styled(key):
+        figure, axes = _figure("step", "nats a token")
+        if train[0]:
+            axes.plot(*thinned(*train), color=SERIES[0], label="training")
+        if validation[0]:
+            axes.plot(*validation, color=SERIES[1], linestyle="--", marker="o", markersize=4.5, label="validation")
+        _scale(axes, [*train[1], *validation[1]])
+        axes.legend()
+        parts = [_told(name, points) for name, points in (("Training loss", train), ("validation loss", validation))]
+        return drawn(figure, key, "Loss over the steps", "; ".join(part for part in parts if part) + ".")
+
+
+def schedule_plots(run: RunContent, key: str) -> list[Plot]:
+    """The learning rate and the norm of the gradient over the steps."""
+    wanted = (
+        ("learning_rate", "Learning rate", 2, False),
+        ("grad_norm", "Norm of the gradient before clipping", 3, True),
+    )
+    plots = []
+    for name, title, colour, scaled in wanted:
+        points = series(run.metrics, name)
+        drawn_points = thinned(*points)
+        if not points[0]:
+            continue
+        inner = f"{key}-{name.replace('_', '-')}"
+        with styled(inner):
+            figure, axes = _figure("step", title.partition(" before")[0].lower())
+            axes.plot(*drawn_points, color=SERIES[colour], linewidth=1.4)
+            if scaled:
+                _scale(axes, drawn_points[1])
+            else:
+                axes.set_ylim(bottom=0)
+                axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
+            plots.append(drawn(figure, inner, title, f"{_told(title, points)}."))
+    return plots
+
+
+def norms_plot(updates: Sequence[LayerUpdate], key: str) -> Plot | None:
+    """How far the adapter moves each weight: bars for one target, a map of layers and targets for more."""
+    if not updates:
+        return None
+    layers = list(dict.fromkeys(update.layer for update in updates))
+    targets = sorted({update.target for update in updates})
+    norms = {(update.layer, update.target): update.norm for update in updates}
+    names = ["" if layer is None else str(layer) for layer in layers]
+    highest = max(norms.values())
+    with styled(key):
+        figure, axes = _figure("‖ΔW‖" if len(targets) == 1 else "", "layer", height=1.1 + 0.27 * len(layers))
+        axes.set_yticks(range(len(layers)), names)
+        axes.invert_yaxis()
+        axes.tick_params(length=0)
+        if len(targets) == 1:
+            values = [norms.get((layer, targets[0]), 0.0) for layer in layers]
+            axes.barh(range(len(layers)), values, color=SERIES[0], height=0.66)
+            axes.grid(axis="y", visible=False)
+        else:
+            _draw_map(axes, [[norms.get((layer, target)) for target in targets] for layer in layers], targets)
+        largest = max(updates, key=lambda update: update.norm)
+        place = f"{largest.target} of layer {largest.layer}" if largest.layer is not None else largest.target
+        told = f"{len(updates)} weights; the largest update is of {place}, {small(highest)}."
+        title = "Size of the update of each weight" + (f", {targets[0]}" if len(targets) == 1 else "")
+        return drawn(figure, key, title, told)
+
+
+def comparison_plot(content: ComparisonContent, key: str) -> Plot | None:
+    """The metric of each entry with its error, and each seed's own value."""
+    by, entries = content.comparison.by, content.comparison.entries
+    trained = [entry for entry in entries if entry.method]  # the untouched base is far away, and in the table
+    measured = [(entry.name, entry.metrics[by]) for entry in trained or entries if by in entry.metrics]
+    if not measured:
+        return None
+    values = [value for _, statistic in measured for value in (statistic.mean, *statistic.values)]
+    with styled(key):
+        figure, axes = _figure(metric_name(by), "", height=1.1 + 0.42 * len(measured))
+        for line, (_, statistic) in enumerate(measured):
+            axes.plot(statistic.values, [line] * len(statistic.values), "|", color=SERIES[0], markersize=9, alpha=0.6)
+            error = statistic.standard_error
+            axes.errorbar(statistic.mean, line, xerr=error, fmt="o", color=SERIES[0], capsize=4, markersize=6)
+        axes.set_yticks(range(len(measured)), [name for name, _ in measured])
+        axes.set_ylim(len(measured) - 0.5, -0.5)
+        axes.tick_params(axis="y", length=0)
+        _scale(axes, values, of="x")
+        told = "; ".join(f"{name} {small(statistic.mean)}" for name, statistic in measured)
+        title = f"{metric_name(by).capitalize()} of each entry, with the standard error and each seed"
+        return drawn(figure, key, title, f"{told}.")
+
+
+def overlay_plot(content: ComparisonContent, key: str) -> Plot | None:
+    """The validation loss of every run over the steps: a colour, a line and a marker for each entry."""
+    entries = [entry for entry in content.comparison.entries if content.runs_of(entry)]
+    curves = [
+        (entry.name, [series(run.evaluations, "eval_loss") for run in content.runs_of(entry)]) for entry in entries
+    ]
+    values = [value for _, seeds in curves for points in seeds for value in points[1]]
+    if not values:
+        return None
+    with styled(key):
+        figure, axes = _figure("step", "nats a token")
+        for number, (name, seeds) in enumerate(curves):
+            look = {
+                "color": SERIES[number % len(SERIES)],
+                "linestyle": _DASHES[number % len(_DASHES)],
+                "marker": _MARKERS[number % len(_MARKERS)],
+            }
+            for seed, points in enumerate(seeds):
+                axes.plot(*points, **look, markersize=4.5, linewidth=1.3, label=None if seed else name)
+        _scale(axes, values)
+        axes.legend()
+        ends = "; ".join(f"{name} ends at {small(seeds[0][1][-1])}" for name, seeds in curves if seeds[0][1])
+        return drawn(figure, key, "Validation loss of every run over the steps", f"{ends}.")
+
+
+def thinned(steps: list[float], values: list[float]) -> Points:
+    """At most some hundred points: of a longer curve, the means of neighbours."""
+    width = -(-len(steps) // _MOST_POINTS)
+    if width <= 1:
+        return steps, values
+    starts = range(0, len(steps), width)
+    means = [sum(values[start : start + width]) / len(values[start : start + width]) for start in starts]
+    return [steps[min(start + width, len(steps)) - 1] for start in starts], means
+
+
+def series(lines: Sequence[dict[str, Any]], name: str) -> Points:
+    """Steps and values of the lines in which a number is known."""
+    known = [line for line in lines if line.get(name) is not None]
+    return [line["step"] for line in known], [line[name] for line in known]
+
+
+def _figure(across: str, up: str, height: float = _SIZE[1]) -> tuple[Any, Any]:
+    from matplotlib.figure import Figure  # without pyplot no window system is asked
+
+    figure = Figure(figsize=(_SIZE[0], height), layout="constrained")
+    axes = figure.subplots()
+    axes.set_xlabel(across)
+    axes.set_ylabel(up)
+    return figure, axes
+
+
+def _scale(axes: Any, values: Sequence[float], of: str = "y") -> None:
+    """A logarithmic axis for values of different sizes, with its numbers written out."""
+    from matplotlib.ticker import LogLocator, NullFormatter
+
+    axis = axes.yaxis if of == "y" else axes.xaxis
+    if min(values) > 0 and max(values) / min(values) >= LOGARITHMIC:
+        (axes.set_yscale if of == "y" else axes.set_xscale)("log")
+        axis.set_major_locator(LogLocator(base=10, subs=(1, 2, 5) if max(values) / min(values) < 500 else (1,)))
+        axis.set_minor_formatter(NullFormatter())
+        axis.set_major_formatter(lambda value, _: f"{value:g}")
+
+
+def _draw_map(axes: Any, table: list[list[float | None]], targets: list[str]) -> None:
+    """A field for each weight, the fuller the further it is moved, with its number."""
+    from matplotlib.patches import Rectangle
+
+    highest = max(value for row in table for value in row if value is not None) or 1.0
+    axes.grid(visible=False)
+    axes.set_xlim(-0.5, len(targets) - 0.5)
+    axes.set_ylim(len(table) - 0.5, -0.5)
+    slanted = {"rotation": 35, "ha": "right"} if len(targets) > 3 else {}
+    axes.set_xticks(range(len(targets)), targets, **slanted)
+    for line, row in enumerate(table):
+        for column, value in enumerate(row):
+            if value is None:
+                continue
+            field = Rectangle((column - 0.48, line - 0.46), 0.96, 0.92, facecolor=SERIES[0], edgecolor=GRID)
+            field.set_alpha(0.06 + 0.49 * value / highest)
+            axes.add_patch(field)
+            axes.text(column, line, f"{value:.2g}", ha="center", va="center", fontsize=8)
+
+
+def _told(name: str, points: Points) -> str:
+    steps, values = points
+    if not steps:
+        return ""
+    begin, end = f"{small(values[0])} at step {count(steps[0])}", f"{small(values[-1])} at step {count(steps[-1])}"
+    return f"{name} goes from {begin} to {end}"
