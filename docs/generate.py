@@ -45,7 +45,7 @@ def recipe_page() -> str:
         "every other argument of the installed `TrainingArguments`, `LoraConfig` and `BitsAndBytesConfig` by its name.",
         *_section_parts("recipe", schema),
     ]
-    for name in ("Base", "Init", "Lora", "Quantization", "Data", "Source", "Training"):
+    for name in ("Base", "Init", "Lora", "Quantization", "Data", "Source", "Training", "Generation", "Expectation"):
         parts += _section_parts(name.lower(), schema["$defs"][name])
     return "\n\n".join(parts) + "\n"
 

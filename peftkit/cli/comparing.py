@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from peftkit import console
 from peftkit.recipe.evidence import TEXT_METRICS
@@ -19,10 +19,12 @@ def print_comparison(comparison: Comparison, title: str) -> None:
     """The table, what is to be said of it, and what was expected."""
     measured = {name for entry in comparison.entries for name in entry.metrics}
     texts = [name for name in TEXT_METRICS if name in measured and name in (*_SHOWN, comparison.by)]
-    columns = ["", "trained", "perplexity", *(_NAMES[name] for name in texts), "against the best"]
-    columns += ["tokens/s", "seconds", "memory", "file"]
-    rows = [list(_cells(entry, texts, comparison.by)) for entry in comparison.entries]
+    columns = ["", "perplexity", *(_NAMES[name] for name in texts), "against the best"]
+    rows = [list(_quality(entry, texts, comparison.by)) for entry in comparison.entries]
     console.print_table(title, columns, rows, numeric=True)
+    console.print_text("")
+    trained = [list(_cost(entry)) for entry in comparison.entries if entry.method]
+    console.print_table(None, ["", "trained", "tokens/s", "seconds", "peak memory", "file"], trained, numeric=True)
     if any(len(entry.runs) > 1 for entry in comparison.entries):
         console.print_text(f"± is the standard error over the seeds {', '.join(map(str, comparison.seeds))}.")
     for warning in comparison.warnings:
@@ -31,16 +33,19 @@ def print_comparison(comparison: Comparison, title: str) -> None:
         console.print_text(_verdict(expected))
 
 
-def _cells(entry: Entry, texts: list[str], by: str) -> Iterator[str]:
+def _quality(entry: Entry, texts: Sequence[str], by: str) -> Iterator[str]:
+    yield entry.name
+    yield _with_error(entry.metrics.get("perplexity"), "#.4g")
+    for name in texts:
+        yield _with_error(entry.metrics.get(name), ".3f" if name == "exact_match" else ".1f")
+    yield _against(entry, by)
+
+
+def _cost(entry: Entry) -> Iterator[str]:
     metrics = entry.metrics
     yield entry.name
-    yield _whole(metrics.get("trainable_parameters"))
-    yield _with_error(metrics.get("perplexity"), "#.4g")
-    for name in texts:
-        yield _with_error(metrics.get(name), ".3f" if name == "exact_match" else ".1f")
-    yield _against(entry, by)
-    yield _whole(metrics.get("tokens_per_second"))
-    yield _whole(metrics.get("train_seconds"))
+    for name in ("trainable_parameters", "tokens_per_second", "train_seconds"):
+        yield _whole(metrics.get(name))
     for name in ("peak_memory_bytes", "output_bytes"):
         yield console.size(int(metrics[name].mean)) if name in metrics else ""
 

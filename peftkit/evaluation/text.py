@@ -8,7 +8,9 @@ from itertools import zip_longest
 from statistics import fmean
 
 from rouge_score.rouge_scorer import RougeScorer
-from sacrebleu.metrics import BLEU, CHRF, TER
+from sacrebleu.metrics.bleu import BLEU
+from sacrebleu.metrics.chrf import CHRF
+from sacrebleu.metrics.ter import TER
 
 __all__ = ["TextScores", "score_texts"]
 

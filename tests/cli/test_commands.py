@@ -147,13 +147,11 @@ def test_evaluate_reads_another_file_the_way_the_recipe_reads_its_own(
 ) -> None:
     (tmp_path / "other.jsonl").write_text('{"prompt": "name: Red Fox\\n", "completion": "The Red Fox."}\n' * 2)
 
-    whole = json.loads(
-        peftkit("evaluate", str(runs["lora"]), "--data", "other.jsonl", "--exact-match", "--json").stdout
-    )
+    whole = json.loads(peftkit("evaluate", str(runs["lora"]), "--data", "other.jsonl", "--generate", "--json").stdout)
     first = json.loads(peftkit("evaluate", str(runs["lora"]), "--data", "other.jsonl", "--limit", "1", "--json").stdout)
 
     assert whole["documents"] == 2
-    assert whole["exact_match"] is not None
+    assert whole["text"]["references"] == 2
     assert first["documents"] == 1
     assert first["perplexity"] == pytest.approx(whole["perplexity"], rel=1e-5)
 

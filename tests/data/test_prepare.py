@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from peftkit.data.documents import NO_LABEL
-from peftkit.data.prepare import Prepared, pairs, prepare, prepare_validation, texts
+from peftkit.data.prepare import Prepared, prepare, prepare_validation, texts
+from peftkit.data.prompts import pairs
 from peftkit.errors import DataError, FieldError
 from peftkit.recipe.schema import Data
 

@@ -22,13 +22,16 @@ def test_every_method_is_clearly_better_than_the_untouched_base(peftkit: Command
 
     assert done.returncode == 0, done.stderr
     result = json.loads(done.stdout)
-    assert result["base_exact_match"] == 0
-    assert [row["method"] for row in result["rows"]] == ["full", "lora", "qlora"]
-    for row in result["rows"]:
-        assert row["metrics"]["perplexity"] < 1.1 < 100 < row["metrics"]["base_perplexity"]
-        assert row["exact_match"] > 0.9
+    base, quantised, *trained = result["comparison"]["entries"]
+    assert (base["name"], quantised["name"]) == ("base", "base in nf4")
+    assert base["metrics"]["exact_match"]["mean"] == 0
+    assert [entry["method"] for entry in trained] == ["full", "lora", "qlora"]
+    for entry in trained:
+        assert entry["metrics"]["perplexity"]["mean"] < 1.1 < 100 < base["metrics"]["perplexity"]["mean"]
+        assert entry["metrics"]["exact_match"]["mean"] > 0.9
     assert result["merge"]["proof"]["relative_error"] < 1e-5
     assert [sample["written"] for sample in result["samples"]] == [sample["wanted"] for sample in result["samples"]]
+    assert (tmp_path / "quick" / "report.html").is_file()
     assert (tmp_path / "quick" / "merged-qlora" / "model.safetensors").is_file()
 
 

@@ -1,0 +1,34 @@
+"""Intervals over seeds hold the truth as often as they say."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from peftkit.evaluation.statistics import statistic, welch_interval
+
+
+def test_a_mean_has_the_standard_error_of_its_values() -> None:
+    found = statistic([1.0, 2.0, 3.0])
+
+    assert (found.mean, found.standard_error) == (2.0, pytest.approx(1 / 3**0.5))
+
+
+def test_one_value_has_no_error_and_no_interval() -> None:
+    assert statistic([1.0]).standard_error is None
+    assert welch_interval([1.0], [1.0, 2.0]) is None
+
+
+def test_equal_values_differ_by_just_their_difference() -> None:
+    assert welch_interval([2.0, 2.0], [1.0, 1.0]) == (1.0, 1.0)
+
+
+@pytest.mark.parametrize("spread", [1.0, 4.0])
+def test_the_interval_holds_the_true_difference_as_often_as_it_says(spread: float) -> None:
+    rng = np.random.default_rng(0)
+    pairs = [(rng.normal(1.0, 1.0, 3), rng.normal(0.0, spread, 3)) for _ in range(2000)]
+    found = [welch_interval(ours.tolist(), theirs.tolist()) for ours, theirs in pairs]
+
+    held = np.mean([interval is not None and interval[0] <= 1.0 <= interval[1] for interval in found])
+
+    assert 0.94 <= held <= 0.99
