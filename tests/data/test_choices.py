@@ -39,7 +39,7 @@ def test_an_answer_is_a_number_or_one_of_the_texts(tmp_path: Path) -> None:
 def test_a_row_that_is_no_question_is_named(row: Any, words: str, tmp_path: Path) -> None:
     good = {"prompt": "a", "choices": ["b", "c"], "answer": 0}
 
-    with pytest.raises(DataError, match="questions.jsonl:2: ") as caught:
+    with pytest.raises(DataError, match=r"questions\.jsonl:2: ") as caught:
         read_questions(write(tmp_path, good, row))
 
     assert words in str(caught.value)
