@@ -32,6 +32,8 @@ def test_a_wheel_holds_recipes_schema_and_base_and_works_elsewhere(tmp_path: Pat
         "peftkit/assets/recipe.schema.json",
         "peftkit/assets/tiny-gpt2/model.safetensors",
         "peftkit/py.typed",
+        "peftkit/report/frame.html.j2",
+        "peftkit/report/style.css",
     } <= names
     assert done.returncode == 0, done.stderr
 
