@@ -13,7 +13,7 @@ from typing import Any, get_args
 from pydantic import ValidationError
 from ruamel.yaml import YAML
 
-from peftkit.errors import FieldError, InputError, Problem, RecipeError
+from peftkit.errors import FieldError, Problem, RecipeError
 from peftkit.recipe.document import Document, dotted, parse_document
 from peftkit.recipe.document import Path as Field
 from peftkit.recipe.layers import Layers, Origin, absolute_paths
@@ -22,13 +22,12 @@ from peftkit.recipe.overrides import Override, parse_override
 from peftkit.recipe.problems import describe, found
 from peftkit.recipe.references import reference_errors
 from peftkit.recipe.schema import Method, Recipe
+from peftkit.recipe.source import read_source
 from peftkit.redaction import holds_secret
 
 __all__ = ["RecipeFile", "load_recipe"]
 
 _METHODS: tuple[str, ...] = get_args(Method)
-_LARGEST_FILE = 1 << 18
-"""Bytes: room for some thousand paths of data files; beyond it, reading YAML takes minutes."""
 
 
 @dataclass(frozen=True)
@@ -98,7 +97,7 @@ def load_recipe(
         RecipeError: everything that is wrong, together.
         InputError: the file cannot be read.
     """
-    document = parse_document(_read(path), str(path))
+    document = parse_document(read_source(path, "recipe", "See `peftkit recipes list`."), str(path))
     problems = list(_method_problems(document, str(path)))
     changes = _parse(overrides, problems)
     own = document.values.get("methods")
@@ -117,27 +116,6 @@ def load_recipe(
     if problems or recipe is None:
         raise RecipeError(problems)
     return RecipeFile(recipe, path, output or Path(recipe.output or f"runs/{recipe.name}"), layers)
-
-
-def _read(path: Path) -> str:
-    try:
-        with path.open("rb") as file:
-            content = file.read(_LARGEST_FILE + 1)
-        text = content.decode()
-    except FileNotFoundError as error:
-        raise InputError("there is no such recipe.", where=str(path), remedy="See `peftkit recipes list`.") from error
-    except IsADirectoryError as error:
-        remedy = "Name the YAML file in it."
-        raise InputError("is a folder, not a recipe.", where=str(path), remedy=remedy) from error
-    except UnicodeDecodeError as error:
-        line = error.object.count(b"\n", 0, error.start) + 1
-        raise InputError("is not UTF-8 text.", where=f"{path}:{line}", remedy="Save the file in UTF-8.") from error
-    except OSError as error:
-        raise InputError(f"cannot be read: {error}.", where=str(path), remedy="Name a file that can be.") from error
-    if len(content) > _LARGEST_FILE:
-        what = f"is no recipe: it has more than {_LARGEST_FILE:,} bytes."
-        raise InputError(what, where=str(path), remedy="Name the YAML file of a recipe.")
-    return text.replace("\r\n", "\n").replace("\r", "\n")
 
 
 def _path_of(field: str) -> Field:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
-from typing import Any, get_args
+from typing import Any, get_args, get_origin
 
 from pydantic import ValidationError
 
@@ -31,8 +31,15 @@ _WANTED = {
 }
 
 
-def describe(error: ValidationError, layers: Layers, name: str) -> list[Problem]:
-    """Each thing that is wrong, once, at the place where it was written; `name` is the recipe's file."""
+def describe(error: ValidationError, layers: Layers, name: str, root: type[Section] = Recipe) -> list[Problem]:
+    """Each thing that is wrong, once, at the place where it was written.
+
+    Args:
+        error: what pydantic found.
+        layers: the values that were checked.
+        name: the file's.
+        root: what the whole file is.
+    """
     details: dict[Path, list[Any]] = {}
     for detail in error.errors(include_url=False):
         details.setdefault(_written(detail["loc"], layers.values, detail["type"]), []).append(detail)
@@ -43,7 +50,7 @@ def describe(error: ValidationError, layers: Layers, name: str) -> list[Problem]
         if kinds <= _WANTED.keys() and path in above:
             continue  # of the kinds that the field may have, one fits but for an item in it
         where, field = layers.place(path, name)
-        what, remedy = _message(wrong[0], path)
+        what, remedy = _message(wrong[0], path, root)
         if len(kinds) > 1 and kinds <= _WANTED.keys():  # a field that may be of two kinds is wrong for both
             what = f"is {found(wrong[0]['input'])}, but must be {_either(kinds)}."
         problems.append(Problem(where, field, what, remedy))
@@ -70,10 +77,10 @@ def _written(location: Path, values: Any, kind: str) -> Path:
     return tuple(path)
 
 
-def _message(detail: Any, path: Path) -> tuple[str, str | None]:
+def _message(detail: Any, path: Path, root: type[Section]) -> tuple[str, str | None]:
     kind, value = detail["type"], detail["input"]
     if kind == "extra_forbidden":
-        return _unknown(path)
+        return _unknown(path, root)
     if kind == "missing":
         return "is missing.", "Add it."
     if kind in ("value_error", "disagreement"):
@@ -105,15 +112,15 @@ def found(value: Any) -> str:
     return "a list" if isinstance(value, list) else f"{value:g}" if isinstance(value, float) else str(value)
 
 
-def _unknown(path: Path) -> tuple[str, str]:
+def _unknown(path: Path, root: type[Section]) -> tuple[str, str]:
     """What to say about a name that its section does not have."""
-    section, name = _section(Recipe, path[:-1]), str(path[-1])
-    what = f"there is no {name} in {dotted(path[:-1]) or 'a recipe'}."
+    section, name = _section(root, path[:-1]), str(path[-1])
+    what = f"there is no {name} in {dotted(path[:-1]) or f'a {root.__name__.lower()}'}."
     if section is None:
         return what, "Remove it."
     if issubclass(section, LibrarySection) and name in section.owned:
         return what, section.owned[name]
-    home = _home(name, dotted(path[:-1]))
+    home = _home(name, dotted(path[:-1]), root)
     if home:
         return what, home
     guess = nearest(name, _fields(section))
@@ -122,10 +129,10 @@ def _unknown(path: Path) -> tuple[str, str]:
     return what, f"There are: {', '.join(section.model_fields)}."
 
 
-def _home(name: str, here: str) -> str | None:
+def _home(name: str, here: str, root: type[Section]) -> str | None:
     """What to do with a name that another section has, or refuses with a remedy; those below `here` come first."""
-    sections = sorted(_all_sections(Recipe), key=lambda entry: not entry[0].startswith(f"{here}."))
-    if here and name in Recipe.model_fields and not sections[0][0].startswith(f"{here}."):
+    sections = sorted(_all_sections(root), key=lambda entry: not entry[0].startswith(f"{here}."))
+    if here and name in root.model_fields and not sections[0][0].startswith(f"{here}."):
         return "It belongs at the top level."
     homes = [home for home, section in sections if name in _fields(section)]
     if homes:
@@ -160,17 +167,20 @@ def _all_sections(section: type[Section]) -> Iterable[tuple[str, type[Section]]]
 
 def _section(section: type[Section], path: Path) -> type[Section] | None:
     """The section at a path."""
+    keyed = False
     for part in path:
-        if isinstance(part, int):  # an item of a list of sections
+        if isinstance(part, int) or keyed:  # an item of a list or a mapping of sections
+            keyed = False
             continue
         inner = dict(_sections(section)).get(str(part))
         if inner is None:
             return None
+        keyed = get_origin(section.model_fields[str(part)].annotation) is dict
         section = inner
     return section
 
 
 def _as_section(annotation: Any) -> type[Section] | None:
-    kinds = [annotation, *get_args(annotation)]
-    kinds += [inner for kind in kinds for inner in get_args(kind)]  # the items of a list
-    return next((kind for kind in kinds if isinstance(kind, type) and issubclass(kind, Section)), None)
+    if isinstance(annotation, type) and issubclass(annotation, Section):
+        return annotation
+    return next((found for inner in get_args(annotation) if (found := _as_section(inner))), None)
