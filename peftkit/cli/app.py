@@ -34,6 +34,7 @@ COMMANDS = (
     "merge",
     "adapters",
     "verify",
+    "reproduce",
     "push",
     "doctor",
 )

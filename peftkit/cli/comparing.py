@@ -8,7 +8,7 @@ from peftkit import console
 from peftkit.recipe.evidence import TEXT_METRICS
 from peftkit.runs.comparison import Comparison, Entry, Expected, Statistic
 
-__all__ = ["print_comparison"]
+__all__ = ["print_comparison", "verdict_on"]
 
 _NAMES = {"exact_match": "exact match", "bleu": "BLEU", "chrf": "chrF", "ter": "TER", "rouge_l": "ROUGE-L"}
 _SHOWN = ("exact_match", "bleu", "rouge_l")
@@ -30,7 +30,7 @@ def print_comparison(comparison: Comparison, title: str) -> None:
     for warning in comparison.warnings:
         console.warning(warning)
     for expected in comparison.expected:
-        console.print_text(_verdict(expected))
+        console.print_text(verdict_on(expected))
 
 
 def _quality(entry: Entry, texts: Sequence[str], by: str) -> Iterator[str]:
@@ -71,7 +71,8 @@ def _against(entry: Entry, by: str) -> str:
     return f"{against.difference:+.3g} {by}{words[against.verdict]}"
 
 
-def _verdict(expected: Expected) -> str:
+def verdict_on(expected: Expected) -> str:
+    """One line on what the recipe expects and what came."""
     what = f"{expected.entry}: {expected.metric} {expected.band} ({expected.source})"
     if expected.value is None or expected.distance is None:
         return f"not measured: {what}"

@@ -69,8 +69,8 @@ def _written(location: Path, values: Any, kind: str) -> Path:
         present = isinstance(values, dict) and part in values
         item = isinstance(values, list) and isinstance(part, int) and part < len(values)
         if not present and not item:
-            if kind in ("missing", "disagreement"):
-                path.append(part)
+            if kind in ("missing", "disagreement") and (isinstance(part, int) or part.islower()):
+                path.append(part)  # a name; those of classes are not in lower case
             continue
         path.append(part)
         values = values[part]

@@ -19,7 +19,7 @@ from peftkit.runs.folder import RunFolder
 from peftkit.storage import read_json
 from peftkit.workflows.arms import Arm
 
-__all__ = ["EVALUATION_NAME", "Table", "tabulate"]
+__all__ = ["EVALUATION_NAME", "Table", "check_expectations", "measured_of", "tabulate"]
 
 EVALUATION_NAME = "evaluation.json"
 _OF_A_RUN = (
@@ -84,14 +84,14 @@ def check_expectations(recipe: Recipe, name: str, metrics: dict[str, Statistic])
 
 def _entry(arm: Arm, table: Table) -> Entry:
     cells = arm.cells(table.seeds)
-    measured = [_measured(RunFolder(table.folder / cell.name)) for cell in cells]
+    measured = [measured_of(RunFolder(table.folder / cell.name)) for cell in cells]
     names = [name for name in measured[0] if all(each.get(name) is not None for each in measured)]
     metrics = {name: statistic([float(each[name]) for each in measured]) for name in names}
     return Entry(arm.name, arm.method, dict(arm.changes), [cell.name for cell in cells], metrics)
 
 
-def _measured(folder: RunFolder) -> dict[str, Any]:
-    """The numbers of one run."""
+def measured_of(folder: RunFolder) -> dict[str, Any]:
+    """The numbers of one run, those of what it writes included where they are there; None is what is not known."""
     manifest = folder.read()
     found = {name: getattr(manifest.metrics, name) for name in (*_OF_A_RUN, "base_perplexity")}
     weights = [name for name in manifest.outputs if name.endswith(".safetensors")]
