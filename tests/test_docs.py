@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+import os
 import re
 import subprocess
 import sys
@@ -10,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from peftkit.cli.app import COMMANDS
+from peftkit.data.grammar import task
 from peftkit.recipe.library import shipped_recipes
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -39,3 +42,33 @@ def test_ci_runs_the_readmes_own_command() -> None:
     assert "pip install -c constraints.txt -e '.[test]' && pytest" in readme
     assert "-c constraints.txt -e '.[test]'" in script
     assert "\npytest\n" in script
+
+
+@pytest.mark.slow
+def test_every_command_of_the_story_runs_in_its_order(tmp_path: Path) -> None:
+    page = (ROOT / "docs" / "story.md").read_text(encoding="utf-8")
+    blocks = re.findall(r"^```(\w+)\n(.*?)^```", page, re.MULTILINE | re.DOTALL)
+    (recipe,) = (text for kind, text in blocks if kind == "yaml")
+    (shown,) = (text for kind, text in blocks if kind == "csv")
+    rows = [(row["prompt"].strip(), row["completion"]) for row in task("train")[:400]]
+    with (tmp_path / "guide.csv").open("w", encoding="utf-8", newline="") as file:
+        csv.writer(file).writerows([("facts", "sentence"), *rows])
+    (tmp_path / "guide.yaml").write_text(recipe, encoding="utf-8")
+    script = "set -e\n" + "".join(text for kind, text in blocks if kind == "sh")
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+
+    done = subprocess.run(
+        ["bash", "-c", script],
+        cwd=tmp_path,
+        env={**os.environ, "PATH": path},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+    assert done.returncode == 0, done.stderr
+    assert next(csv.reader(shown.splitlines())) == ["facts", "sentence"]
+    assert "nothing is left to do" in done.stderr
+    assert "more than chance" in done.stdout
+    report = (tmp_path / "runs" / "guide" / "report.html").read_text(encoding="utf-8")
+    assert "guide-model" in report or "merge" in report.lower()

@@ -37,6 +37,8 @@ def test_a_finished_run_is_sound(run: Path) -> None:
     assert [(check.name, check.passed) for check in found] == [
         ("recipe.yaml", True),
         ("metrics.jsonl", True),
+        ("audit.json", True),
+        ("samples.json", True),
         ("adapter", True),
     ]
 
@@ -46,6 +48,7 @@ def test_a_finished_run_is_sound(run: Path) -> None:
     [
         ("recipe.yaml", "recipe.yaml"),
         ("metrics.jsonl", "metrics.jsonl"),
+        ("samples.json", "samples.json"),
         ("adapter/adapter_model.safetensors", "adapter"),
         ("adapter/sample.json", "adapter"),
     ],
