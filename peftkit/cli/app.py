@@ -27,6 +27,7 @@ COMMANDS = (
     "data",
     "train",
     "evaluate",
+    "tune",
     "generate",
     "metrics",
     "compare",

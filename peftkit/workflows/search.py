@@ -6,7 +6,7 @@ import contextlib
 import hashlib
 import sqlite3
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +20,10 @@ from optuna.trial import Trial, TrialState
 
 from peftkit.recipe.study import Scalar, Study, holds
 from peftkit.recipe.study_file import Searched
+from peftkit.workflows.trials import Outcome
 
-__all__ = ["ENDED", "begin", "draw", "importances", "next_trial", "opened"]
+__all__ = ["begin", "importances", "judge", "next_trial", "opened", "tell"]
 
-ENDED = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL)
 _NAME = "tune"
 _RANDOM_TRIALS = 5
 """Trials that are drawn at random, before the sampler has seen enough to learn from."""
@@ -68,10 +68,10 @@ def next_trial(search: optuna.Study, searched: Searched) -> tuple[Trial, dict[st
     """
     left = search.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
     trial = Trial(search, left[0]._trial_id) if left else search.ask()
-    return trial, draw(search, trial, searched)
+    return trial, _draw(search, trial, searched)
 
 
-def draw(search: optuna.Study, trial: Trial, searched: Searched) -> dict[str, Scalar]:
+def _draw(search: optuna.Study, trial: Trial, searched: Searched) -> dict[str, Scalar]:
     """A trial's values: those that it has, and others by a seed of its own, so that they hang on its number alone."""
     space, values = searched.study.space, dict[str, Scalar]()
     if "method" in space:
@@ -82,9 +82,33 @@ def draw(search: optuna.Study, trial: Trial, searched: Searched) -> dict[str, Sc
     return values
 
 
+def judge(trial: Trial) -> Callable[[int, float], bool]:
+    """Says of an evaluation, by its number and loss, whether a trial is to be ended early."""
+
+    def is_hopeless(number: int, loss: float) -> bool:
+        known = trial.storage.get_trial(trial._trial_id).intermediate_values
+        if number not in known:  # it was told before the process was killed
+            trial.report(loss, number)
+        return trial.should_prune()
+
+    return is_hopeless
+
+
+def tell(search: optuna.Study, trial: Trial, outcome: Outcome) -> None:
+    """Write down how a trial ended; one that has not is left as it is."""
+    if outcome.state == "finished":
+        search.tell(trial, outcome.eval_loss)
+    elif outcome.state == "pruned":
+        search.tell(trial, state=TrialState.PRUNED)
+    elif outcome.state == "failed":
+        trial.set_user_attr("error", outcome.error)
+        search.tell(trial, state=TrialState.FAIL)
+
+
 def importances(search: optuna.Study) -> dict[str, float]:
-    """How much of the difference between good trials and all others lies with each field (PED-ANOVA, Watanabe et al.
-    2023), the greatest first; nothing where too few trials were finished.
+    """Each field's share of what tells good trials from others, the greatest first; nothing of too few trials.
+
+    It is PED-ANOVA (Watanabe et al. 2023), which takes the best tenth for good ones.
     """
     finished = search.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
     if len(finished) < _FINISHED_FOR_IMPORTANCES or len({trial.value for trial in finished}) < 2:

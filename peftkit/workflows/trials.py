@@ -86,7 +86,9 @@ def train_trial(arguments: Sequence[str], watch: Watch, folder: RunFolder, is_la
     _wait_for(folder)
     status = 0
     if not watch.look():
-        status = run_apart(["train", *arguments, "--output", str(folder.path), "--resume"], _ending(watch, is_late))
+        going_on = [] if folder.is_free else ["--resume"]
+        command = ["train", *arguments, "--output", str(folder.path), *going_on]
+        status = run_apart(command, lambda: watch.look() or is_late())
     if watch.look() and watch.pruned:
         return watch.pruned
     stopped = status in (128 + signal.SIGTERM, -signal.SIGTERM)
@@ -99,10 +101,6 @@ def train_trial(arguments: Sequence[str], watch: Watch, folder: RunFolder, is_la
         remedy = "Mend it, and give the same command again."
         raise InputError("cannot be trained; its message stands above.", where=str(folder.path), remedy=remedy)
     return _outcome(folder, status)
-
-
-def _ending(watch: Watch, is_late: Callable[[], bool]) -> Callable[[], bool]:
-    return lambda: watch.look() or is_late()
 
 
 def _outcome(folder: RunFolder, status: int) -> Outcome:

@@ -7,34 +7,32 @@ import math
 import shlex
 import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from peftkit import console
-from peftkit.errors import ChangedError, RunError, Stopped, TargetError
+from peftkit.errors import ChangedError, InputError, RunError, Stopped, TargetError
 from peftkit.recipe.loader import load_recipe
-from peftkit.recipe.study import Scalar, Study
+from peftkit.recipe.study import Scalar
 from peftkit.recipe.study_file import Searched, load_study, read_study, settings
 from peftkit.runs.differences import recipe_differences
 from peftkit.runs.folder import RunFolder
 from peftkit.runs.lock import locked
 from peftkit.storage import is_free, new_part, write_text
-from peftkit.workflows.search import ENDED, begin, importances, next_trial, opened
-from peftkit.workflows.trials import Outcome, State, Watch, train_trial
+from peftkit.workflows.search import begin, judge, next_trial, opened, tell
+from peftkit.workflows.trials import Outcome, Watch, train_trial
+from peftkit.workflows.tuned import OUTSIDE, Tuned, run_name, tried, tuned
 
 if TYPE_CHECKING:
     from optuna import Study as Search
-    from optuna.trial import FrozenTrial, Trial
 
-__all__ = ["Tried", "TuneOptions", "Tuned", "tune"]
+__all__ = ["TuneOptions", "tune"]
 
-_DATABASE, _STUDY, _RECIPE, _BEST, _TRIALS = "study.db", "study.yaml", "recipe.yaml", "best.yaml", "trials"
-_OWN = "recipe"
-"""The run of the recipe's own values, where the space does not hold them."""
-
-_STATES: dict[str, State] = {"COMPLETE": "finished", "PRUNED": "pruned", "FAIL": "failed"}
+_DATABASE, _STUDY, _RECIPE, _BEST = "study.db", "study.yaml", "recipe.yaml", "best.yaml"
+_CHANGEABLE = ("n_trials", "time_limit_minutes")
+"""What a study may say otherwise when it is gone on with."""
 
 
 @dataclass(frozen=True)
@@ -66,48 +64,6 @@ class TuneOptions:
         return shlex.join(["peftkit", "tune", str(recipe), *options])
 
 
-@dataclass(frozen=True)
-class Tried:
-    """One trial."""
-
-    number: int | None
-    """None for the recipe's own values, where the space does not hold them."""
-
-    run: str
-    """Its run folder, within the search's."""
-
-    state: State
-    values: dict[str, Scalar]
-    eval_loss: float | None
-    """Nats for each taught token of the validation data: after training, or when the trial was ended early."""
-
-    perplexity: float | None
-    error: str | None
-
-
-@dataclass(frozen=True)
-class Tuned:
-    """What a search has found."""
-
-    output: str
-    trials: list[Tried]
-    """Those that were finished, by their loss; then the others."""
-
-    trials_left: int
-    best: Tried
-    best_recipe: str
-    """The recipe file of the best trial."""
-
-    recipe: Tried | None
-    """The trial with the recipe's own values, if it was finished."""
-
-    gain: float | None
-    """By how much the best validation loss is below the recipe's."""
-
-    importances: dict[str, float] = field(default_factory=dict)
-    """Each field's share of what tells good trials from others; empty where there are too few."""
-
-
 def tune(recipe: Path, options: TuneOptions, output: Path) -> Tuned:
     """Try values for the fields of a study, each in a run of its own, and write the recipe of the best.
 
@@ -119,15 +75,77 @@ def tune(recipe: Path, options: TuneOptions, output: Path) -> Tuned:
         Stopped: a signal came; what was trained is saved.
     """
     searched = load_study(options.study, recipe, method=options.method, overrides=options.overrides)
+    if is_free(output):
+        _begin(output, searched, options.study)
+    _check_same(output, searched)
     minutes = options.minutes or searched.study.time_limit_minutes
-    wanted = options.trials or searched.study.n_trials
-    _prepare(output, searched, options.study)
-    with locked(output), _telling(options.command(recipe, output)):
-        _check_same(output, searched, options.study)
-        with opened(output / _DATABASE, searched.study) as search:
-            work = _Work(search, searched, output, wanted, time.monotonic() + minutes * 60 if minutes else math.inf)
-            work.go_on()
-            return work.result()
+    deadline = time.monotonic() + minutes * 60 if minutes else math.inf
+    with (
+        locked(output),
+        _telling(options.command(recipe, output)),
+        opened(output / _DATABASE, searched.study) as search,
+    ):
+        work = _Work(search, searched, output, options.trials or searched.study.n_trials, deadline)
+        work.go_on()
+        return work.result()
+
+
+def _begin(output: Path, searched: Searched, study: Path) -> None:
+    """Make the search's folder, whole or not at all.
+
+    Raises:
+        TargetError: nothing can be written there.
+    """
+    try:
+        part = new_part(output)
+        try:
+            shutil.copyfile(study, part / _STUDY)
+            write_text(part / _RECIPE, searched.file.resolved_yaml())
+            with opened(part / _DATABASE, searched.study) as search:
+                if not begin(search, searched):
+                    search.set_user_attr(OUTSIDE, None)
+            part.replace(output)
+        finally:
+            shutil.rmtree(part, ignore_errors=True)
+    except OSError as error:
+        remedy = "Name another place with --output."
+        raise TargetError(f"cannot be written: {error.strerror}.", where=str(output), remedy=remedy) from error
+
+
+def _check_same(output: Path, searched: Searched) -> None:
+    """See that a folder holds this search.
+
+    Raises:
+        TargetError: it is something else's.
+        ChangedError: it is a search with another study or recipe.
+    """
+    if not (output / _DATABASE).is_file():
+        remedy = "Name another place with --output."
+        raise TargetError("exists already, and holds no search.", where=str(output), remedy=remedy)
+    try:
+        study, _ = read_study(output / _STUDY)
+        recipe = load_recipe(output / _RECIPE).recipe
+    except InputError as error:
+        what = f"cannot be read as a part of this search: {error.lines()[0]}"
+        raise TargetError(what, where=str(output), remedy="Begin one in another --output.") from error
+    before, now = study.model_dump(), searched.study.model_dump()
+    named = [name for name in now if before[name] != now[name] and name not in _CHANGEABLE]
+    changes = [f"the study's {name} is another one." for name in named]
+    changed = recipe_differences(recipe.model_dump(mode="json"), searched.file.recipe.model_dump(mode="json"))
+    changes += [f"the recipe's {difference}" for difference in changed]
+    if changes:
+        remedy = "Trials of other values cannot be compared: begin a search in another --output."
+        raise ChangedError(changes, where=str(output), remedy=remedy)
+
+
+@contextlib.contextmanager
+def _telling(command: str) -> Iterator[None]:
+    """Say how to go on where a signal ends it."""
+    try:
+        yield
+    except Stopped as stopped:
+        remedy = f"Go on with: {command}"
+        raise Stopped(stopped.signal_number, stopped.what, remedy=remedy) from stopped
 
 
 @dataclass(frozen=True)
@@ -142,56 +160,51 @@ class _Work:
 
     def go_on(self) -> None:
         """Bring trials to their end until there are enough, or time is up."""
-        if _OWN in self.search.user_attrs and self.search.user_attrs[_OWN] is None and not self._is_late():
-            console.info("the recipe as it is; the space does not hold its values")
-            outcome = self._train({}, self.output / _TRIALS / _OWN, lambda number, loss: False)
+        attributes = self.search.user_attrs
+        if OUTSIDE in attributes and attributes[OUTSIDE] is None and not self._is_late():
+            console.info(f"{run_name(None)}: the recipe as it is, whose values the space does not hold")
+            outcome = self._train({}, run_name(None), lambda *_: False)
             if outcome.state != "unfinished":
-                self.search.set_user_attr(_OWN, asdict(outcome))
-        while self.left() and not self._is_late():
+                self.search.set_user_attr(OUTSIDE, asdict(outcome))
+        while self._left() and not self._is_late():
             trial, values = next_trial(self.search, self.searched)
-            console.info(f"trial {trial.number} of 0 to {self._last_number()}: {', '.join(settings(values))}")
-            outcome = self._train(values, self._folder(trial.number), _judge(trial))
-            _tell(self.search, trial, outcome)
+            shown = ", ".join(f"{name} {_short(value)}" for name, value in values.items())
+            console.info(f"{run_name(trial.number)}, {self.wanted - self._left() + 1} of {self.wanted}: {shown}")
+            outcome = self._train(values, run_name(trial.number), judge(trial))
+            tell(self.search, trial, outcome)
             self._write_best()
-        if self.left():
-            console.info(f"time is up; the same command goes on with the {self.left()} trials that are left.")
-
-    def left(self) -> int:
-        """Trials that have not come to their end."""
-        return max(0, self.wanted - len([tried for tried in self._tried() if tried.state != "unfinished"]))
+        if self._left():
+            console.info(f"time is up with {self._left()} trials left; the same command goes on.")
 
     def result(self) -> Tuned:
-        """What has been found so far.
+        """What has been found.
 
         Raises:
             RunError: no trial was finished.
         """
-        best = self._write_best()
-        tried = self._tried()
-        if best is None:
-            why = next((each.error for each in tried if each.error), "time was up too early.")
-            remedy = "Give the same command again, with more time or trials, or mend what the trials say."
+        self._write_best()
+        result = tuned(self.search, self.searched, str(self.output), str(self.output / _BEST), self._left())
+        if result.best is None:
+            why = next((each.error for each in result.trials if each.error), "time was up too early.")
+            remedy = "Mend what the trials say, or give the same command again with more time or trials."
             raise RunError(f"no trial was finished: {why}", where=str(self.output), remedy=remedy)
-        own = next((each for each in tried if self._is_the_recipe(each) and each.state == "finished"), None)
-        gain = own.eval_loss - best.eval_loss if own and own.eval_loss is not None and best.eval_loss is not None else None
-        place, mattered = str(self.output / _BEST), importances(self.search)
-        return Tuned(str(self.output), sorted(tried, key=_rank), self.left(), best, place, own, gain, mattered)
+        return result
 
-    def _train(self, values: Mapping[str, Scalar], place: Path, judge: Callable[[int, float], bool]) -> Outcome:
-        searched, folder = self.searched, RunFolder(place)
+    def _train(self, values: Mapping[str, Scalar], name: str, is_hopeless: Callable[[int, float], bool]) -> Outcome:
+        searched, folder = self.searched, RunFolder(self.output / name)
         training = searched.with_values(values).recipe.training
-        given = [*searched.overrides, *settings(values), "generation.samples=0"]
-        arguments = [str(searched.path), "--no-report", *(part for text in given for part in ("--set", text))]
+        changes = [*searched.overrides, *settings(values), "generation.samples=0"]
+        arguments = [str(searched.path), "--no-report", *(part for text in changes for part in ("--set", text))]
         if searched.method:
             arguments += ["--method", searched.method]
-        outcome = train_trial(arguments, Watch(folder, training, judge), folder, self._is_late)
+        outcome = train_trial(arguments, Watch(folder, training, is_hopeless), folder, self._is_late)
         self._check_data(folder)
-        shown = f"eval_loss {outcome.eval_loss:.4f}, " if outcome.eval_loss is not None else ""
-        console.info(f"{place.name}: {shown}{outcome.state}{f': {outcome.error}' if outcome.error else ''}")
+        shown = f", eval_loss {outcome.eval_loss:.4f}" if outcome.eval_loss is not None else ""
+        console.info(f"{name}: {outcome.state}{shown}{f': {outcome.error}' if outcome.error else ''}")
         return outcome
 
     def _check_data(self, folder: RunFolder) -> None:
-        """See that all trials had the same data.
+        """See that all trials have had the same data.
 
         Raises:
             ChangedError: its files have changed.
@@ -202,31 +215,24 @@ class _Work:
             self.search.set_user_attr("data", data)
         elif data is not None and known != data:
             remedy = "Losses on other data cannot be compared: begin a search in another --output."
-            raise ChangedError([f"{folder.path}: the data is not that of the trials before it."], where=str(self.output), remedy=remedy)
+            what = f"{folder.path}: its data is not what the first trial had."
+            raise ChangedError([what], where=str(self.output), remedy=remedy)
 
-    def _write_best(self) -> Tried | None:
+    def _write_best(self) -> None:
         """Write the recipe of the best trial so far, if one was finished."""
-        finished = [tried for tried in self._tried() if tried.state == "finished"]
-        best = min(finished, key=_rank, default=None)
-        if best is not None:
-            file = self.searched.with_values(best.values)
+        best = tried(self.search, self.searched)[:1]
+        if best and best[0].state == "finished":
+            file = self.searched.with_values(best[0].values)
             recipe = file.recipe.model_copy(update={"name": f"{file.recipe.name}-tuned", "output": None})
             write_text(self.output / _BEST, replace(file, recipe=recipe).resolved_yaml())
-        return best
 
-    def _tried(self) -> list[Tried]:
-        own = self.search.user_attrs.get(_OWN)
-        rows = [_row(None, f"{_TRIALS}/{_OWN}", {}, Outcome(**own))] if own else []
-        return rows + [_frozen(trial) for trial in self.search.get_trials(deepcopy=False) if trial.state.name != "WAITING"]
-
-    def _is_the_recipe(self, tried: Tried) -> bool:
-        return tried.number is None or (tried.number == 0 and _OWN not in self.search.user_attrs)
-
-    def _folder(self, number: int) -> Path:
-        return self.output / _run_name(number)
-
-    def _last_number(self) -> int:
-        return self.wanted - 1 - (_OWN in self.search.user_attrs)
+    def _left(self) -> int:
+        rows = tried(self.search, self.searched)
+        return max(0, self.wanted - len([row for row in rows if row.state != "unfinished"]))
 
     def _is_late(self) -> bool:
         return time.monotonic() >= self.deadline
+
+
+def _short(value: Scalar) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
