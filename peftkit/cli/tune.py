@@ -113,12 +113,14 @@ def _cells(tried: Tried, result: Tuned, names: list[str]) -> Iterator[str]:
 
 
 def _verdict(result: Tuned) -> str:
-    if result.recipe is None or result.gain is None:
-        return "The recipe's own values came to no end that they could be compared by."
-    if result.best == result.recipe:
-        return "No other values were better than the recipe's own."
+    best, own = result.best, result.recipe
+    if best is None or own is None or result.gain is None:
+        return "The recipe's own values came to no loss that the best could be compared with. The best recipe:"
+    if best == own:
+        return "No other values were better than the recipe's own:"
     return (
-        f"{result.best.run if result.best else ''} is {result.gain:.4f} nats better than the recipe. It was chosen on "
-        "this data, which flatters it:\nmeasure it on other data, by peftkit evaluate RUN --data FILE --baseline RUN. "
+        f"{best.run} is {result.gain:.4f} nats better than the recipe, on the data that it was chosen by, which\n"
+        "flatters it. Measure it on other data:\n\n"
+        f"  peftkit evaluate {result.output}/{best.run} --baseline {result.output}/{own.run} --data FILE\n\n"
         "Its recipe:"
     )
