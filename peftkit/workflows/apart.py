@@ -7,13 +7,17 @@ import ctypes
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from types import FrameType
 from typing import Any
 
+from peftkit import console
 from peftkit.errors import Stopped
+from peftkit.runs.lock import is_held
 
-__all__ = ["run_apart"]
+__all__ = ["run_apart", "wait_for"]
 
 _LOOK_SECONDS = 0.5
 _DIE_WITH_PARENT = 1
@@ -57,6 +61,14 @@ def run_apart(arguments: Sequence[str], end_when: Callable[[], bool] = lambda: F
     if came:
         raise Stopped(came[0], f"stopped by {signal.Signals(came[0]).name}.")
     return status
+
+
+def wait_for(folder: Path) -> None:
+    """Wait for a process that still saves what it has trained: one whose parent was killed a moment ago."""
+    if is_held(folder):
+        console.info(f"waiting for the process that is at work in {folder}.")
+    while is_held(folder):
+        time.sleep(_LOOK_SECONDS)
 
 
 @contextlib.contextmanager

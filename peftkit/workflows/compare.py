@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -15,9 +14,9 @@ from peftkit.recipe.evidence import TEXT_METRICS
 from peftkit.recipe.schema import Method
 from peftkit.runs.comparison import COMPARISON_NAME, Comparison
 from peftkit.runs.folder import RunFolder
-from peftkit.runs.lock import is_held, locked
+from peftkit.runs.lock import locked
 from peftkit.storage import is_free, read_json, write_json
-from peftkit.workflows.apart import run_apart
+from peftkit.workflows.apart import run_apart, wait_for
 from peftkit.workflows.arms import Arm, Cell, arms_of, with_rate
 from peftkit.workflows.evaluate import Measures, evaluate_target
 from peftkit.workflows.resume import Past, check_finished
@@ -27,7 +26,6 @@ __all__ = ["CompareOptions", "compare"]
 
 _PLAN_NAME = "plan.json"
 _BASE_NAME = "base.json"
-_LOOK_SECONDS = 0.5
 
 
 @dataclass(frozen=True)
@@ -119,7 +117,7 @@ def _train(cell: Cell, output: Path, which: str, *, may_fail: bool = False) -> b
     if _is_finished(folder, cell):
         console.info(f"{which}: {cell.name} is finished already")
         return True
-    _wait_for(folder)
+    wait_for(folder.path)
     console.info(f"{which}: {cell.name}")
     status = run_apart(["train", *cell.arguments(), "--output", str(folder.path), "--resume"])
     if status and not (may_fail and status == 1):
@@ -136,14 +134,6 @@ def _is_finished(folder: RunFolder, cell: Cell) -> bool:
         return False
     check_finished(Past.read(folder, manifest), cell.file.recipe)
     return True
-
-
-def _wait_for(folder: RunFolder) -> None:
-    """Wait for a process that still saves what it has trained: one whose parent was killed a moment ago."""
-    if is_held(folder.path):
-        console.info(f"waiting for the process that is at work in {folder.path}.")
-    while is_held(folder.path):
-        time.sleep(_LOOK_SECONDS)
 
 
 def _with_best_rate(arm: Arm, rates: Sequence[str], output: Path, tried: list[dict[str, Any]]) -> Arm:

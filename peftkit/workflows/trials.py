@@ -5,22 +5,18 @@ from __future__ import annotations
 import json
 import math
 import signal
-import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from peftkit import console
 from peftkit.errors import InputError, Stopped
 from peftkit.recipe.hyperparameters import Training
 from peftkit.runs.folder import RunFolder
-from peftkit.runs.lock import is_held
-from peftkit.workflows.apart import run_apart
+from peftkit.workflows.apart import run_apart, wait_for
 
 __all__ = ["Outcome", "State", "Watch", "train_trial"]
 
 State = Literal["finished", "pruned", "failed", "unfinished"]
-_LOOK_SECONDS = 0.5
 
 
 @dataclass(frozen=True)
@@ -83,7 +79,7 @@ def train_trial(arguments: Sequence[str], watch: Watch, folder: RunFolder, is_la
         InputError: it is not as `train` can take it.
         Stopped: a signal came; what was trained is saved.
     """
-    _wait_for(folder)
+    wait_for(folder.path)
     status = 0
     if not watch.look():
         going_on = [] if folder.is_free else ["--resume"]
@@ -116,11 +112,3 @@ def _outcome(folder: RunFolder, status: int) -> Outcome:
     if loss is None or not math.isfinite(loss):
         return Outcome("failed", error="its validation loss is no finite number.")
     return Outcome("finished", loss)
-
-
-def _wait_for(folder: RunFolder) -> None:
-    """Wait for a process that still saves what it has trained: one whose parent was killed a moment ago."""
-    if is_held(folder.path):
-        console.info(f"waiting for the process that is at work in {folder.path}.")
-    while is_held(folder.path):
-        time.sleep(_LOOK_SECONDS)
