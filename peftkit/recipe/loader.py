@@ -21,7 +21,7 @@ from peftkit.recipe.names import nearest
 from peftkit.recipe.overrides import Override, parse_override
 from peftkit.recipe.problems import describe, found
 from peftkit.recipe.references import reference_errors
-from peftkit.recipe.schema import Method, Recipe
+from peftkit.recipe.schema import UNUSED_SECTIONS, Method, Recipe
 from peftkit.recipe.source import read_source
 from peftkit.redaction import holds_secret
 
@@ -66,10 +66,9 @@ class RecipeFile:
 
     def notes(self) -> list[str]:
         """What the recipe says that cannot act in this run."""
-        unused = {"full": ("lora", "quantization"), "lora": ("quantization",)}.get(self.recipe.method, ())
         return [
             f"{section} is checked, and not used by method: {self.recipe.method}."
-            for section in unused
+            for section in UNUSED_SECTIONS.get(self.recipe.method, ())
             if (section,) in self.layers.origins
         ]
 

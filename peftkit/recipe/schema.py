@@ -10,7 +10,7 @@ from peftkit.recipe.evidence import TEXT_METRICS, Expectation, Generation
 from peftkit.recipe.hyperparameters import Lora, Quantization, Training
 from peftkit.recipe.section import Section, disagree
 
-__all__ = ["COLUMNS", "Base", "Data", "Init", "Method", "Precision", "Recipe", "Source"]
+__all__ = ["COLUMNS", "UNUSED_SECTIONS", "Base", "Data", "Init", "Method", "Precision", "Recipe", "Source"]
 
 Method = Literal["full", "lora", "qlora"]
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
@@ -26,6 +26,9 @@ COLUMNS: Final[dict[str, tuple[str, ...]]] = {
     "tokens": ("input_ids", "labels"),
 }
 """The columns that each format reads; `input` and `labels` may be missing."""
+
+UNUSED_SECTIONS: Final[dict[str, tuple[str, ...]]] = {"full": ("lora", "quantization"), "lora": ("quantization",)}
+"""The sections of a recipe that a method does not use."""
 
 
 class Init(Section):

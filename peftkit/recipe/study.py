@@ -10,20 +10,16 @@ lora.r: [4, 8, 16]
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from typing import Annotated, Any, Final, TypeAlias
+from typing import Annotated, Any, TypeAlias
 
 from pydantic import AfterValidator, Discriminator, Field, Tag, model_validator
 
 from peftkit.recipe.section import Section, disagree
 
-__all__ = ["UNUSED", "Range", "Scalar", "Span", "Study", "holds"]
+__all__ = ["Range", "Scalar", "Span", "Study", "holds"]
 
 Scalar: TypeAlias = str | bool | int | float | None
 Number: TypeAlias = float | int
-
-UNUSED: Final[Mapping[str, tuple[str, ...]]] = {"full": ("lora.", "quantization."), "lora": ("quantization.",)}
-"""How the fields begin that a method does not use."""
 
 
 class Range(Section):

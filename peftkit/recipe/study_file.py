@@ -15,9 +15,9 @@ from peftkit.recipe.document import Document, parse_document
 from peftkit.recipe.layers import Layers
 from peftkit.recipe.loader import RecipeFile, load_recipe
 from peftkit.recipe.problems import describe
-from peftkit.recipe.schema import Recipe
+from peftkit.recipe.schema import UNUSED_SECTIONS, Recipe
 from peftkit.recipe.source import read_source
-from peftkit.recipe.study import UNUSED, Range, Scalar, Study
+from peftkit.recipe.study import Range, Scalar, Study
 
 __all__ = ["Searched", "load_study", "read_study", "settings"]
 
@@ -63,7 +63,7 @@ class Searched:
 
     def unused_by(self, method: Any) -> tuple[str, ...]:
         """How the fields begin that a trial's method, or else the recipe's, does not use."""
-        return UNUSED.get(method or self.file.recipe.method, ())
+        return tuple(f"{section}." for section in UNUSED_SECTIONS.get(method or self.file.recipe.method, ()))
 
 
 _UNSET: Any = object()

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
 
 from peftkit.errors import InputError
 from peftkit.recipe.loader import RecipeFile, load_recipe
-from peftkit.recipe.schema import Method
+from peftkit.recipe.schema import UNUSED_SECTIONS, Method
 
 __all__ = ["Arm", "Cell", "arms_of", "with_rate"]
 
@@ -75,7 +75,7 @@ def arms_of(
         raise InputError("training.seed is varied by --seeds.", where="--vary", remedy="Give --seeds.")
     arms: list[Arm] = []
     for method in methods:
-        unused = {"full": ("lora.", "quantization."), "lora": ("quantization.",)}.get(method, ())
+        unused = tuple(f"{section}." for section in UNUSED_SECTIONS.get(method, ()))
         fields = [name for name in vary if not name.startswith(unused)]
         arms.extend(
             _arm(recipe, method, overrides, dict(zip(fields, values, strict=True)))
@@ -95,7 +95,7 @@ def with_rate(arm: Arm, rate: str) -> Arm:
     Raises:
         RecipeError: it is none.
     """
-    return replace(_arm(arm.recipe, arm.method, arm.overrides, {**arm.changes, _RATE: rate}))
+    return _arm(arm.recipe, arm.method, arm.overrides, {**arm.changes, _RATE: rate})
 
 
 def _arm(recipe: Path, method: Method, overrides: Sequence[str], changes: Mapping[str, str]) -> Arm:

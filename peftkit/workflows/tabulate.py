@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -14,6 +13,7 @@ from peftkit.planning.learning_rate import rate_concern
 from peftkit.recipe.evidence import TEXT_METRICS
 from peftkit.recipe.hyperparameters import Quantization
 from peftkit.recipe.schema import Recipe
+from peftkit.report.content import read_metrics
 from peftkit.runs.comparison import Against, Comparison, Entry, Expected, Statistic
 from peftkit.runs.folder import RunFolder
 from peftkit.storage import read_json
@@ -147,13 +147,11 @@ def _warnings(arm: Arm, table: Table) -> Iterator[str]:
     if concern:
         yield f"{arm.name}: {concern} --lr-per-method gives each method its best."
     for cell in arm.cells(table.seeds):
-        losses = [line["eval_loss"] for line in _lines(table.folder / cell.name) if line.get("eval_loss") is not None]
+        losses = [
+            line["eval_loss"] for line in read_metrics(table.folder / cell.name) if line.get("eval_loss") is not None
+        ]
         if losses and losses[-1] > min(losses) * (1 + _RISE):
             yield (
                 f"{cell.name}: the validation loss rose again, from {min(losses):.4f} to {losses[-1]:.4f}: "
                 "the learning rate is too high for it, or there are too many epochs."
             )
-
-
-def _lines(run: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in RunFolder(run).metrics.read_text(encoding="utf-8").splitlines()]
