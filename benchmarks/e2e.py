@@ -56,9 +56,9 @@ data:
   template: "{prompt}\\n"
   max_length: 256
 training:
-  learning_rate: 1e-3
+  learning_rate: 2e-3
   per_device_train_batch_size: 16
-  num_train_epochs: 3
+  num_train_epochs: 1
   weight_decay: 0.01
   warmup_steps: 0.05
   eval_strategy: epoch

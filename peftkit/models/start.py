@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any
+
+import torch
 
 from peftkit.errors import FieldError
 from peftkit.models.attach import attach_adapter, resolve_targets
@@ -45,6 +48,16 @@ class Start:
         if recipe.training.activation_checkpointing:
             base.enable_input_require_grads()  # frozen inputs would cut the graph at the first checkpoint
         return attach_adapter(base, recipe.lora, self.targets, self.located.folder)
+
+    def outline(self, recipe: Recipe, base_dtype: Dtype) -> Any:
+        """The model that `load` gives, without weights, on the meta device; a quantised base is whole in it."""
+        with torch.device("meta"):
+            if self.located is None:
+                return initialise_model(recipe.base.init or Init(), self.tokenizer, recipe.base.dropout)
+            base = self.located.structure(deepcopy(self.config)).to(getattr(torch, base_dtype))
+            if not recipe.trains_adapter:
+                return base
+            return attach_adapter(base, recipe.lora, self.targets, self.located.folder)
 
     def record(self) -> dict[str, Any]:
         """What a manifest says about the base."""

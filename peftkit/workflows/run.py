@@ -120,20 +120,8 @@ class _Attempt:
 
     def work(self) -> Work:
         """What training needs of it."""
-        job = self.job
-        return Work(
-            recipe=job.recipe,
-            data=job.data,
-            pad_token_id=job.pad_token_id,
-            hardware=job.hardware,
-            precision=job.precision,
-            folder=self.folder,
-            manifest=self.manifest,
-            stop=self.stop,
-            check_inputs=self.inputs.check,
-            checkpoint=self.checkpoint,
-            adopt=self.adopt,
-        )
+        work = self.job.work(self.folder, self.manifest, self.stop)
+        return replace(work, check_inputs=self.inputs.check, checkpoint=self.checkpoint, adopt=self.adopt)
 
     def with_smaller_batch(self) -> _Attempt | None:
         """The same run with half the batch, from its newest checkpoint; None where a batch is one row."""
