@@ -125,7 +125,7 @@ def _cast(value: Any, dtype: torch.dtype) -> Any:
 class _Attention:
     """Attention that keeps what a fused kernel keeps: its inputs, its result, a number for each row of scores.
 
-    With dropout, peftkit's own on a CPU also keeps a byte for each score that it computes, about half of all.
+    With dropout, peftkit's own on a CPU keeps its inputs and a byte for each score that it computes, about half of all.
     """
 
     def __init__(self, keeps_dropped: bool) -> None:
@@ -153,9 +153,11 @@ class _Fused(torch.autograd.Function):
     ) -> torch.Tensor:
         rows, heads, tokens, _ = query.shape
         result = torch.empty_like(query)
-        scores = query.new_empty(rows, heads, tokens, dtype=torch.float32)
-        dropped = query.new_empty(rows, heads, tokens, (tokens + 1) // 2 if keeps_dropped else 0, dtype=torch.bool)
-        ctx.save_for_backward(query, key, value, result, scores, dropped)
+        if keeps_dropped:
+            kept = [query.new_empty(rows, heads, tokens, (tokens + 1) // 2, dtype=torch.bool)]
+        else:
+            kept = [result, query.new_empty(rows, heads, tokens, dtype=torch.float32)]
+        ctx.save_for_backward(query, key, value, *kept)
         return result
 
     @staticmethod

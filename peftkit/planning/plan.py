@@ -5,9 +5,11 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from peftkit import console
 from peftkit.planning.disk import DiskNeed
 from peftkit.planning.duration import Duration
 from peftkit.planning.memory import Fit
+from peftkit.recipe.hyperparameters import Training
 
 __all__ = ["Plan"]
 
@@ -59,6 +61,16 @@ class Plan:
     def fits(self) -> bool:
         """Whether memory and disk are enough."""
         return self.peak_memory_bytes <= self.limit_bytes and self.disk.total <= self.free_bytes
+
+    def summary(self, training: Training) -> str:
+        """One line for a person, at the head of a run."""
+        batch = training.per_device_train_batch_size * training.gradient_accumulation_steps
+        tokens = f", {self.train_tokens:,} tokens" if self.train_tokens else ""
+        return (
+            f"{self.steps:,} steps of {batch} sequences, {self.epochs:.3g} epochs{tokens}; about "
+            f"{console.size(self.peak_memory_bytes)} of {console.size(self.limit_bytes)} memory and "
+            f"{console.size(self.disk.total)} on the disk"
+        )
 
     def to_json(self) -> dict[str, Any]:
         """The plan as a JSON value, by the names that manifests use."""

@@ -47,18 +47,18 @@ class Schedule:
 
     @property
     def saves(self) -> int:
-        """Checkpoints that are written."""
-        return self._times(self.training.save_strategy, "save_steps", _SAVE_STEPS)
+        """Checkpoints that are written, the one after the last step included."""
+        return math.ceil(self._times(self.training.save_strategy, "save_steps", _SAVE_STEPS))
 
     @property
     def evaluations(self) -> int:
-        """Evaluations while it trains: without the one before the first step."""
-        return self._times(self.training.eval_strategy, "eval_steps", self.training.logging_steps)
+        """Evaluations while it trains, without those before the first step and after the last."""
+        return math.floor(self._times(self.training.eval_strategy, "eval_steps", self.training.logging_steps))
 
-    def _times(self, strategy: str, field: str, default: float) -> int:
+    def _times(self, strategy: str, field: str, default: float) -> float:
         if strategy == "no":
             return 0
         if strategy == "epoch":
             return math.ceil(self.epochs)
         every = float((self.training.model_extra or {}).get(field) or default)  # below 1, a share of all steps
-        return math.ceil(self.steps / (every if every >= 1 else math.ceil(self.steps * every)))
+        return self.steps / (every if every >= 1 else math.ceil(self.steps * every))
