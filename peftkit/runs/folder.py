@@ -67,6 +67,11 @@ class RunFolder:
         return self.path / "evaluation.json"
 
     @property
+    def tensorboard(self) -> Path:
+        """Where `report_to: tensorboard` writes, unless the environment says another place."""
+        return self.path / "tensorboard"
+
+    @property
     def report(self) -> Path:
         """All of it as one page for people."""
         return self.path / "report.html"
