@@ -9,7 +9,9 @@ import torch
 
 from peftkit import console
 from peftkit.errors import FieldError
-from peftkit.planning.hardware import Attention, Dtype, Hardware, choose_attention
+from peftkit.planning.decisions import Attention, choose_attention
+from peftkit.planning.hardware import Hardware
+from peftkit.planning.precision import Dtype
 
 __all__ = ["check_isolation", "use_attention"]
 
@@ -30,7 +32,7 @@ def use_attention(model: Any, hardware: Hardware, base_dtype: Dtype) -> Attentio
         flash=getattr(base, "_supports_flash_attn", False) and find_spec("flash_attn") is not None,
         flex=getattr(base, "_supports_flex_attn", False)
         and not any(getattr(base.config, name, 0.0) for name in _ATTENTION_DROPOUT),  # flex attention has none
-    )
+    ).choice
     for attention in choices[:-1]:
         try:
             base.set_attn_implementation(attention)

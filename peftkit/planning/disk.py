@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from peftkit.recipe.hyperparameters import Training
 
-__all__ = ["DiskNeed", "disk_need"]
+__all__ = ["DiskNeed", "disk_need", "optimizer_bytes"]
 
 _FLOAT = 4
 _STATES = {"adafactor": 0, "sgd": 0, "adagrad": 1, "rmsprop": 1, "lion": 1, "ademamix": 3}
@@ -41,16 +41,21 @@ def disk_need(training: Training, trainable: int, sequences: int | None, embeddi
         sequences: of the training data; None for a stream, whose run is one epoch.
         embeddings: of the trained parameters, those of embeddings, whose state stays float32 with 8-bit optimizers.
     """
-    name = training.optim.removeprefix("paged_")
-    states = next((count for start, count in _STATES.items() if name.startswith(start)), 2)
-    eight_bit = trainable - embeddings if "8bit" in name else 0
-    state_bytes = states * (_FLOAT * (trainable - eight_bit) + eight_bit)
+    state_bytes = optimizer_bytes(training.optim, trainable, embeddings)
     checkpoint = _FLOAT * trainable + state_bytes + _OTHER_BYTES
     kept = _saves(training, sequences)
     if training.save_total_limit is not None:
         best = bool((training.model_extra or {}).get("load_best_model_at_end"))
         kept = min(kept, training.save_total_limit + 1 + best)
     return DiskNeed(checkpoint, kept, trainable * _FLOAT + _OTHER_BYTES)
+
+
+def optimizer_bytes(optim: str, trainable: int, embeddings: int = 0) -> int:
+    """What an optimizer keeps for the trained weights; of these, `embeddings` stay float32 with 8-bit ones."""
+    name = optim.removeprefix("paged_")
+    states = next((count for start, count in _STATES.items() if name.startswith(start)), 2)
+    eight_bit = trainable - embeddings if "8bit" in name else 0
+    return states * (_FLOAT * (trainable - eight_bit) + eight_bit)
 
 
 def _saves(training: Training, sequences: int | None) -> int:

@@ -12,7 +12,8 @@ from peftkit.errors import RunError
 from peftkit.models.base import locate_base
 from peftkit.models.device import detect_hardware
 from peftkit.models.quantise import load_quantised
-from peftkit.planning.hardware import Hardware, choose_precision, dtype_of
+from peftkit.planning.hardware import Hardware
+from peftkit.planning.precision import choose_precision, dtype_of
 from peftkit.recipe.hyperparameters import Quantization
 from peftkit.recipe.schema import Base
 from peftkit.runs.versions import installed_versions
@@ -44,7 +45,7 @@ def examine() -> Report:
     hardware = detect_hardware()
     checks = [
         _try("train on a device", lambda: _describe(hardware)),
-        _try("compute in a precision", lambda: choose_precision("auto", hardware)),
+        _try("compute in a precision", lambda: choose_precision("auto", hardware).choice),
         _try("open the embedded base", _open_base),
         _try("quantise to 4 bits", lambda: _quantise(hardware, Quantization())),
         _try("quantise to 8 bits", lambda: _quantise(hardware, Quantization(load_in_4bit=False, load_in_8bit=True))),
@@ -75,7 +76,7 @@ def _open_base() -> str:
 
 def _quantise(hardware: Hardware, quantization: Quantization) -> str:
     base = locate_base(_EMBEDDED)
-    dtype = dtype_of(choose_precision("auto", hardware))
+    dtype = dtype_of(choose_precision("auto", hardware).choice)
     model = load_quantised(base, base.config(), quantization, dtype, hardware.device)
     logits = model(input_ids=torch.arange(8, device=model.device)[None]).logits
     if not bool(torch.isfinite(logits).all()):

@@ -14,7 +14,8 @@ from peftkit.models.attach import count_parameters
 from peftkit.models.attention import use_attention
 from peftkit.models.device import detect_hardware
 from peftkit.models.start import Start, new_start, padding_id, pretrained_start
-from peftkit.planning.hardware import ChosenPrecision, Dtype, Hardware, choose_base_dtype, choose_precision
+from peftkit.planning.hardware import Hardware
+from peftkit.planning.precision import ChosenPrecision, Dtype, choose_base_dtype, choose_precision
 from peftkit.recipe.loader import RecipeFile
 from peftkit.recipe.schema import Recipe
 from peftkit.runs.inputs import Inputs
@@ -101,8 +102,8 @@ def prepare_job(file: RecipeFile) -> Job:
     recipe = file.recipe
     with file.locating():
         hardware = detect_hardware()
-        precision = choose_precision(recipe.precision, hardware)
-        base_dtype = choose_base_dtype(recipe.base.dtype, recipe.method, precision)
+        precision = choose_precision(recipe.precision, hardware).choice
+        base_dtype = choose_base_dtype(recipe.base.dtype, recipe.method, precision).choice
         start = _start(recipe)
         data = prepare(recipe.data, start.tokenizer)
         console.info(f"train: {data.train.summary()}")
