@@ -1,4 +1,4 @@
-"""Writes `commands.md`, `recipe.md` and `hardware.md`, the reference pages, from the code: `python docs/generate.py`."""
+"""Writes `commands.md`, `recipe.md` and `hardware.md`, for reference, from the code: `python docs/generate.py`."""
 
 from __future__ import annotations
 
@@ -33,8 +33,8 @@ optimizer and activation checkpointing are suggested with their figures.
 - **can it**: each thing that training needs, done once on the embedded base. `NO` is something that peftkit needs, and
   the exit status is 1. `no` is something that can be done without, as the hub, with what to do about it.
 - **decision**: those of the table below, for this machine.
-- **library**: those that are not in the version that was tested. `newer` and `older` are what peftkit allows; `unfit`
-  is not. All others stand in the last line.
+- **library**: those that are in another version than was tested. `newer` and `older` are what peftkit allows; `unfit`
+  is not. All others stand in the last line, `as tested`.
 
 `peftkit doctor --json` has the same for programs. It shows no token: it says only whether one is set.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 import click
@@ -10,6 +11,7 @@ from peftkit import console
 from peftkit.cli import options
 
 if TYPE_CHECKING:
+    from peftkit.runs.requirements import Library
     from peftkit.workflows.doctor import Check, Report
 
 __all__ = ["command"]
@@ -49,19 +51,20 @@ def _print(report: Report) -> None:
     console.print_text("")
     console.print_table(None, ["decision", "choice", "why, where a recipe sets nothing else"], decided)
     console.print_text("")
-    differing = [
-        [library.name, library.installed or "", f"{library.state}, tested {library.tested}. {library.advice or ''}"]
-        for library in report.libraries
-        if library.state != "tested"
-    ]
-    if differing:
-        console.print_table(None, ["library", "version", "beside what was tested"], differing)
-        console.print_text("")
-    tested = [f"{library.name} {library.installed}" for library in report.libraries if library.state == "tested"]
-    console.print_text(f"As tested: {', '.join(tested)}")
+    console.print_table(None, ["library", "beside what was tested"], list(_library_rows(report.libraries)))
 
 
 def _row(check: Check) -> list[str]:
     """A check's line; what fails and is needed stands out."""
     answer = "yes" if check.works else "NO" if check.needed else "no"
     return [check.name, answer, f"{check.detail}. {check.advice}" if check.advice else check.detail]
+
+
+def _library_rows(libraries: Sequence[Library]) -> Iterator[list[str]]:
+    """A line for each library that is not as tested, and one for all others."""
+    for library in libraries:
+        if library.state != "tested":
+            told = f"{library.state}; {library.tested or 'nothing'} was tested"
+            yield [f"{library.name} {library.installed}", f"{told}. {library.advice}" if library.advice else told]
+    tested = [f"{library.name} {library.installed}" for library in libraries if library.state == "tested"]
+    yield ["as tested", ", ".join(tested) or "none is known"]

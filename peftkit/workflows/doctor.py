@@ -110,6 +110,8 @@ def _try(name: str, check: Callable[[], str], *, needed: bool = True, advice: st
 
 
 def _fitting(libraries: Sequence[Library]) -> str:
+    if not libraries:
+        return "peftkit is no installed package here, which would say what it requires"
     unfit = [library for library in libraries if library.state == "unfit"]
     if unfit:
         pins = " ".join(library.pin for library in unfit)
