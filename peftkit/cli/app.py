@@ -25,6 +25,7 @@ COMMANDS = (
     "quickstart",
     "recipes",
     "data",
+    "plan",
     "train",
     "evaluate",
     "tune",

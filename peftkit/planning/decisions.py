@@ -6,11 +6,11 @@ None of them changes what is learnt: what would, such as another optimizer, is s
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any, Final, Literal
 
 from peftkit.console import size
 from peftkit.errors import FieldError
-from peftkit.planning.disk import optimizer_bytes
 from peftkit.planning.hardware import Decision, Hardware, set_by_recipe
 from peftkit.planning.memory import StepMemory
 from peftkit.planning.precision import Dtype, choose_base_dtype, choose_precision, choose_tf32
@@ -50,7 +50,7 @@ def decide(
     Args:
         hardware: the machine, here or not.
         recipe: what the run does; None for one that leaves everything to peftkit.
-        need: the memory of a step, where it is known; its limit is that of the machine.
+        need: the memory of a step without activation checkpointing, where it is known, and what the machine has.
         flash: whether FlashAttention is installed and the model can use it.
         flex: whether the model can use flex attention.
 
@@ -120,20 +120,21 @@ def choose_optimizer(training: Training, hardware: Hardware, need: StepMemory | 
         raise FieldError("training.optim", what, remedy="Remove it, or use adafactor, which keeps less than AdamW.")
     asked = set_by_recipe("optimizer", training, "optim")
     reason = asked.reason if asked else "one kernel for all weights; the same for every method, to be comparable"
-    thrifty = _thriftier(name, hardware, need) if need else None
+    thrifty = _thriftier(training, hardware, need) if need else None
     return Decision("optimizer", name, f"{reason}; {thrifty}" if thrifty else reason)
 
 
-def _thriftier(name: str, hardware: Hardware, need: StepMemory) -> str | None:
+def _thriftier(training: Training, hardware: Hardware, need: StepMemory) -> str | None:
     """The optimizer with less state after which a step would fit, with the figures; None where there is none."""
-    peak = need.peak_bytes(need.rows)
-    trained_embeddings = need.embeddings if need.trainable == need.total else 0
-    state, small = (optimizer_bytes(each, need.trainable, trained_embeddings) for each in (name, _8BIT))
-    if peak <= need.limit_bytes or small >= state:
+    on = training.activation_checkpointing
+    now, small = (replace(need, optim=optim).parts(need.rows, checkpointing=on) for optim in (training.optim, _8BIT))
+    state, less = now["optimizer"], small["optimizer"]
+    excess = sum(now.values()) - need.limit_bytes
+    if excess <= 0 or less >= state:
         return None
-    if peak - (state - small) <= need.limit_bytes and hardware.device != "mps":
-        return f"its state of {size(state)} is too much here: training.optim={_8BIT} has {size(small)}"
-    if peak - state <= need.limit_bytes and hardware.device == "cuda":
+    if excess <= state - less and hardware.device != "mps":
+        return f"its state of {size(state)} is too much here: training.optim={_8BIT} has {size(less)}"
+    if excess <= state and hardware.device == "cuda":
         return f"its state of {size(state)} is too much here: training.optim={_PAGED} moves it out of the GPU"
     return None
 
@@ -142,18 +143,18 @@ def choose_checkpointing(training: Training, need: StepMemory | None = None) -> 
     """Whether activations are computed again in the backward pass, and whether that is needed for a step to fit."""
     name, on = "checkpointing", training.activation_checkpointing
     asked = set_by_recipe(name, training, "activation_checkpointing")
-    reason = f"{asked.reason}; " if asked else ""
     if need is None:
         return asked or Decision(name, on, "a third slower, so only where a step does not fit; you are told then")
-    peak, limit = need.peak_bytes(need.rows), size(need.limit_bytes)
+    peak, lighter = (need.peak_bytes(need.rows, checkpointing=used) for used in (False, True))
+    there = size(need.limit_bytes)
     if peak <= need.limit_bytes:
-        return Decision(name, on, f"{reason}a step needs {size(peak)} of {limit}")
-    lighter = need.peak_bytes(need.rows, checkpointing=True)
-    if on or lighter > need.limit_bytes:
-        least = size(peak if on else lighter)
-        return Decision(name, on, f"{reason}even with it a step needs {least}, and {limit} are there")
-    remedy = f"with training.activation_checkpointing=true {size(lighter)}"
-    return Decision(name, on, f"{reason}a step needs {size(peak)} of {limit}, and {remedy}")
+        told = f"a step needs {size(peak)} of {there} without it"
+    elif lighter > need.limit_bytes:
+        told = f"even with it a step needs {size(lighter)}, and {there} are there"
+    else:
+        remedy = "with it" if on else "with training.activation_checkpointing=true"
+        told = f"a step needs {size(peak)} of {there}, and {remedy} {size(lighter)}"
+    return Decision(name, on, f"{asked.reason}; {told}" if asked else told)
 
 
 def choose_compilation(training: Training, hardware: Hardware) -> Decision[bool]:

@@ -125,10 +125,11 @@ def test_optimizers_of_bitsandbytes_are_refused_on_apples_gpus(optim: str) -> No
 @pytest.mark.parametrize(
     ("on", "limit", "words"),
     [
-        (False, 12 * GB, "a step needs 10 GB of 12 GB"),
+        (False, 12 * GB, "a step needs 10 GB of 12 GB without it"),
         (False, 5 * GB, "a step needs 10 GB of 5.0 GB, and with training.activation_checkpointing=true 3.1 GB"),
         (False, 3 * GB, "even with it a step needs 3.1 GB, and 3.0 GB are there"),
-        (True, 5 * GB, "training.activation_checkpointing; even with it a step needs 10 GB, and 5.0 GB are there"),
+        (True, 12 * GB, "training.activation_checkpointing; a step needs 10 GB of 12 GB without it"),
+        (True, 5 * GB, "a step needs 10 GB of 5.0 GB, and with it 3.1 GB"),
     ],
 )
 def test_whether_checkpointing_is_needed_is_told_with_figures(on: bool, limit: int, words: str) -> None:
