@@ -9,6 +9,7 @@ import click
 
 from peftkit import console
 from peftkit.cli import options
+from peftkit.cli.decisions import print_decisions
 
 if TYPE_CHECKING:
     from peftkit.runs.requirements import Library
@@ -47,9 +48,8 @@ def command(as_json: bool) -> None:
 
 def _print(report: Report) -> None:
     console.print_table(None, ["can it", "", ""], [_row(check) for check in report.checks])
-    decided = [[decision.name, decision.text, decision.reason] for decision in report.decisions]
     console.print_text("")
-    console.print_table(None, ["decision", "choice", "why, where a recipe sets nothing else"], decided)
+    print_decisions(report.decisions)
     console.print_text("")
     console.print_table(None, ["library", "beside what was tested"], list(_library_rows(report.libraries)))
 

@@ -42,6 +42,7 @@ def decide(
     recipe: Recipe | None = None,
     *,
     need: StepMemory | None = None,
+    packed: bool = True,
     flash: bool = False,
     flex: bool = True,
 ) -> list[Decision[Any]]:
@@ -51,8 +52,9 @@ def decide(
         hardware: the machine, here or not.
         recipe: what the run does; None for one that leaves everything to peftkit.
         need: the memory of a step without activation checkpointing, where it is known, and what the machine has.
+        packed: whether several documents share a row.
         flash: whether FlashAttention is installed and the model can use it.
-        flex: whether the model can use flex attention.
+        flex: whether the model can use flex attention as it is set up.
 
     Raises:
         FieldError: the recipe asks for what the machine cannot do.
@@ -61,7 +63,6 @@ def decide(
     training = recipe.training
     precision = choose_precision(recipe.precision, hardware)
     dtype = choose_base_dtype(recipe.base.dtype, recipe.method, precision.choice)
-    packed = recipe.data.packing is not False
     return [
         precision,
         dtype,

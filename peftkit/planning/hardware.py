@@ -75,7 +75,7 @@ class Decision(Generic[Choice]):
         """The choice for people."""
         if isinstance(self.choice, bool):
             return "on" if self.choice else "off"
-        return ", else ".join(self.choice) if isinstance(self.choice, tuple) else str(self.choice)
+        return ", else ".join(self.choice) if isinstance(self.choice, tuple | list) else str(self.choice)
 
     def record(self) -> dict[str, Any]:
         """The decision for programs."""

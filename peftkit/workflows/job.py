@@ -14,6 +14,7 @@ from peftkit.models.attach import count_parameters
 from peftkit.models.attention import use_attention
 from peftkit.models.device import detect_hardware
 from peftkit.models.start import Start, new_start, padding_id, pretrained_start
+from peftkit.planning.decisions import decide
 from peftkit.planning.hardware import Hardware
 from peftkit.planning.precision import ChosenPrecision, Dtype, choose_base_dtype, choose_precision
 from peftkit.recipe.loader import RecipeFile
@@ -118,6 +119,7 @@ def prepare_job(file: RecipeFile) -> Job:
     recipe = file.recipe
     with file.locating():
         hardware = detect_hardware()
+        decide(hardware, recipe)  # what this machine cannot do is refused here, at its line of the recipe
         precision = choose_precision(recipe.precision, hardware).choice
         base_dtype = choose_base_dtype(recipe.base.dtype, recipe.method, precision).choice
         start = _start(recipe)
