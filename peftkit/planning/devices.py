@@ -40,10 +40,10 @@ def _gpu(
     )
 
 
-# As NVIDIA publishes them, without sparsity and with sums in fp32: the data sheets of T4 (2019), V100 SXM2 (2020),
-# L4 (2023), A10 (2021), A100 SXM4 (2021) and H100 SXM5 (2023); for the RTX 3090 and 4090 the white papers of GA102
-# (2020) and of Ada (2022). For the RTX 3060 no rate of its tensor cores is published. Compute capabilities are those
-# of the CUDA programming guide.
+# As NVIDIA publishes them, without sparsity and with sums in fp32: data sheets and product briefs of T4, V100 SXM2, L4,
+# A10, A100 SXM4 and H100 SXM5 (where a sheet has sparse rates alone, half of these); for the RTX 3090 and 4090 the
+# white papers of GA102 (2020) and Ada (2022). Of the RTX 3060 it publishes cores, clocks and memory alone, which are
+# 3,584 x 2 x 1.78 GHz and 192 bits x 15 Gbit/s. Compute capabilities are those of the CUDA programming guide.
 DEVICES: Final[dict[str, Hardware]] = {
     "cpu": Hardware("cpu", "a CPU with 16 GB", 16 * _GB, 1, _CORES),
     "mps": Hardware("mps", "an Apple GPU with 16 GB", 16 * _GB, 1, _CORES),
@@ -56,7 +56,7 @@ DEVICES: Final[dict[str, Hardware]] = {
     "a10": _gpu("A10", 24, (8, 6), tensor=125, plain=31.2, bandwidth=600),
     "a100": _gpu("A100", 40, (8, 0), tensor=312, plain=19.5, bandwidth=1555),
     "a100-80gb": _gpu("A100 80GB", 80, (8, 0), tensor=312, plain=19.5, bandwidth=2039),
-    "h100": _gpu("H100", 80, (9, 0), tensor=989.4, plain=66.9, bandwidth=3350),
+    "h100": _gpu("H100", 80, (9, 0), tensor=989.5, plain=67, bandwidth=3350),
 }
 """Every machine that has a name here."""
 
