@@ -75,11 +75,13 @@ class Decision(Generic[Choice]):
         """The choice for people."""
         if isinstance(self.choice, bool):
             return "on" if self.choice else "off"
-        return ", else ".join(self.choice) if isinstance(self.choice, tuple | list) else str(self.choice)
+        return ", else ".join(self.choice) if isinstance(self.choice, tuple) else str(self.choice)
 
-    def record(self) -> dict[str, Any]:
-        """The decision for programs."""
-        return {"name": self.name, "choice": self.choice, "reason": self.reason}
+    @classmethod
+    def from_json(cls, values: dict[str, Any]) -> Decision[Any]:
+        """The decision whose fields these are, of which JSON has made a list of what was a tuple."""
+        choice = values["choice"]
+        return Decision(values["name"], tuple(choice) if isinstance(choice, list) else choice, values["reason"])
 
 
 def set_by_recipe(name: str, training: Training, field: str) -> Decision[Any] | None:

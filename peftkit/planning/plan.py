@@ -88,6 +88,6 @@ class Plan:
         rest = {name: value for name, value in values.items() if name not in (*_TIMES.values(), "fits")}
         time = Duration(**{part: values[name] for part, name in _TIMES.items()})
         rest["would_fit"] = [Fit(**fit) for fit in rest["would_fit"]]
-        rest["decisions"] = [Decision(**decision) for decision in rest["decisions"]]
+        rest["decisions"] = [Decision.from_json(decision) for decision in rest["decisions"]]
         rest["disk"] = DiskNeed(**rest["disk"])
         return cls(**rest, train_seconds=None if values["train_seconds"] is None else time)

@@ -66,7 +66,7 @@ class Report:
             "versions": self.versions,
             "libraries": [library.record() for library in self.libraries],
             "checks": [asdict(check) for check in self.checks],
-            "decisions": [decision.record() for decision in self.decisions],
+            "decisions": [asdict(decision) for decision in self.decisions],
         }
 
     def raise_for_failures(self) -> None:

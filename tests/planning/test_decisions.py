@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from dataclasses import asdict
 from typing import Any
 
 import pytest
@@ -9,7 +11,7 @@ import pytest
 from peftkit.errors import FieldError
 from peftkit.planning.decisions import choose_attention, choose_checkpointing, choose_optimizer, decide
 from peftkit.planning.devices import device_named
-from peftkit.planning.hardware import Hardware
+from peftkit.planning.hardware import Decision, Hardware
 from peftkit.planning.memory import StepMemory
 from peftkit.planning.precision import Dtype
 from peftkit.recipe.hyperparameters import Training
@@ -146,4 +148,4 @@ def test_a_decision_reads_for_people_and_for_programs() -> None:
 
     assert attention.text == "flex_attention, else sdpa"
     assert choose_checkpointing(Training()).text == "off"
-    assert attention.record() == {"name": "attention", "choice": FLEX, "reason": attention.reason}
+    assert Decision.from_json(json.loads(json.dumps(asdict(attention)))) == attention

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import pytest
 
 from peftkit.errors import RecipeError
 from peftkit.models.device import detect_hardware
-from peftkit.planning.plan import Plan
 from peftkit.recipe.loader import load_recipe
 from peftkit.training.arguments import training_arguments
 from peftkit.workflows.job import prepare_job
@@ -29,14 +27,6 @@ def test_a_plan_tells_the_decisions_that_training_takes(recipe_path: Path, tmp_p
     assert decisions["optimizer"].choice == arguments.optim
     assert decisions["attention"].choice == ("sdpa",)  # its documents do not share rows
     assert " of " in decisions["checkpointing"].reason  # with the figures of this recipe's step
-
-
-def test_a_plan_comes_back_from_its_json(recipe_path: Path) -> None:
-    planned = plan(load_recipe(recipe_path), seconds=None)
-
-    again = Plan.from_json(json.loads(json.dumps(planned.to_json())))
-
-    assert [decision.text for decision in again.decisions] == [decision.text for decision in planned.decisions]
 
 
 @pytest.mark.skipif(detect_hardware().is_ampere, reason="this machine has TF32")
