@@ -9,6 +9,7 @@ import click
 
 from peftkit import console
 from peftkit.cli import options
+from peftkit.cli.decisions import print_decisions
 from peftkit.errors import RunError
 from peftkit.recipe.library import find_recipe
 from peftkit.recipe.loader import load_recipe
@@ -85,6 +86,9 @@ def _show(plans: Sequence[Plan]) -> None:
     console.print_text("")
     how = "Measured on the run's own steps" if first.measured else "Computed from the model's structure"
     console.print_text(f"{how}, on {first.device} in {first.precision}.")
+    if len(plans) == 1:
+        console.print_text("")
+        print_decisions(first.decisions)
 
 
 def _rows(plans: Sequence[Plan]) -> Iterator[list[str]]:

@@ -8,6 +8,7 @@ from typing import Any
 from peftkit import console
 from peftkit.planning.disk import DiskNeed
 from peftkit.planning.duration import Duration
+from peftkit.planning.hardware import Decision
 from peftkit.planning.memory import Fit
 from peftkit.recipe.hyperparameters import Training
 
@@ -55,6 +56,9 @@ class Plan:
     train_seconds: Duration | None
     """None where nothing is known of the device's speed."""
 
+    decisions: list[Decision[Any]]
+    """What the machine decides of it, with the reasons."""
+
     warnings: list[str]
 
     @property
@@ -85,5 +89,6 @@ class Plan:
         rest = {name: value for name, value in values.items() if name not in (*_TIMES.values(), "fits")}
         time = Duration(**{part: values[name] for part, name in _TIMES.items()})
         rest["would_fit"] = [Fit(**fit) for fit in rest["would_fit"]]
+        rest["decisions"] = [Decision.from_json(decision) for decision in rest["decisions"]]
         rest["disk"] = DiskNeed(**rest["disk"])
         return cls(**rest, train_seconds=None if values["train_seconds"] is None else time)
