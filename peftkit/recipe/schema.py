@@ -10,7 +10,7 @@ from peftkit.recipe.evidence import TEXT_METRICS, Expectation, Generation
 from peftkit.recipe.hyperparameters import Lora, Quantization, Training
 from peftkit.recipe.section import Section, disagree
 
-__all__ = ["COLUMNS", "UNUSED_SECTIONS", "Base", "Data", "Init", "Method", "Precision", "Recipe", "Source"]
+__all__ = ["COLUMNS", "UNUSED_SECTIONS", "Base", "Data", "Format", "Init", "Method", "Precision", "Recipe", "Source"]
 
 Method = Literal["full", "lora", "qlora"]
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
