@@ -26,6 +26,7 @@ COMMANDS = (
     "recipes",
     "explain",
     "data",
+    "plan",
     "train",
     "evaluate",
     "tune",

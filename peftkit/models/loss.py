@@ -12,7 +12,7 @@ from torch import nn
 from torch.nn import functional
 from transformers.modeling_outputs import CausalLMOutput
 
-__all__ = ["Loss", "compute_loss_at_labels", "evaluate_loss", "row_losses"]
+__all__ = ["Loss", "compute_loss_at_labels", "evaluate_loss", "logits_bytes", "row_losses"]
 
 _STOCK = "stock_forward"
 _NO_LABEL = -100  # what torch's cross-entropy leaves out
@@ -83,6 +83,11 @@ def compute_loss_at_labels(model: Any, label_smoothing: float = 0.0) -> bool:
     setattr(forward, _STOCK, stock)
     inner.forward = forward
     return True
+
+
+def logits_bytes(words: int, tokens: int) -> int:
+    """Bytes of the logits, and of their gradients, that are in memory together in a step of so many tokens."""
+    return 2 * torch.float32.itemsize * words * min(tokens, _ROWS_AT_ONCE)
 
 
 def evaluate_loss(model: Any, batches: Iterable[dict[str, torch.Tensor]]) -> Loss:

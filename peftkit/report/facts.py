@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from peftkit.recipe.schema import UNUSED_SECTIONS
 from peftkit.report.content import RunContent
 from peftkit.report.wording import METHODS, TIMES, count, duration, plain, share, size, small
 
@@ -58,7 +59,6 @@ _GROUPS: dict[str, tuple[tuple[str, str], ...]] = {
         for name in ("load_in_4bit", "load_in_8bit", "bnb_4bit_quant_type", "bnb_4bit_use_double_quant")
     ),
 }
-_UNUSED = {"full": ("LoRA", "Quantization"), "lora": ("Quantization",)}
 
 
 @dataclass(frozen=True)
@@ -114,15 +114,16 @@ def key_figures(run: RunContent) -> Rows:
 
 def groups(run: RunContent) -> list[Group]:
     """The recipe's hyperparameters, those that the method uses."""
-    unused = _UNUSED.get(run.manifest.method, ())
+    unused = UNUSED_SECTIONS.get(run.manifest.method, ())
     found = []
     for title, fields in _GROUPS.items():
-        values = [(name, (run.recipe.get(section) or {}).get(name)) for section, name in fields]
+        used = [(section, name) for section, name in fields if section not in unused]
+        values = [(name, (run.recipe.get(section) or {}).get(name)) for section, name in used]
         rows = [(name, _setting(name, value)) for name, value in values if value is not None]
         rows = [row for row in rows if row != ("max_steps", "-1")]  # epochs are counted instead
         if title == "Steps":
             rows += _batch(run)
-        if rows and title not in unused:
+        if rows:
             found.append(Group(title, rows))
     if run.manifest.precision:
         asked = run.recipe.get("precision")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -32,7 +32,7 @@ from peftkit.training.records import MetricsFile
 from peftkit.training.signals import StopRequest
 from peftkit.training.trainer import TokenTrainer
 
-__all__ = ["TrainingResult", "Work", "train"]
+__all__ = ["TrainingResult", "Work", "build_trainer", "train"]
 
 _FLASH: Attention = "flash_attention_2"  # it tells documents apart by their positions in a single row only
 
@@ -49,12 +49,17 @@ class Work:
     folder: RunFolder
     manifest: RunManifest
     stop: StopRequest
-    check_inputs: Callable[[], None]
+    check_inputs: Callable[[], None] = lambda: None
     checkpoint: Checkpoint | None = None
     """Where to go on; None to begin."""
 
     adopt: bool = False
     """Whether hyperparameters have changed since the checkpoint, and are to act."""
+
+    def with_training(self, training: dict[str, Any]) -> Work:
+        """The same with other values of some hyperparameters."""
+        changed = self.recipe.training.model_copy(update=training)
+        return replace(self, recipe=self.recipe.model_copy(update={"training": changed}))
 
     def warn(self, message: str) -> None:
         """Tell what may surprise, and write it down."""
@@ -89,7 +94,7 @@ def train(model: Any, work: Work) -> TrainingResult:
     set_seed(work.recipe.training.seed)
     use_fast_kernels(model, work.hardware)
     reset_peak_memory(work.hardware)
-    trainer, progress = _trainer(model, work)
+    trainer, progress = build_trainer(model, work)
     report = ProgressReport(f"training {work.recipe.method}", trainer)
     trainer.add_callback(MetricsFile(work.folder.metrics, trainer))
     trainer.add_callback(HealthWatch(work.warn))
@@ -122,7 +127,7 @@ def train(model: Any, work: Work) -> TrainingResult:
     )
 
 
-def _trainer(model: Any, work: Work) -> tuple[TokenTrainer, Progress]:
+def build_trainer(model: Any, work: Work) -> tuple[TokenTrainer, Progress]:
     """The Trainer, and the progress that it counts on, which begins at nothing or at the checkpoint's."""
     recipe, data = work.recipe, work.data
     progress = Progress(work.manifest.run_id) if work.checkpoint is None else Progress.read(work.checkpoint)

@@ -17,10 +17,13 @@ from peftkit.models.start import Start, new_start, padding_id, pretrained_start
 from peftkit.planning.hardware import ChosenPrecision, Dtype, Hardware, choose_base_dtype, choose_precision
 from peftkit.recipe.loader import RecipeFile
 from peftkit.recipe.schema import Recipe
+from peftkit.runs.folder import RunFolder
 from peftkit.runs.inputs import Inputs
 from peftkit.runs.manifest import RunManifest
 from peftkit.runs.versions import installed_versions
 from peftkit.storage import sha256_of_json
+from peftkit.training.signals import StopRequest
+from peftkit.training.train import Work
 
 __all__ = ["Job", "prepare_job"]
 
@@ -85,6 +88,19 @@ class Job:
         """The files that must stay what they are."""
         located = self.start.located
         return Inputs.of(self.start.record(), located.folder if located else None, self.data_record())
+
+    def work(self, folder: RunFolder, manifest: RunManifest, stop: StopRequest) -> Work:
+        """What training needs, of a run that begins."""
+        return Work(
+            recipe=self.recipe,
+            data=self.data,
+            pad_token_id=self.pad_token_id,
+            hardware=self.hardware,
+            precision=self.precision,
+            folder=folder,
+            manifest=manifest,
+            stop=stop,
+        )
 
     def with_batch(self, rows: int, accumulation: int) -> Job:
         """The same run with another batch per pass."""
