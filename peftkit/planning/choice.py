@@ -7,7 +7,7 @@ from typing import Final, Literal
 
 from peftkit.recipe.schema import Method
 
-__all__ = ["BATCH", "BaseShape", "Choice", "choose_method", "in_words", "length_for", "rows_that_fit"]
+__all__ = ["BATCH", "Choice", "choose_method", "in_words", "length_for", "rows_that_fit"]
 
 BATCH: Final = 16
 """Sequences in one optimizer step: of the 16 and 32 in Devlin et al. 2019, appendix A.3, what more machines hold."""
@@ -40,15 +40,6 @@ _WAYS: Final = (
     _Way("qlora", 0.6, "frozen weights in 4 bits, their scales and the embeddings"),
 )
 """From the one that learns the most to the one that needs the least; adapters add a hundredth and are not counted."""
-
-
-@dataclass(frozen=True)
-class BaseShape:
-    """The size of a base's layers."""
-
-    layers: int
-    hidden: int
-    """Width of the vectors between them."""
 
 
 @dataclass(frozen=True)
@@ -88,22 +79,16 @@ def choose_method(parameters: int | None, memory_bytes: float, *, half: bool, wa
     return Choice(way.method, way.dtype, why, held_bytes, fits)
 
 
-def rows_that_fit(shape: BaseShape, length: int, memory_bytes: float, held_bytes: float, *, half: bool) -> int:
+def rows_that_fit(row_bytes: float, memory_bytes: float, held_bytes: float) -> int:
     """Rows of one forward pass that fit, as a power of two up to a whole batch; 0 where not even one does.
 
-    A layer keeps 34 bytes for each token and each of its width, in 16 bits, where attention keeps no scores
-    (Korthikanti et al. 2022, equation 1).
-
     Args:
-        shape: of the base.
-        length: tokens of a row.
+        row_bytes: what one row keeps for the backward pass.
         memory_bytes: of the GPU, or of the machine where there is none.
         held_bytes: what weights, gradients and optimizer take of it.
-        half: whether products are computed in 16 bits rather than in 32.
     """
-    row_bytes = 34 * (1 if half else 2) * length * shape.hidden * shape.layers
     fitting = (memory_bytes * _USABLE - held_bytes) // row_bytes
-    return next((rows for rows in (BATCH >> halved for halved in range(BATCH.bit_length())) if 0 < rows <= fitting), 0)
+    return next((rows for rows in (BATCH >> halved for halved in range(BATCH.bit_length())) if rows <= fitting), 0)
 
 
 def in_words(parameters: int) -> str:

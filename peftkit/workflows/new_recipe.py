@@ -9,8 +9,9 @@ from pathlib import Path
 
 from peftkit import console
 from peftkit.models.base import BUILTIN_PREFIX
+from peftkit.models.outline import activation_bytes
 from peftkit.planning.choice import BATCH, Choice, choose_method, in_words, length_for, rows_that_fit
-from peftkit.planning.hardware import Hardware
+from peftkit.planning.hardware import ChosenPrecision, Hardware, choose_precision
 from peftkit.recipe.advised import ADVICE, usual_rate
 from peftkit.recipe.draft import Draft, Reasoned, draft_text
 from peftkit.recipe.fields import find_fields
@@ -48,8 +49,9 @@ def write_new_recipe(answers: Answers, destination: Path, hardware: Hardware) ->
     base = survey_base(answers.base)
     data = survey_data(answers.data, answers.format, base.tokenizer)
     memory = answers.memory_bytes or hardware.memory_bytes
-    half = answers.memory_bytes is not None or hardware.has_bf16
-    choice = choose_method(base.parameters, memory, half=half, wanted=answers.method)
+    elsewhere = answers.memory_bytes is not None
+    precision: ChosenPrecision = "bf16" if elsewhere else choose_precision("auto", hardware)
+    choice = choose_method(base.parameters, memory, half=elsewhere or hardware.has_bf16, wanted=answers.method)
     if not choice.fits:
         console.warning(f"{choice.method}: {choice.why}.")
     length, why_length = _length(base, data)
@@ -62,11 +64,14 @@ def write_new_recipe(answers: Answers, destination: Path, hardware: Hardware) ->
         "data": {**_data(data, folder), "max_length": Reasoned(length, why_length)},
         "training": {
             **_training(base, choice.method),
-            **_batch(base, choice, memory, length, half=hardware.device == "cuda" or answers.memory_bytes is not None),
+            **_batch(choice, memory, _row_bytes(base, length, precision, hardware)),
             "eval_strategy": _evaluation(data),
         },
     }
-    heading = "Written by `peftkit recipes new`. `peftkit explain FIELD` says who found what usual, and what else does."
+    heading = (
+        "Written by `peftkit recipes new`. `peftkit explain FIELD` says who found a value usual and what others do, "
+        "`peftkit plan` measures what the recipe takes."
+    )
     text = draft_text(draft, heading)
     parse_recipe(text, destination)
     write_text(destination, text)
@@ -145,14 +150,21 @@ def _training(base: SurveyedBase, method: Method) -> dict[str, Reasoned]:
     }
 
 
-def _batch(base: SurveyedBase, choice: Choice, memory: float, length: int, *, half: bool) -> dict[str, Reasoned]:
+def _row_bytes(base: SurveyedBase, length: int, precision: ChosenPrecision, hardware: Hardware) -> int | None:
+    """What one row keeps for the backward pass; None where the base is not at hand."""
+    if base.located is None:
+        return None
+    return activation_bytes(base.located.structure(base.located.config()), 1, length, precision, hardware)
+
+
+def _batch(choice: Choice, memory: float, row_bytes: int | None) -> dict[str, Reasoned]:
     """The rows of one pass by what the memory holds beside the weights, and passes up to a whole batch."""
     rows, why = 4, "what a layer needs is not known here; `peftkit train --auto-batch` halves it where it must"
     checkpointing = False
-    if base.shape and choice.held_bytes is not None:
-        fitting = rows_that_fit(base.shape, length, memory, choice.held_bytes, half=half)
+    if row_bytes is not None and choice.held_bytes is not None:
+        fitting = rows_that_fit(row_bytes, memory, choice.held_bytes)
         rows, checkpointing = max(fitting, 1), fitting == 0
-        why = "about what fits beside the weights (Korthikanti et al. 2022), and no more than a batch"
+        why = "about what fits beside the weights, and at most a batch"
     found = {
         "per_device_train_batch_size": Reasoned(rows, why),
         "gradient_accumulation_steps": Reasoned(BATCH // rows, f"{BATCH} sequences a step (Devlin et al. 2019, A.3)"),

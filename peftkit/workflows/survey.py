@@ -15,7 +15,7 @@ from peftkit.data.sources import BUILTIN, open_rows
 from peftkit.errors import BaseError, DataError, FieldError, InputError, RowsError
 from peftkit.models.attach import count_parameters
 from peftkit.models.base import LocatedBase, base_at_hand
-from peftkit.planning.choice import BaseShape
+from peftkit.models.start import positions
 from peftkit.recipe.names import printable
 from peftkit.recipe.references import DATA_SUFFIXES
 from peftkit.recipe.schema import Base, Data, Format, Source
@@ -35,14 +35,17 @@ _REMEDY = "Check the file; where its columns have other names, set data.columns 
 
 @dataclass(frozen=True)
 class SurveyedBase:
-    """What is known of a base; None for what is not."""
+    """What is known of a base; None for what is not.
+
+    `located` has its configuration, and perhaps no weights.
+    """
 
     model: str
     parameters: int | None = None
     known_from: str | None = None
     """Where the number of parameters was read."""
 
-    shape: BaseShape | None = None
+    located: LocatedBase | None = None
     positions: int | None = None
     """Tokens that it can see."""
 
@@ -84,13 +87,12 @@ def survey_base(model: str) -> SurveyedBase:
         parameters = int(float(size[1]) * (10**9 if size[2] == "b" else 10**6)) if size else None
         return SurveyedBase(model, parameters, "its name" if size else None)
     config = located.config()
-    layers, hidden = getattr(config, "num_hidden_layers", None), getattr(config, "hidden_size", None)
     return SurveyedBase(
         model=model,
         parameters=count_parameters(located.structure(config))[1],
         known_from="its configuration",
-        shape=BaseShape(layers, hidden) if layers and hidden else None,
-        positions=getattr(config, "max_position_embeddings", None),
+        located=located,
+        positions=positions(config),
         tokenizer=_tokenizer(located),
     )
 
