@@ -6,9 +6,21 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from peftkit.recipe.evidence import TEXT_METRICS
 from peftkit.recipe.schema import UNUSED_SECTIONS
 from peftkit.report.content import RunContent
-from peftkit.report.wording import METHODS, TIMES, count, duration, plain, share, size, small
+from peftkit.report.wording import (
+    METHODS,
+    TIMES,
+    count,
+    duration,
+    metric_name,
+    metric_value,
+    plain,
+    share,
+    size,
+    small,
+)
 
 __all__ = [
     "EVALUATION_COLUMNS",
@@ -22,6 +34,7 @@ __all__ = [
     "key_figures",
     "merge_rows",
     "notes",
+    "scores",
     "sentence",
 ]
 
@@ -150,6 +163,16 @@ def evaluations(run: RunContent) -> list[tuple[str, ...]]:
         )
         for line in run.evaluations
     ]
+
+
+def scores(run: RunContent) -> Iterator[Row]:
+    """How good what it writes is, where that was measured."""
+    for name in TEXT_METRICS:
+        if name in run.scores:
+            yield metric_name(name), metric_value(name, run.scores[name])
+    if run.scores:
+        counted = count(run.scores["prompts"]), count(run.scores["references"])
+        yield "measured on", "{} completions, {} references".format(*counted)
 
 
 def audit_table(audit: dict[str, Any]) -> tuple[list[str], list[list[str]]]:

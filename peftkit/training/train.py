@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
@@ -130,6 +131,7 @@ def train(model: Any, work: Work) -> TrainingResult:
 def build_trainer(model: Any, work: Work) -> tuple[TokenTrainer, Progress]:
     """The Trainer, and the progress that it counts on, which begins at nothing or at the checkpoint's."""
     recipe, data = work.recipe, work.data
+    os.environ.setdefault("TENSORBOARD_LOGGING_DIR", str(work.folder.tensorboard))
     progress = Progress(work.manifest.run_id) if work.checkpoint is None else Progress.read(work.checkpoint)
     conduct = Conduct(
         folder=work.folder,

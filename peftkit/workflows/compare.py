@@ -21,7 +21,7 @@ from peftkit.workflows.apart import run_apart, wait_for
 from peftkit.workflows.arms import Arm, Cell, arms_of, with_rate
 from peftkit.workflows.evaluate import Measures, evaluate_target
 from peftkit.workflows.resume import Past, check_finished
-from peftkit.workflows.tabulate import EVALUATION_NAME, Table, tabulate
+from peftkit.workflows.tabulate import Table, tabulate
 
 __all__ = ["CompareOptions", "compare"]
 
@@ -169,8 +169,8 @@ def _evaluate(cells: Sequence[Cell], output: Path) -> None:
     if recipe.base.model:
         _written(recipe.base.model, f"{recipe.base.model} before any fine-tuning", recipe, output / _BASE_NAME)
     for cell in cells:
-        folder = output / cell.name
-        _written(str(folder), cell.name, cell.file.recipe, folder / EVALUATION_NAME)
+        folder = RunFolder(output / cell.name)
+        _written(str(folder.path), cell.name, cell.file.recipe, folder.evaluation)
 
 
 def _written(target: str, name: str, recipe: Recipe, place: Path) -> None:
