@@ -48,7 +48,8 @@ def command(
         console.print_json(_as_json(fields, file))
     elif fields:
         for number, found in enumerate(fields):
-            console.print_text("") if number else None
+            if number:
+                console.print_text("")
             _print_field(found, file)
     elif file:
         _print_lines(explain_recipe(file), file)
@@ -61,7 +62,10 @@ def _print_field(field: RecipeField, file: RecipeFile | None) -> None:
     console.print_text(f"{field.path}\n  {field.meaning}")
     if field.inner:
         console.print_text("")
-        _print_lines(explain_field(file, field), file) if file else _print_summaries(None, field.inner)
+        if file:
+            _print_lines(explain_field(file, field), file)
+        else:
+            _print_summaries(None, field.inner)
         return
     parts = [("default", "none: it must be given" if field.required else shown(field.default))]
     if field.library:

@@ -81,7 +81,8 @@ def _judged(recipe: Recipe, field: RecipeField, value: Any) -> tuple[Verdict | N
     idle = _idle(recipe, field)
     if idle:
         return None, idle
-    advice, usual = field.advice, field.advice.usual_for(kind_of(recipe)) if field.advice else None
+    advice = field.advice
+    usual = advice.usual_for(kind_of(recipe)) if advice else None
     if advice is None or usual is None or (value is None and isinstance(usual, Between)):
         return None, field.summary
     measure = advice.measure

@@ -132,8 +132,9 @@ def _length(base: SurveyedBase, data: SurveyedData) -> tuple[int, str]:
         return length, "longer texts go on in a further sequence, and short ones are packed: nothing is lost"
     if data.longest is None:
         return length, "`peftkit data` tells how long the documents are"
+    length = length_for(data.longest, base.positions)
     seen = f"99% of the first documents have at most {data.longest:,} tokens"
-    return length_for(data.longest, base.positions), seen
+    return length, seen if length >= data.longest else f"{seen}, and the base sees no more: the rest is cut"
 
 
 def _training(base: SurveyedBase, method: Method) -> dict[str, Reasoned]:

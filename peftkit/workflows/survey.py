@@ -9,6 +9,7 @@ from typing import Any, Final
 
 import numpy as np
 
+from peftkit import console
 from peftkit.data.corpus import Corpus, Part, load_corpus, shape_of
 from peftkit.data.mixing import hold_out
 from peftkit.data.sources import BUILTIN, open_rows
@@ -132,6 +133,8 @@ def survey_data(answer: str, wanted: Format, tokenizer: Any) -> SurveyedData:
         raise
     except (FieldError, DataError) as error:
         raise InputError(error.what, where=printable(answer), remedy=_REMEDY) from error
+    if corpus.reading.bad:
+        console.warning(f"{corpus.reading.bad:,} of the first {corpus.reading.rows:,} rows of {answer} cannot be used.")
     lengths = corpus.documents.lengths
     can_split = validation is None and _can_hold_out(corpus, share, data.seed)
     return SurveyedData(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 
 from peftkit.errors import InputError
@@ -65,6 +67,13 @@ def test_an_argument_that_is_passed_on_has_its_librarys_default() -> None:
     assert steps.library is not None
     assert steps.library.name == "TrainingArguments"
     assert "checkpoint saves" in steps.meaning
+
+
+@pytest.mark.parametrize("section", [Training, Lora, Quantization])
+def test_every_default_of_a_library_can_be_shown(section: type[Training]) -> None:
+    defaults = {name: section.library.argument(name).default for name in section.passed_through_types()}
+
+    assert json.loads(json.dumps(defaults, allow_nan=False)) == defaults
 
 
 def test_every_documented_field_has_a_summary_of_one_sentence() -> None:

@@ -57,6 +57,25 @@ def test_paths_are_written_from_the_recipes_folder(folder: Path) -> None:
     assert load_recipe(folder / "sub" / "new.yaml").recipe.base.model == str(folder / "base")
 
 
+def test_documents_that_are_longer_than_the_base_sees_are_said_to_be_cut(folder: Path) -> None:
+    row = {"prompt": "name: Red Fox\n", "completion": "The inn. " * 80}
+    (folder / "long.jsonl").write_text((json.dumps(row) + "\n") * 3, encoding="utf-8")
+
+    recipe = written(folder, Answers(f"{folder}/long.jsonl", TINY))
+
+    assert recipe.data.max_length == 128
+    assert "and the base sees no more: the rest is cut" in (folder / "new.yaml").read_text(encoding="utf-8")
+
+
+def test_rows_that_cannot_be_used_are_told(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with (folder / "rows.jsonl").open("a", encoding="utf-8") as file:
+        file.write("{broken\n")
+
+    written(folder, Answers(f"{folder}/rows.jsonl", TINY))
+
+    assert "1 of the first 41 rows" in " ".join(capsys.readouterr().err.split())
+
+
 def test_a_validation_part_beside_the_training_part_is_taken(folder: Path) -> None:
     for name in ("my-train.jsonl", "my-dev.jsonl"):
         shutil.copy(folder / "rows.jsonl", folder / name)
