@@ -9,6 +9,7 @@ import click
 
 from peftkit import console
 from peftkit.cli import options
+from peftkit.cli.decisions import print_decisions
 from peftkit.errors import RunError
 from peftkit.recipe.library import find_recipe
 from peftkit.recipe.loader import load_recipe
@@ -83,13 +84,16 @@ def _show(plans: Sequence[Plan]) -> None:
     first = plans[0]
     console.print_table(None, ["", *(each.method for each in plans)], list(_rows(plans)), numeric=True)
     console.print_text("")
-    how = "measured on the run's own steps" if first.measured else "computed from the model's structure"
+    how = "Measured on the run's own steps" if first.measured else "Computed from the model's structure"
     console.print_text(f"{how}, on {first.device} in {first.precision}.")
+    if len(plans) == 1:
+        console.print_text("")
+        print_decisions(first.decisions)
 
 
 def _rows(plans: Sequence[Plan]) -> Iterator[list[str]]:
     yield ["trained parameters", *(f"{each.trainable_parameters:,}" for each in plans)]
-    yield ["of", *(f"{each.total_parameters:,}" for each in plans)]
+    yield ["all parameters", *(f"{each.total_parameters:,}" for each in plans)]
     yield ["steps", *(f"{each.steps:,}" for each in plans)]
     yield ["epochs", *(f"{each.epochs:.3g}" for each in plans)]
     if any(each.train_tokens for each in plans):
@@ -97,9 +101,9 @@ def _rows(plans: Sequence[Plan]) -> Iterator[list[str]]:
     yield ["peak memory", *(console.size(each.peak_memory_bytes) for each in plans)]
     for part in _PARTS:
         yield [f"  {part}", *(console.size(each.memory[part]) for each in plans)]
-    yield ["there are", *(console.size(each.limit_bytes) for each in plans)]
+    yield ["memory there is", *(console.size(each.limit_bytes) for each in plans)]
     yield ["checkpoints", *(_checkpoints(each) for each in plans)]
-    yield ["disk in all", *(console.size(each.disk.total) for each in plans)]
+    yield ["disk needed", *(console.size(each.disk.total) for each in plans)]
     yield ["disk free", *(console.size(each.free_bytes) for each in plans)]
     if any(each.train_seconds for each in plans):
         yield ["time", *(_time(each) for each in plans)]

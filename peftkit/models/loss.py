@@ -117,7 +117,7 @@ def row_losses(model: Any, batches: Iterable[dict[str, torch.Tensor]]) -> Iterat
             which = (batch["labels"][:, 1:] != _NO_LABEL).nonzero()[:, 0].cpu()
             with torch.inference_mode():
                 losses = losses_of(inner, {name: values.to(inner.device) for name, values in batch.items()})
-            yield torch.bincount(which, losses.double().cpu(), rows), torch.bincount(which, minlength=rows)
+            yield torch.bincount(which, losses.cpu().double(), rows), torch.bincount(which, minlength=rows)
     finally:
         model.train(was_training)
 

@@ -14,7 +14,8 @@ from transformers.modeling_utils import AttentionInterface
 
 from peftkit.models.attach import embedding_modules
 from peftkit.models.kernels import use_fast_kernels
-from peftkit.planning.hardware import ChosenPrecision, Hardware
+from peftkit.planning.hardware import Hardware
+from peftkit.planning.precision import ChosenPrecision
 from peftkit.recipe.hyperparameters import Quantization
 
 __all__ = ["activation_bytes", "held_bytes", "kept_for_backward", "weight_bytes"]

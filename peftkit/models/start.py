@@ -14,7 +14,7 @@ from peftkit.models.attach import attach_adapter, resolve_targets
 from peftkit.models.base import LocatedBase, locate_base, open_tokenizer
 from peftkit.models.initialise import initialise_model, train_tokenizer
 from peftkit.models.quantise import load_base
-from peftkit.planning.hardware import Dtype
+from peftkit.planning.precision import Dtype
 from peftkit.recipe.schema import Base, Init, Recipe
 
 __all__ = ["Start", "new_start", "padding_id", "positions", "pretrained_start"]

@@ -8,6 +8,7 @@ from typing import Any
 from peftkit import console
 from peftkit.planning.disk import DiskNeed
 from peftkit.planning.duration import Duration
+from peftkit.planning.hardware import Decision
 from peftkit.planning.memory import Fit
 from peftkit.recipe.hyperparameters import Training
 
@@ -55,6 +56,9 @@ class Plan:
     train_seconds: Duration | None
     """None where nothing is known of the device's speed."""
 
+    decisions: list[Decision[Any]]
+    """What the machine decides of it, with the reasons."""
+
     warnings: list[str]
 
     @property
@@ -65,9 +69,10 @@ class Plan:
     def summary(self, training: Training) -> str:
         """One line for a person, at the head of a run."""
         batch = training.per_device_train_batch_size * training.gradient_accumulation_steps
+        epochs = "1 epoch" if self.epochs == 1 else f"{self.epochs:.3g} epochs"
         tokens = f", {self.train_tokens:,} tokens" if self.train_tokens else ""
         return (
-            f"{self.steps:,} steps of {batch} sequences, {self.epochs:.3g} epochs{tokens}; about "
+            f"{self.steps:,} steps of {batch} sequences, {epochs}{tokens}; about "
             f"{console.size(self.peak_memory_bytes)} of {console.size(self.limit_bytes)} memory and "
             f"{console.size(self.disk.total)} on the disk"
         )
@@ -84,5 +89,6 @@ class Plan:
         rest = {name: value for name, value in values.items() if name not in (*_TIMES.values(), "fits")}
         time = Duration(**{part: values[name] for part, name in _TIMES.items()})
         rest["would_fit"] = [Fit(**fit) for fit in rest["would_fit"]]
+        rest["decisions"] = [Decision.from_json(decision) for decision in rest["decisions"]]
         rest["disk"] = DiskNeed(**rest["disk"])
         return cls(**rest, train_seconds=None if values["train_seconds"] is None else time)

@@ -21,7 +21,7 @@ from peftkit.recipe.schema import Recipe
 __all__ = ["is_out_of_memory", "memory_limit", "peak_memory_bytes", "reset_peak_memory", "shortage"]
 
 _MAXRSS_UNIT = 1 if sys.platform == "darwin" else 1024
-_CPU_TEXTS = ("can't allocate memory", "cannot allocate memory", "not enough memory")
+_TEXTS = ("can't allocate memory", "cannot allocate memory", "not enough memory", "mps backend out of memory")
 _GROUP_LIMIT = Path("/sys/fs/cgroup/memory.max")
 
 
@@ -32,9 +32,14 @@ def reset_peak_memory(hardware: Hardware) -> None:
 
 
 def peak_memory_bytes(hardware: Hardware) -> int:
-    """Bytes allocated on the GPU at the most, or the process's largest resident set on a CPU."""
+    """Bytes allocated on the GPU at the most, or the process's largest resident set on a CPU.
+
+    Apple's GPUs count no peak: it is what the driver has given, of which little is given back.
+    """
     if hardware.device == "cuda":
         return int(torch.cuda.max_memory_allocated())
+    if hardware.device == "mps":
+        return int(torch.mps.driver_allocated_memory())
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * _MAXRSS_UNIT
 
 
@@ -42,7 +47,7 @@ def is_out_of_memory(error: BaseException) -> bool:
     """Whether an error says that memory was short, of a GPU or of the machine."""
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True
-    return isinstance(error, RuntimeError) and any(text in str(error).lower() for text in _CPU_TEXTS)
+    return isinstance(error, RuntimeError) and any(text in str(error).lower() for text in _TEXTS)
 
 
 def shortage(trainer: Any, inputs: dict[str, Any], recipe: Recipe, hardware: Hardware) -> MemoryRunError:
@@ -53,6 +58,8 @@ def shortage(trainer: Any, inputs: dict[str, Any], recipe: Recipe, hardware: Har
     trainer.model.zero_grad()
     if hardware.device == "cuda":
         torch.cuda.empty_cache()
+    elif hardware.device == "mps":
+        torch.mps.empty_cache()
     rows, tokens = inputs["input_ids"].shape
     peak, limit = peak_memory_bytes(hardware), memory_limit(hardware)
     batch = "one row" if rows == 1 else f"{rows} rows"
@@ -100,7 +107,7 @@ def _measured(trainer: Any, inputs: dict[str, Any], recipe: Recipe, limit: int) 
 
 def memory_limit(hardware: Hardware) -> int:
     """Memory that this process may have: of the GPU, or the least of what is free and what limits allow."""
-    if hardware.device == "cuda":
+    if hardware.device != "cpu":
         return hardware.memory_bytes
     used = psutil.Process().memory_info()
     limits = [psutil.virtual_memory().available + used.rss]

@@ -17,13 +17,15 @@ from peftkit.data.prepare import RunData
 from peftkit.errors import RunError
 from peftkit.models.attach import adapter_has_effect
 from peftkit.models.kernels import use_fast_kernels
-from peftkit.planning.hardware import Attention, ChosenPrecision, Hardware
+from peftkit.planning.decisions import Attention
+from peftkit.planning.hardware import Hardware
+from peftkit.planning.precision import ChosenPrecision
 from peftkit.recipe.schema import Recipe
 from peftkit.runs.checkpoints import Checkpoint
 from peftkit.runs.folder import RunFolder
 from peftkit.runs.manifest import RunManifest
 from peftkit.storage import write_text
-from peftkit.training.arguments import training_arguments
+from peftkit.training.arguments import products_as_before, training_arguments
 from peftkit.training.checkpoint import Progress
 from peftkit.training.conduct import Conduct
 from peftkit.training.health import HealthWatch
@@ -85,6 +87,7 @@ class TrainingResult:
     checkpoint_seconds: float
 
 
+@products_as_before()
 def train(model: Any, work: Work) -> TrainingResult:
     """Train `model` in place through the Trainer, measuring the validation data before and after.
 

@@ -121,7 +121,8 @@ def _train(cell: Cell, output: Path, which: str, *, may_fail: bool = False) -> b
         return True
     wait_for(folder.path)
     console.info(f"{which}: {cell.name}")
-    status = run_apart(["train", *cell.arguments(), "--output", str(folder.path), "--resume"])
+    going_on = [] if folder.is_free else ["--resume"]
+    status = run_apart(["train", *cell.arguments(), "--output", str(folder.path), *going_on])
     if status and not (may_fail and status == 1):
         remedy = "Mend it, and give the same command again: finished runs stay."
         raise RunError(f"{cell.name} failed; its message stands above.", where=str(folder.path), remedy=remedy)

@@ -14,7 +14,9 @@ from peftkit.models.attach import count_parameters
 from peftkit.models.attention import use_attention
 from peftkit.models.device import detect_hardware
 from peftkit.models.start import Start, new_start, padding_id, pretrained_start
-from peftkit.planning.hardware import ChosenPrecision, Dtype, Hardware, choose_base_dtype, choose_precision
+from peftkit.planning.decisions import decide
+from peftkit.planning.hardware import Hardware
+from peftkit.planning.precision import ChosenPrecision, Dtype, choose_base_dtype, choose_precision
 from peftkit.recipe.loader import RecipeFile
 from peftkit.recipe.schema import Recipe
 from peftkit.runs.folder import RunFolder
@@ -117,8 +119,9 @@ def prepare_job(file: RecipeFile) -> Job:
     recipe = file.recipe
     with file.locating():
         hardware = detect_hardware()
-        precision = choose_precision(recipe.precision, hardware)
-        base_dtype = choose_base_dtype(recipe.base.dtype, recipe.method, precision)
+        decide(hardware, recipe)  # what this machine cannot do is refused here, at its line of the recipe
+        precision = choose_precision(recipe.precision, hardware).choice
+        base_dtype = choose_base_dtype(recipe.base.dtype, recipe.method, precision).choice
         start = _start(recipe)
         data = prepare(recipe.data, start.tokenizer)
         console.info(f"train: {data.train.summary()}")

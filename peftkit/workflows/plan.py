@@ -17,8 +17,10 @@ import psutil
 from peftkit import console
 from peftkit.errors import RunError
 from peftkit.models.attach import count_embeddings, count_parameters
+from peftkit.models.attention import kernels_of
 from peftkit.models.loss import logits_bytes
 from peftkit.models.outline import activation_bytes, weight_bytes
+from peftkit.planning.decisions import decide
 from peftkit.planning.disk import disk_need
 from peftkit.planning.duration import duration
 from peftkit.planning.memory import StepMemory, what_fits
@@ -84,7 +86,7 @@ def estimate(job: Job) -> Plan:
     recipe, training, hardware = job.recipe, job.recipe.training, job.hardware
     model = job.start.outline(recipe, job.base_dtype)
     trainable, total = count_parameters(model)
-    embeddings = count_embeddings(model)
+    embeddings, kernels = count_embeddings(model), kernels_of(model)
     lengths = job.data.train.sequences.lengths
     longest, rows = int(lengths.max()), training.per_device_train_batch_size
     step = StepMemory(
@@ -121,6 +123,7 @@ def estimate(job: Job) -> Plan:
         disk=disk_need(training, trainable, job.data.train.length, count_embeddings(model, trained=True)),
         free_bytes=_free_bytes(job.file.output),
         train_seconds=None,
+        decisions=decide(hardware, recipe, need=step, packed=job.data.train.packed, **kernels),
         warnings=list(job.warnings),
     )
 

@@ -55,7 +55,7 @@ def test_a_plan_is_read_again_from_its_json(recipe_path: Path) -> None:
 def test_a_run_begins_by_saying_what_it_will_take(peftkit: Command, recipe_path: Path) -> None:
     done = peftkit("train", str(recipe_path), "--output", "out", "--no-report")
 
-    assert "6 steps of 4 sequences, 1 epochs" in done.stderr, done.stderr
+    assert "6 steps of 4 sequences, 1 epoch," in done.stderr, done.stderr
 
 
 @pytest.mark.slow
