@@ -11,7 +11,8 @@ from peftkit import console
 from peftkit.models.base import BUILTIN_PREFIX
 from peftkit.models.outline import activation_bytes
 from peftkit.planning.choice import BATCH, Choice, choose_method, in_words, length_for, rows_that_fit
-from peftkit.planning.hardware import ChosenPrecision, Hardware, choose_precision
+from peftkit.planning.hardware import Hardware
+from peftkit.planning.precision import ChosenPrecision, choose_precision
 from peftkit.recipe.advised import ADVICE, usual_rate
 from peftkit.recipe.draft import Draft, Reasoned, draft_text
 from peftkit.recipe.fields import find_fields
@@ -50,7 +51,7 @@ def write_new_recipe(answers: Answers, destination: Path, hardware: Hardware) ->
     data = survey_data(answers.data, answers.format, base.tokenizer)
     memory = answers.memory_bytes or hardware.memory_bytes
     elsewhere = answers.memory_bytes is not None
-    precision: ChosenPrecision = "bf16" if elsewhere else choose_precision("auto", hardware)
+    precision: ChosenPrecision = "bf16" if elsewhere else choose_precision("auto", hardware).choice
     choice = choose_method(base.parameters, memory, half=elsewhere or hardware.has_bf16, wanted=answers.method)
     if not choice.fits:
         console.warning(f"{choice.method}: {choice.why}.")
