@@ -22,6 +22,7 @@ from peftkit.redaction import redact
 
 __all__ = [
     "error",
+    "hush",
     "info",
     "print_json",
     "print_marked",
@@ -29,6 +30,7 @@ __all__ = [
     "print_text",
     "progress",
     "size",
+    "speak",
     "stderr",
     "stdout",
     "warning",
@@ -79,6 +81,16 @@ class _Messages:
 
 
 stderr = Console(file=cast(IO[str], _Messages()), highlight=False)
+
+
+def hush() -> None:
+    """Say and print nothing from here on: another process does."""
+    stdout.quiet = stderr.quiet = True
+
+
+def speak() -> None:
+    """Say again what goes wrong."""
+    stderr.quiet = False
 
 
 def info(message: str) -> None:

@@ -29,9 +29,17 @@ __all__ = ["command"]
 @click.option(
     "--auto-batch", is_flag=True, help="Where a step does not fit into memory, halve the batch and accumulate twice."
 )
+@click.option(
+    "--nproc",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="Train in N processes on this machine, each on a GPU of its own where there are any, in the same steps.",
+)
 @click.option("--report/--no-report", "reports", default=True, help="Write report.html into the run folder.")
 @options.as_json
+@click.pass_context
 def command(
+    context: click.Context,
     recipe: str,
     method: str | None,
     output: Path | None,
@@ -39,6 +47,7 @@ def command(
     resume: bool,
     allow_changes: tuple[str, ...],
     auto_batch: bool,
+    nproc: int | None,
     reports: bool,
     as_json: bool,
 ) -> None:
@@ -56,22 +65,33 @@ def command(
       peftkit train my.yaml --method qlora --output runs/first
       peftkit train my.yaml --set training.learning_rate=1e-4 --set training.max_steps=20
       peftkit train runs/first --resume
+      peftkit train my.yaml --nproc 2
     """
     if allow_changes and not resume:
         raise click.UsageError("--allow-changes says what may differ from a run that is gone on with: give --resume.")
+    if nproc is not None and nproc > 1:
+        if auto_batch:
+            raise click.UsageError("--auto-batch works in one process: leave --nproc out until a batch is found.")
+        from peftkit.workflows.launch import train_in_processes
+
+        context.exit(train_in_processes(["train", *options.arguments_of(context, without="nproc")], nproc))
     place, output = _place(recipe, output) if resume else (find_recipe(recipe), output)
     file = load_recipe(place, method=method, overrides=overrides, output=output)
     for note in file.notes() if not resume else ():
         console.info(note)
 
     from peftkit.models.base import take_quiet
-    from peftkit.workflows.run import RunOptions, run
+    from peftkit.workflows.run import RunOptions
+    from peftkit.workflows.together import run_together
 
     take_quiet()
     allowed = tuple(field.strip() for given in allow_changes for field in given.split(","))
-    folder, manifest = run(
+    done = run_together(
         file, RunOptions(resume=resume, allowed_changes=allowed, auto_batch=auto_batch, reports=reports)
     )
+    if done is None:
+        return  # the main process tells
+    folder, manifest = done
     if as_json:
         console.print_json({"output": str(folder.path), **manifest.to_json()})
         return

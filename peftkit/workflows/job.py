@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -15,12 +14,14 @@ from peftkit.models.attention import use_attention
 from peftkit.models.device import detect_hardware
 from peftkit.models.start import Start, new_start, padding_id, pretrained_start
 from peftkit.planning.hardware import ChosenPrecision, Dtype, Hardware, choose_base_dtype, choose_precision
+from peftkit.planning.processes import check_machine, check_recipe
 from peftkit.recipe.loader import RecipeFile
 from peftkit.recipe.schema import Recipe
 from peftkit.runs.inputs import Inputs
 from peftkit.runs.manifest import RunManifest
 from peftkit.runs.versions import installed_versions
 from peftkit.storage import sha256_of_json
+from peftkit.training.processes import Processes
 
 __all__ = ["Job", "prepare_job"]
 
@@ -36,6 +37,7 @@ class Job:
     start: Start
     data: RunData
     warnings: list[str]
+    processes: Processes
 
     @property
     def recipe(self) -> Recipe:
@@ -53,8 +55,13 @@ class Job:
             model = self.start.load(self.recipe, self.base_dtype, self.hardware.device)
             attention = use_attention(model, self.hardware, self.base_dtype) if self.data.train.packed else None
         trainable, total = count_parameters(model)
+        where = (
+            f"{self.processes.count} processes on {self.hardware.name}"
+            if self.processes.are_many
+            else self.hardware.name
+        )
         console.info(
-            f"{self.recipe.method} on {self.hardware.name} in {self.precision}{f', {attention}' if attention else ''}: "
+            f"{self.recipe.method} on {where} in {self.precision}{f', {attention}' if attention else ''}: "
             f"{trainable:,} of {total:,} parameters are trained"
         )
         return model
@@ -70,7 +77,7 @@ class Job:
             versions=installed_versions(),
             hardware=self.hardware.record(),
             precision=self.precision,
-            world_size=int(os.environ.get("WORLD_SIZE", "1")),
+            world_size=self.processes.count,
             warnings=list(self.warnings),
         )
 
@@ -92,15 +99,19 @@ class Job:
         return replace(self, file=self.file.with_training(batch))
 
 
-def prepare_job(file: RecipeFile) -> Job:
+def prepare_job(file: RecipeFile, processes: Processes = Processes()) -> Job:
     """Look at the machine, the base's structure and the data; nothing is written.
+
+    Of several processes, one for each machine tokenises the data, and the others find it in the cache.
 
     Raises:
         InputError: recipe, base or data are wrong.
     """
     recipe = file.recipe
-    with file.locating():
+    with file.locating(), processes.first_on_machine("data"):
         hardware = detect_hardware()
+        check_machine(processes.place, hardware)
+        check_recipe(recipe, processes.count)
         precision = choose_precision(recipe.precision, hardware)
         base_dtype = choose_base_dtype(recipe.base.dtype, recipe.method, precision)
         start = _start(recipe)
@@ -110,7 +121,7 @@ def prepare_job(file: RecipeFile) -> Job:
         for message in warnings:
             console.warning(message)
         _take_chat_template(recipe, data, start)
-    return Job(_stated(file, data), hardware, precision, base_dtype, start, data, warnings)
+    return Job(_stated(file, data), hardware, precision, base_dtype, start, data, warnings, processes)
 
 
 def _start(recipe: Recipe) -> Start:
