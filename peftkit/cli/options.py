@@ -53,8 +53,8 @@ def arguments_of(context: click.Context, *, without: str) -> list[str]:
         elif isinstance(parameter, click.Option) and parameter.is_flag:
             words.append((parameter.opts if value else parameter.secondary_opts)[0])
         else:
-            values = value if parameter.multiple else [value]
-            words += [f"{parameter.opts[0]}={each}" for each in values]
+            given: Any = value if parameter.multiple else [value]
+            words += [f"{parameter.opts[0]}={each}" for each in given]
     return words
 
 

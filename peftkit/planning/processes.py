@@ -84,7 +84,7 @@ def share_of(rows: int, accumulation: int, processes: int) -> Share:
         fitting = [str(count) for count in range(2, together + 1) if together % count == 0]
         raise FieldError(
             "training.per_device_train_batch_size",
-            f"an optimizer step sees {rows} × {accumulation} sequences, which {processes} processes cannot share.",
+            f"an optimizer step sees {together} sequences, which {processes} processes cannot share.",
             remedy=f"Make it a multiple of {processes}"
             + (f", or use {', '.join(fitting)} processes." if fitting else "."),
         )

@@ -17,6 +17,8 @@ from typing import Any
 
 import torch
 from torch import distributed
+from torch.distributed.distributed_c10d import PrefixStore
+from torch.distributed.rendezvous import rendezvous
 
 from peftkit import console
 from peftkit.errors import PeerError, PeftkitError, RunError, Stopped
@@ -24,7 +26,7 @@ from peftkit.planning.hardware import Hardware
 from peftkit.planning.processes import Place
 from peftkit.redaction import redact
 
-__all__ = ["Processes", "joined", "shared_store"]
+__all__ = ["ALONE", "Processes", "joined", "shared_store"]
 
 _PREFIX = "peftkit"
 _END = "end"  # how the run has ended
@@ -73,7 +75,7 @@ class Processes:
 
     @contextlib.contextmanager
     def first_on_machine(self, name: str) -> Iterator[None]:
-        """Let one process of each machine do what is in the block, then the others: they find in the cache what it made.
+        """Let one process of each machine do a block before the others, who find in the cache what it made.
 
         Raises:
             PeerError: the first one has failed.
@@ -179,6 +181,10 @@ class Processes:
         return None
 
 
+ALONE = Processes()
+"""A process that trains by itself."""
+
+
 @contextlib.contextmanager
 def joined() -> Iterator[Processes]:
     """Be one of the processes that a launcher has started, or the only one.
@@ -187,11 +193,11 @@ def joined() -> Iterator[Processes]:
     """
     place = Place.told_by()
     if place.count == 1:
-        yield Processes()
+        yield ALONE
         return
     if torch.cuda.is_available():
         torch.cuda.set_device(place.local_rank % torch.cuda.device_count())
-    store, _, _ = next(distributed.rendezvous("env://"))
+    store, _, _ = next(rendezvous("env://"))
     processes = Processes(place, shared_store(store))
     with processes.ending_as_one():
         yield processes
@@ -203,7 +209,7 @@ def joined() -> Iterator[Processes]:
 
 def shared_store(store: Any) -> Any:
     """The part of a launcher's store where peftkit's processes meet."""
-    return distributed.PrefixStore(_PREFIX, store)
+    return PrefixStore(_PREFIX, store)
 
 
 def _is_of_connection(error: BaseException) -> bool:

@@ -21,7 +21,7 @@ from peftkit.runs.inputs import Inputs
 from peftkit.runs.manifest import RunManifest
 from peftkit.runs.versions import installed_versions
 from peftkit.storage import sha256_of_json
-from peftkit.training.processes import Processes
+from peftkit.training.processes import ALONE, Processes
 
 __all__ = ["Job", "prepare_job"]
 
@@ -99,7 +99,7 @@ class Job:
         return replace(self, file=self.file.with_training(batch))
 
 
-def prepare_job(file: RecipeFile, processes: Processes = Processes()) -> Job:
+def prepare_job(file: RecipeFile, processes: Processes = ALONE) -> Job:
     """Look at the machine, the base's structure and the data; nothing is written.
 
     Of several processes, one for each machine tokenises the data, and the others find it in the cache.

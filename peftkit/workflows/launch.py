@@ -9,7 +9,7 @@ import subprocess
 import time
 from collections.abc import Sequence
 
-from torch.distributed import TCPStore
+from torch.distributed.rendezvous import TCPStore
 
 from peftkit import console
 from peftkit.planning.processes import Place
@@ -71,7 +71,7 @@ def _watched(children: Sequence[subprocess.Popen[bytes]], launcher: Processes, c
 
 
 def _status(returned: int, rank: int, launcher: Processes) -> int:
-    """The exit status of a run of which one process has failed; one that was killed could not tell it, so it is told."""
+    """The exit status of a run of which one process has failed. One that was killed has not told it."""
     if returned > 0:
         return returned
     name = signal.Signals(-returned).name

@@ -19,7 +19,7 @@ from peftkit.runs.folder import RunFolder
 from peftkit.runs.inputs import Inputs
 from peftkit.runs.manifest import RunManifest, RunMetrics
 from peftkit.storage import sha256_of_json, write_text
-from peftkit.training.processes import Processes
+from peftkit.training.processes import ALONE, Processes
 from peftkit.training.signals import StopRequest, stopping_at_signals
 from peftkit.training.train import TrainingResult, Work, train
 from peftkit.workflows.ending import recorded
@@ -51,7 +51,7 @@ class RunOptions:
 
 
 def run(
-    file: RecipeFile, options: RunOptions = RunOptions(), processes: Processes = Processes()
+    file: RecipeFile, options: RunOptions = RunOptions(), processes: Processes = ALONE
 ) -> tuple[RunFolder, RunManifest]:
     """Train what a recipe says and leave a run folder whose output has been opened again and found right.
 
