@@ -10,6 +10,7 @@ from peftkit import console
 from peftkit.cli import options
 from peftkit.recipe.library import find_recipe
 from peftkit.recipe.loader import load_recipe
+from peftkit.runs.manifest import RunManifest
 
 __all__ = ["command"]
 
@@ -32,6 +33,7 @@ __all__ = ["command"]
 @click.option(
     "--nproc",
     type=click.IntRange(min=1),
+    default=1,
     metavar="N",
     help="Train in N processes on this machine, each on a GPU of its own where there are any, in the same steps.",
 )
@@ -47,7 +49,7 @@ def command(
     resume: bool,
     allow_changes: tuple[str, ...],
     auto_batch: bool,
-    nproc: int | None,
+    nproc: int,
     reports: bool,
     as_json: bool,
 ) -> None:
@@ -69,12 +71,9 @@ def command(
     """
     if allow_changes and not resume:
         raise click.UsageError("--allow-changes says what may differ from a run that is gone on with: give --resume.")
-    if nproc is not None and nproc > 1:
-        if auto_batch:
-            raise click.UsageError("--auto-batch works in one process: leave --nproc out until a batch is found.")
-        from peftkit.workflows.launch import train_in_processes
-
-        context.exit(train_in_processes(["train", *options.arguments_of(context, without="nproc")], nproc))
+    if nproc > 1:
+        _launch(context, nproc)
+        return
     place, output = _place(recipe, output) if resume else (find_recipe(recipe), output)
     file = load_recipe(place, method=method, overrides=overrides, output=output)
     for note in file.notes() if not resume else ():
@@ -95,6 +94,21 @@ def command(
     if as_json:
         console.print_json({"output": str(folder.path), **manifest.to_json()})
         return
+    _tell(manifest)
+    console.print_text(str(folder.adapter if file.recipe.trains_adapter else folder.model))
+
+
+def _launch(context: click.Context, nproc: int) -> None:
+    """Let the same command train in several processes."""
+    if context.params["auto_batch"]:
+        raise click.UsageError("--auto-batch works in one process: leave --nproc out until a batch is found.")
+    from peftkit.workflows.launch import train_in_processes
+
+    train_in_processes(["train", *options.arguments_of(context, without="nproc")], nproc)
+
+
+def _tell(manifest: RunManifest) -> None:
+    """What was measured, for people."""
     metrics = manifest.metrics
     if metrics.perplexity is not None and metrics.base_perplexity is not None:
         console.info(f"perplexity {metrics.base_perplexity:.4g} before, {metrics.perplexity:.4g} after")
@@ -104,7 +118,6 @@ def command(
         waited = (metrics.checkpoint_seconds or 0.0) / (metrics.train_seconds or 1.0)
         console.info(f"{metrics.checkpoints} checkpoints, for which training waited {waited:.1%} of its time")
     console.info(f"{metrics.train_tokens:,} tokens in {metrics.train_seconds:.0f} s; opened again and found right:")
-    console.print_text(str(folder.adapter if file.recipe.trains_adapter else folder.model))
 
 
 def _place(recipe: str, output: Path | None) -> tuple[Path, Path | None]:

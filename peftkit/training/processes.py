@@ -95,6 +95,9 @@ class Processes:
         Without a time after which a process is taken for lost, it is torch's own for that backend.
         """
         if self.are_many and not distributed.is_initialized():
+            self.tell(f"ready-{self.place.rank}", None)
+            for rank in range(self.count):  # where all wait, whoever fails is noticed
+                self.hear(f"ready-{rank}")
             distributed.init_process_group(
                 "cuda:nccl,cpu:gloo" if hardware.device == "cuda" else "gloo",
                 store=self.store,

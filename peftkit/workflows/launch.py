@@ -9,9 +9,9 @@ import subprocess
 import time
 from collections.abc import Sequence
 
-from torch.distributed.rendezvous import TCPStore
+from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
-from peftkit import console
+from peftkit.errors import PeerError, PeftkitError, RunError
 from peftkit.planning.processes import Place
 from peftkit.training.processes import Processes, shared_store
 from peftkit.workflows.apart import passing_on, start_apart
@@ -25,7 +25,7 @@ _GRACE_SECONDS = 10.0
 """How long the others may go on after one has failed: to say so in the run folder, or to be noticed as stuck."""
 
 
-def train_in_processes(arguments: Sequence[str], count: int) -> int:
+def train_in_processes(arguments: Sequence[str], count: int) -> None:
     """Run a `peftkit train` command in `count` processes that train together.
 
     They meet at a store that this process keeps on a free port, as torchrun's do. A signal is passed on to each. Once
@@ -35,13 +35,17 @@ def train_in_processes(arguments: Sequence[str], count: int) -> int:
         arguments: what stands after `peftkit`.
         count: how many processes.
 
-    Returns:
-        The exit status of the run.
+    Raises:
+        PeerError: one has ended the run, and told why.
+        RunError: one was killed.
     """
     store = TCPStore(_HOST, 0, is_master=True, wait_for_workers=False)
+    launcher = Processes(Place(_LAUNCHER, count), shared_store(store))
     children = [_start(arguments, rank, count, store.port) for rank in range(count)]
     with passing_on(children) as came:
-        return _watched(children, Processes(Place(_LAUNCHER, count), shared_store(store)), came)
+        failed = _watched(children, came, launcher)
+    if failed:
+        raise failed
 
 
 def _start(arguments: Sequence[str], rank: int, count: int, port: int) -> subprocess.Popen[bytes]:
@@ -53,30 +57,32 @@ def _start(arguments: Sequence[str], rank: int, count: int, port: int) -> subpro
     return start_apart(arguments, stdout=None if rank == 0 else subprocess.DEVNULL, environment=environment)
 
 
-def _watched(children: Sequence[subprocess.Popen[bytes]], launcher: Processes, came: Sequence[int]) -> int:
-    """Wait for all, but not for long once one has failed or a second signal has come; gives the run's exit status."""
-    status = 0
+def _watched(
+    children: Sequence[subprocess.Popen[bytes]], came: Sequence[int], launcher: Processes
+) -> PeftkitError | None:
+    """Wait for all, but not for long once one has failed or a second signal has come; gives what the first tells."""
+    first: PeftkitError | None = None
     deadline = math.inf
     while any([child.poll() is None for child in children]):  # noqa: C419  each is asked
         time.sleep(_LOOK_SECONDS)
-        failed = next((rank for rank, child in enumerate(children) if child.returncode), None)
-        if failed is not None and not status:
-            status = _status(children[failed].returncode, failed, launcher)
-        if deadline == math.inf and (len(came) > 1 or (status and not came)):
+        first = first or _failure(children, launcher)
+        if deadline == math.inf and (len(came) > 1 or (first and not came)):
             deadline = time.monotonic() + _GRACE_SECONDS
         if time.monotonic() > deadline:
             for child in children:
                 child.kill()
-    return status
+    return first or _failure(children, launcher)
 
 
-def _status(returned: int, rank: int, launcher: Processes) -> int:
-    """The exit status of a run of which one process has failed. One that was killed has not told it."""
-    if returned > 0:
-        return returned
+def _failure(children: Sequence[subprocess.Popen[bytes]], launcher: Processes) -> PeftkitError | None:
+    """What the first process that has failed means for the run; one that was killed has not told it."""
+    rank, returned = next(((rank, child.returncode) for rank, child in enumerate(children) if child.returncode), (0, 0))
+    if returned >= 0:
+        return PeerError("", returned) if returned else None
     name = signal.Signals(-returned).name
-    what = f"process {rank + 1} of {launcher.count} was killed by {name}. What was saved is whole: go on with --resume."
-    end = launcher.end(what, 1)
-    if end["rank"] == launcher.place.rank:
-        console.error(what)
-    return int(end["status"])
+    error = RunError(
+        f"process {rank + 1} of {launcher.count} was killed by {name}.",
+        remedy="What was saved is whole: go on with --resume.",
+    )
+    end = launcher.end(str(error), error.exit_status)
+    return error if end["rank"] == launcher.place.rank else PeerError(end["what"], end["status"])
