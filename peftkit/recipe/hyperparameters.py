@@ -53,11 +53,11 @@ class Training(LibrarySection):
     about ten times that: 2e-4 for GPT-2 medium (Hu et al. 2021, table 11)."""
 
     per_device_train_batch_size: Positive = 8
-    """Sequences per device in one forward pass. Times `gradient_accumulation_steps` and the number of devices, it is
-    the batch that one optimizer step sees. Larger needs more memory and gives steadier gradients."""
+    """Sequences in one forward pass. Times `gradient_accumulation_steps`, it is the batch that one optimizer step sees,
+    which several processes share. Larger needs more memory and gives steadier gradients."""
 
     per_device_eval_batch_size: Positive = 8
-    """Sequences per device in one evaluation pass. It changes memory and speed, never the result."""
+    """Sequences in one evaluation pass of each process. It changes memory and speed, never the result."""
 
     gradient_accumulation_steps: Positive = 1
     """Forward passes whose gradients are summed before one optimizer step: a larger batch in the same memory."""
