@@ -11,7 +11,7 @@ from peftkit.errors import FieldError, InputError
 from peftkit.planning.hardware import Hardware
 from peftkit.recipe.schema import Recipe
 
-__all__ = ["Place", "Share", "check_machine", "check_recipe", "share_of"]
+__all__ = ["Place", "Share", "check_machine", "check_recipe", "is_follower", "share_of"]
 
 
 @dataclass(frozen=True)
@@ -52,6 +52,11 @@ class Place:
     def is_main(self) -> bool:
         """Whether this process is the one that writes and speaks."""
         return self.rank == 0
+
+
+def is_follower(environment: Mapping[str, str] = os.environ) -> bool:
+    """Whether a launcher has started this process beside a main one, which says what all would."""
+    return "LOCAL_RANK" in environment and environment.get("RANK", "0") != "0"
 
 
 @dataclass(frozen=True)

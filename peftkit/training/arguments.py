@@ -46,7 +46,9 @@ def training_arguments(
     if chosen["warmup_steps"] >= 1:
         chosen["warmup_steps"] = int(chosen["warmup_steps"])
     try:
-        return TrainingArguments(**chosen)
+        arguments = TrainingArguments(**chosen)
+        arguments._n_gpu = min(arguments.n_gpu, 1)  # Trainer would train on all GPUs from one process: other steps
+        return arguments
     except (ValueError, TypeError, ImportError) as error:
         line = str(error).strip().splitlines()[0]
         raise FieldError(

@@ -106,6 +106,10 @@ class Processes:
                 timeout=None if timeout_seconds is None else timedelta(seconds=timeout_seconds),
             )
 
+    def device(self, hardware: Hardware) -> str:
+        """What torch calls the device of this process."""
+        return f"cuda:{self.place.local_rank}" if self.are_many and hardware.device == "cuda" else hardware.device
+
     def sums(self, *values: float) -> list[float]:
         """The sum of each value over all processes."""
         return self._reduced(values, distributed.ReduceOp.SUM)

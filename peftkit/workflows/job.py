@@ -52,7 +52,7 @@ class Job:
     def load(self) -> Any:
         """The model with its weights, ready to train."""
         with self.file.locating():
-            model = self.start.load(self.recipe, self.base_dtype, self.hardware.device)
+            model = self.start.load(self.recipe, self.base_dtype, self.processes.device(self.hardware))
             attention = use_attention(model, self.hardware, self.base_dtype) if self.data.train.packed else None
         trainable, total = count_parameters(model)
         where = (

@@ -16,7 +16,7 @@ from peftkit.cli import options
 @click.option("--output")
 @click.option("--nproc", type=int, default=1)
 @click.pass_context
-def command(context: click.Context, **_: object) -> None:
+def command(context: click.Context, /, **_: object) -> None:
     for word in options.arguments_of(context, without="nproc"):
         click.echo(word)
 

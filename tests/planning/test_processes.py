@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from peftkit.errors import FieldError, InputError
 from peftkit.planning.hardware import Hardware
-from peftkit.planning.processes import Place, Share, check_machine, check_recipe, share_of
+from peftkit.planning.processes import Place, Share, check_machine, check_recipe, is_follower, share_of
 from peftkit.recipe.loader import load_recipe
 
 CPU = Hardware("cpu", "a CPU", 24 * 10**9, 1, 2)
@@ -31,6 +31,14 @@ def test_a_process_is_what_the_launcher_says() -> None:
 
     assert place == Place(rank=5, count=8, local_rank=1, local_count=4)
     assert not place.is_main
+
+
+@pytest.mark.parametrize(
+    ("environment", "expected"),
+    [(TORCHRUN, True), ({**TORCHRUN, "RANK": "0"}, False), ({}, False), ({"RANK": "1", "WORLD_SIZE": "2"}, False)],
+)
+def test_only_beside_a_main_process_is_one_quiet(environment: dict[str, str], expected: bool) -> None:
+    assert is_follower(environment) is expected
 
 
 def test_half_of_a_launcher_is_an_error_that_names_what_is_missing() -> None:
