@@ -143,7 +143,10 @@ class Processes:
         except BaseException as error:
             if not self.are_many or isinstance(error, PeerError):
                 raise
-            raise self._ending(error) from error
+            ending = self._ending(error)
+            if ending is error:
+                raise
+            raise ending from error
 
     def _reduced(self, values: tuple[float, ...], how: Any) -> list[float]:
         if not self.are_many:
@@ -162,7 +165,8 @@ class Processes:
         if isinstance(error, Stopped | KeyboardInterrupt):
             return error  # the others have been told to stop, too
         if lost:
-            error = RunError("another process of the run was lost.", where="training", remedy="See what ended it.")
+            remedy = "What was saved is whole: go on with --resume."
+            error = RunError("another process of the run was lost.", where="training", remedy=remedy)
         first = self.end(str(error), error.exit_status if isinstance(error, PeftkitError) else 1)
         if first["rank"] != self.place.rank:
             return PeerError(first["what"], first["status"])

@@ -104,11 +104,9 @@ class ResumableTrainer(SharedTrainer):
         if checkpoint is None:
             return
         randoms = self._saved_randoms(checkpoint)
-        if self.draws_alike or len(randoms) != self.processes.count:
-            set_random_state(randoms[0]["now"])
-        else:
-            set_random_state(randoms[self.processes.place.rank]["now"])
-        if not self.draws_alike and len(randoms) != self.processes.count:
+        as_many = len(randoms) == self.processes.count
+        set_random_state(randoms[self.processes.place.rank if as_many and not self.draws_alike else 0]["now"])
+        if not (as_many or self.draws_alike):
             self.part_ways()
 
     def _saved_randoms(self, checkpoint: str) -> list[dict[str, Any]]:
