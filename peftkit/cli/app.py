@@ -26,6 +26,7 @@ COMMANDS = (
     "quickstart",
     "recipes",
     "data",
+    "plan",
     "train",
     "evaluate",
     "tune",

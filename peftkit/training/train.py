@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -16,23 +17,25 @@ from peftkit.data.prepare import RunData
 from peftkit.errors import RunError
 from peftkit.models.attach import adapter_has_effect
 from peftkit.models.kernels import use_fast_kernels
-from peftkit.planning.hardware import Attention, ChosenPrecision, Hardware
+from peftkit.planning.decisions import Attention
+from peftkit.planning.hardware import Hardware
+from peftkit.planning.precision import ChosenPrecision
 from peftkit.recipe.schema import Recipe
 from peftkit.runs.checkpoints import Checkpoint
 from peftkit.runs.folder import RunFolder
 from peftkit.storage import write_text
-from peftkit.training.arguments import training_arguments
+from peftkit.training.arguments import products_as_before, training_arguments
 from peftkit.training.checkpoint import Progress
 from peftkit.training.conduct import Conduct
 from peftkit.training.health import HealthWatch
 from peftkit.training.memory import peak_memory_bytes, reset_peak_memory, shortage
-from peftkit.training.processes import Processes
+from peftkit.training.processes import ALONE, Processes
 from peftkit.training.progress import ProgressReport
 from peftkit.training.records import MetricsFile
 from peftkit.training.signals import StopRequest
 from peftkit.training.trainer import TokenTrainer
 
-__all__ = ["TrainingResult", "Work", "train"]
+__all__ = ["TrainingResult", "Work", "build_trainer", "train"]
 
 _FLASH: Attention = "flash_attention_2"  # it tells documents apart by their positions in a single row only
 
@@ -52,14 +55,19 @@ class Work:
     """What was told of it, to be added to."""
 
     stop: StopRequest
-    check_inputs: Callable[[], None]
+    check_inputs: Callable[[], None] = lambda: None
     checkpoint: Checkpoint | None = None
     """Where to go on; None to begin."""
 
     adopt: bool = False
     """Whether hyperparameters have changed since the checkpoint, and are to act."""
 
-    processes: Processes = field(default_factory=Processes)
+    processes: Processes = ALONE
+
+    def with_training(self, training: dict[str, Any]) -> Work:
+        """The same with other values of some hyperparameters."""
+        changed = self.recipe.training.model_copy(update=training)
+        return replace(self, recipe=self.recipe.model_copy(update={"training": changed}))
 
     def warn(self, message: str) -> None:
         """Tell what may surprise, and write it down."""
@@ -84,6 +92,7 @@ class TrainingResult:
     checkpoint_seconds: float
 
 
+@products_as_before()
 def train(model: Any, work: Work) -> TrainingResult:
     """Train `model` in place through the Trainer, measuring the validation data before and after.
 
@@ -95,7 +104,7 @@ def train(model: Any, work: Work) -> TrainingResult:
     use_fast_kernels(model, work.hardware)
     reset_peak_memory(work.hardware)
     work.processes.connect(work.hardware, (work.recipe.training.model_extra or {}).get("ddp_timeout"))
-    trainer, progress = _trainer(model, work)
+    trainer, progress = build_trainer(model, work)
     report = ProgressReport(f"training {work.recipe.method}", trainer)
     work.stop.before_leaving = report.close
     if work.processes.is_main:
@@ -128,9 +137,10 @@ def train(model: Any, work: Work) -> TrainingResult:
     )
 
 
-def _trainer(model: Any, work: Work) -> tuple[TokenTrainer, Progress]:
+def build_trainer(model: Any, work: Work) -> tuple[TokenTrainer, Progress]:
     """The Trainer, and the progress that it counts on, which begins at nothing or at the checkpoint's."""
     recipe, data = work.recipe, work.data
+    os.environ.setdefault("TENSORBOARD_LOGGING_DIR", str(work.folder.tensorboard))
     progress = Progress(work.run_id) if work.checkpoint is None else Progress.read(work.checkpoint)
     conduct = Conduct(
         folder=work.folder,

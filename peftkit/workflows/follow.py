@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from peftkit.recipe.loader import RecipeFile
@@ -63,19 +63,7 @@ def follow(file: RecipeFile, processes: Processes) -> None:
 
 def _work(job: Job, orders: Orders, stop: StopRequest) -> Work:
     folder = RunFolder(Path(orders.folder))
-    place = None if orders.step is None else checkpoint_place(folder.checkpoints, orders.step)
-    return Work(
-        recipe=job.recipe,
-        data=job.data,
-        pad_token_id=job.pad_token_id,
-        hardware=job.hardware,
-        precision=job.precision,
-        folder=folder,
-        run_id=orders.run_id,
-        warnings=[],
-        stop=stop,
-        check_inputs=lambda: None,  # the main process does
-        checkpoint=None if place is None or orders.step is None else Checkpoint(orders.step, place),
-        adopt=orders.adopt,
-        processes=job.processes,
-    )
+    work = replace(job.work(folder, orders.run_id, [], stop), adopt=orders.adopt)
+    if orders.step is None:
+        return work
+    return replace(work, checkpoint=Checkpoint(orders.step, checkpoint_place(folder.checkpoints, orders.step)))
