@@ -25,6 +25,7 @@ __all__ = ["COMMANDS", "app", "main"]
 COMMANDS = (
     "quickstart",
     "recipes",
+    "explain",
     "data",
     "plan",
     "train",

@@ -119,17 +119,18 @@ class Job:
         return replace(self, file=self.file.with_training(batch))
 
 
-def prepare_job(file: RecipeFile, processes: Processes = ALONE) -> Job:
+def prepare_job(file: RecipeFile, processes: Processes = ALONE, *, elsewhere: Hardware | None = None) -> Job:
     """Look at the machine, the base's structure and the data; nothing is written.
 
-    Of several processes, one for each machine tokenises the data, and the others find it in the cache.
+    Of several processes, one for each machine tokenises the data, and the others find it in the cache. `elsewhere` is a
+    machine that is not here, to plan for.
 
     Raises:
         InputError: recipe, base or data are wrong.
     """
     recipe = file.recipe
     with file.locating(), processes.first_on_machine("data"):
-        hardware = detect_hardware()
+        hardware = elsewhere or detect_hardware()
         check_machine(processes.place, hardware)
         check_recipe(recipe, processes.count)
         decide(hardware, recipe)  # what this machine cannot do is refused here, at its line of the recipe
