@@ -23,6 +23,7 @@ from peftkit.redaction import redact
 __all__ = [
     "duration",
     "error",
+    "hush",
     "info",
     "print_json",
     "print_marked",
@@ -31,6 +32,7 @@ __all__ = [
     "progress",
     "silenced",
     "size",
+    "speak",
     "stderr",
     "stdout",
     "warning",
@@ -81,6 +83,16 @@ class _Messages:
 
 
 stderr = Console(file=cast(IO[str], _Messages()), highlight=False)
+
+
+def hush() -> None:
+    """Say and print nothing from here on: another process does."""
+    stdout.quiet = stderr.quiet = True
+
+
+def speak() -> None:
+    """Say again what goes wrong."""
+    stderr.quiet = False
 
 
 def info(message: str) -> None:

@@ -10,7 +10,8 @@
     │   ├── TargetError          exit 2   a folder named on the command line is not what is needed
     │   └── ChangedError         exit 2   a run that is gone on with, and what has changed since it began
     ├── RunError                 exit 1   a run that started and could not end as promised
-    │   └── MemoryRunError       exit 1   a step that needs more memory than there is
+    │   ├── MemoryRunError       exit 1   a step that needs more memory than there is
+    │   └── PeerError            exit N   a run that another of its processes has ended with status N
     └── Stopped                  exit 128 + N   a run that signal N ended, and that can be gone on with
 
 They are raised where the cause is known. Only the command line turns them into text and an exit status.
@@ -28,6 +29,7 @@ __all__ = [
     "FieldError",
     "InputError",
     "MemoryRunError",
+    "PeerError",
     "PeftkitError",
     "Problem",
     "RecipeError",
@@ -171,6 +173,23 @@ class RunError(PeftkitError):
 
 class MemoryRunError(RunError):
     """A training step needs more memory than there is."""
+
+
+class PeerError(RunError):
+    """Another process of the run has ended it, and has told why.
+
+    Args:
+        what: what that one has told.
+        exit_status: the status that it ends with.
+    """
+
+    def __init__(self, what: str, exit_status: int) -> None:
+        super().__init__(what)
+        self.exit_status = exit_status
+
+    def lines(self) -> list[str]:
+        """Nothing: it has been told."""
+        return []
 
 
 class Stopped(PeftkitError):  # noqa: N818  it is no error: the run did what it was told

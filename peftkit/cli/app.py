@@ -16,6 +16,7 @@ import click
 import peftkit
 from peftkit import console
 from peftkit.errors import PeftkitError, Stopped
+from peftkit.planning.processes import is_follower
 from peftkit.recipe.names import nearest
 from peftkit.storage import FULL, is_full
 
@@ -91,6 +92,8 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
 
 def _status(arguments: Sequence[str] | None) -> int:
     try:
+        if is_follower():
+            console.hush()
         app.main(args=arguments, prog_name="peftkit", standalone_mode=False)
     except click.ClickException as error:
         error.show()

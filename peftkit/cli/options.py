@@ -16,7 +16,17 @@ if TYPE_CHECKING:
     from peftkit.models.adapter import GivenBase
     from peftkit.workflows.adapters import Combined
 
-__all__ = ["QUANTIZATIONS", "as_json", "base", "given_base", "made_adapter", "method", "output", "overrides"]
+__all__ = [
+    "QUANTIZATIONS",
+    "arguments_of",
+    "as_json",
+    "base",
+    "given_base",
+    "made_adapter",
+    "method",
+    "output",
+    "overrides",
+]
 
 QUANTIZATIONS: dict[str, dict[str, Any]] = {
     "nf4-double": {},
@@ -28,6 +38,24 @@ QUANTIZATIONS: dict[str, dict[str, Any]] = {
 """Names for what a recipe's `quantization` section says."""
 
 Function = TypeVar("Function", bound=Callable[..., Any])
+
+
+def arguments_of(context: click.Context, *, without: str) -> list[str]:
+    """The command line that a command was called with, made again, without one of its options."""
+    words: list[str] = []
+    for parameter in context.command.params:
+        name = str(parameter.name)
+        value = context.params.get(name)
+        if name == without or context.get_parameter_source(name) != click.core.ParameterSource.COMMANDLINE:
+            continue
+        if isinstance(parameter, click.Argument):
+            words.append(str(value))
+        elif isinstance(parameter, click.Option) and parameter.is_flag:
+            words.append((parameter.opts if value else parameter.secondary_opts)[0])
+        else:
+            given: Any = value if parameter.multiple else [value]
+            words += [f"{parameter.opts[0]}={each}" for each in given]
+    return words
 
 
 def as_json(function: Function) -> Function:

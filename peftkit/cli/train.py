@@ -10,6 +10,7 @@ from peftkit import console
 from peftkit.cli import options
 from peftkit.recipe.library import find_recipe
 from peftkit.recipe.loader import load_recipe
+from peftkit.runs.manifest import RunManifest
 
 __all__ = ["command"]
 
@@ -29,9 +30,18 @@ __all__ = ["command"]
 @click.option(
     "--auto-batch", is_flag=True, help="Where a step does not fit into memory, halve the batch and accumulate twice."
 )
+@click.option(
+    "--nproc",
+    type=click.IntRange(min=1),
+    default=1,
+    metavar="N",
+    help="Train in N processes on this machine, each on a GPU of its own where there are any, in the same steps.",
+)
 @click.option("--report/--no-report", "reports", default=True, help="Write report.html into the run folder.")
 @options.as_json
+@click.pass_context
 def command(
+    context: click.Context,
     recipe: str,
     method: str | None,
     output: Path | None,
@@ -39,6 +49,7 @@ def command(
     resume: bool,
     allow_changes: tuple[str, ...],
     auto_batch: bool,
+    nproc: int,
     reports: bool,
     as_json: bool,
 ) -> None:
@@ -56,25 +67,48 @@ def command(
       peftkit train my.yaml --method qlora --output runs/first
       peftkit train my.yaml --set training.learning_rate=1e-4 --set training.max_steps=20
       peftkit train runs/first --resume
+      peftkit train my.yaml --nproc 2
     """
     if allow_changes and not resume:
         raise click.UsageError("--allow-changes says what may differ from a run that is gone on with: give --resume.")
+    if nproc > 1:
+        _launch(context, nproc)
+        return
     place, output = _place(recipe, output) if resume else (find_recipe(recipe), output)
     file = load_recipe(place, method=method, overrides=overrides, output=output)
     for note in file.notes() if not resume else ():
         console.info(note)
 
     from peftkit.models.base import take_quiet
-    from peftkit.workflows.run import RunOptions, run
+    from peftkit.workflows.run import RunOptions
+    from peftkit.workflows.together import run_together
 
     take_quiet()
     allowed = tuple(field.strip() for given in allow_changes for field in given.split(","))
-    folder, manifest = run(
+    done = run_together(
         file, RunOptions(resume=resume, allowed_changes=allowed, auto_batch=auto_batch, reports=reports)
     )
+    if done is None:
+        return  # the main process tells
+    folder, manifest = done
     if as_json:
         console.print_json({"output": str(folder.path), **manifest.to_json()})
         return
+    _tell(manifest)
+    console.print_text(str(folder.adapter if file.recipe.trains_adapter else folder.model))
+
+
+def _launch(context: click.Context, nproc: int) -> None:
+    """Let the same command train in several processes."""
+    if context.params["auto_batch"]:
+        raise click.UsageError("--auto-batch works in one process: leave --nproc out until a batch is found.")
+    from peftkit.workflows.launch import train_in_processes
+
+    train_in_processes(["train", *options.arguments_of(context, without="nproc")], nproc)
+
+
+def _tell(manifest: RunManifest) -> None:
+    """What was measured, for people."""
     metrics = manifest.metrics
     if metrics.perplexity is not None and metrics.base_perplexity is not None:
         console.info(f"perplexity {metrics.base_perplexity:.4g} before, {metrics.perplexity:.4g} after")
@@ -84,7 +118,6 @@ def command(
         waited = (metrics.checkpoint_seconds or 0.0) / (metrics.train_seconds or 1.0)
         console.info(f"{metrics.checkpoints} checkpoints, for which training waited {waited:.1%} of its time")
     console.info(f"{metrics.train_tokens:,} tokens in {metrics.train_seconds:.0f} s; opened again and found right:")
-    console.print_text(str(folder.adapter if file.recipe.trains_adapter else folder.model))
 
 
 def _place(recipe: str, output: Path | None) -> tuple[Path, Path | None]:

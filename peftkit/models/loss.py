@@ -218,11 +218,11 @@ def _summed_loss(hidden: torch.Tensor, head: _Head, targets: torch.Tensor, label
     logit is above the mean logit, which is a product with the mean weight and needs no logits:
     (1 - s)(lse - z_target) + s(lse - mean z) = (lse - z_target) + s(z_target - mean z).
     """
-    if not len(targets):
-        return hidden.sum() * 0.0  # a batch without labels moves nothing, and is no error in the middle of an epoch
     kind = hidden.device.type
     dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else hidden.dtype
     weight, bias = head(dtype)
+    if not len(targets):  # it moves nothing, and yet every weight has a gradient: other processes wait for all of them
+        return functional.linear(hidden.to(dtype), weight, bias).sum().float()
     options = _IN_PARTS if len(targets) > _ROWS_AT_ONCE else None
     total = functional.linear_cross_entropy(
         hidden.to(dtype), weight, targets, linear_bias=bias, reduction="sum", options=options

@@ -101,7 +101,8 @@ def what_fits(step: StepMemory, recipe: Recipe) -> list[Fit]:
 
 def _changes(step: StepMemory, recipe: Recipe) -> Iterator[Fit]:
     training = recipe.training
-    batch: tuple[int, int] | None = (step.rows, training.gradient_accumulation_steps)
+    together = training.per_device_train_batch_size * training.gradient_accumulation_steps
+    batch: tuple[int, int] | None = (step.rows, -(-together // step.rows))
     while batch and (batch := halved_batch(*batch)):
         rows, accumulation = batch
         peak = step.peak_bytes(rows)

@@ -52,11 +52,11 @@ class Training(LibrarySection):
     """Size of an optimizer step, at its highest: the warm-up leads up to it, the schedule down from it."""
 
     per_device_train_batch_size: Positive = 8
-    """Sequences per device in one forward pass. Times `gradient_accumulation_steps` and the number of devices, it is
-    the batch that one optimizer step sees."""
+    """Sequences in one forward pass. Times `gradient_accumulation_steps`, it is the batch that one optimizer step sees,
+    which several processes share."""
 
     per_device_eval_batch_size: Positive = 8
-    """Sequences per device in one evaluation pass. It changes memory and speed, never the result."""
+    """Sequences in one evaluation pass of each process. It changes memory and speed, never the result."""
 
     gradient_accumulation_steps: Positive = 1
     """Forward passes whose gradients are summed before one optimizer step: a larger batch in the same memory."""

@@ -51,6 +51,8 @@ TRAINING_REMOVED: Mapping[str, str] = {
 _USE_PRECISION = "Set precision: fp32, fp16 or bf16 at the top level of the recipe."
 _FROM_ENVIRONMENT = "Remove it: a recipe holds no secrets, and training does not upload."
 
+_WHOLE_MODEL = "Remove it: each process of a run holds the whole model; for a larger one, use method: qlora."
+
 TRAINING_OWNED: Mapping[str, str] = {
     "output_dir": "Set output at the top level of the recipe.",
     "run_name": "Set name at the top level of the recipe.",
@@ -69,12 +71,17 @@ TRAINING_OWNED: Mapping[str, str] = {
     "disable_tqdm": "Remove it: peftkit draws its own progress.",
     "prediction_loss_only": "Remove it: evaluation computes a token-weighted loss.",
     "local_rank": "Remove it: the launcher sets it.",
+    "ddp_backend": "Remove it: NCCL between GPUs, gloo between CPUs.",
     "auto_find_batch_size": "Remove it and use peftkit train --auto-batch, which keeps the effective batch.",
     "save_only_model": "Remove it: a checkpoint without its optimizer cannot be gone on with.",
     "ignore_data_skip": "Remove it: a run that is gone on with sees the rows that it would have seen.",
     "restore_callback_states_from_checkpoint": "Remove it: the whole state is always restored.",
     "dataloader_persistent_workers": "Remove it: a run that is gone on with would draw other random numbers.",
     "enable_jit_checkpoint": "Remove it: SIGTERM always saves first.",
+    "fsdp": _WHOLE_MODEL,
+    "fsdp_config": _WHOLE_MODEL,
+    "deepspeed": _WHOLE_MODEL,
+    "parallelism_config": _WHOLE_MODEL,
     "push_to_hub": _FROM_ENVIRONMENT,
     "hub_token": _FROM_ENVIRONMENT,
     "hub_model_id": _FROM_ENVIRONMENT,

@@ -225,8 +225,8 @@ def _batch(run: RunContent) -> Iterator[Row]:
     rows, steps = training.get("per_device_train_batch_size"), training.get("gradient_accumulation_steps")
     if rows and steps:
         processes = run.manifest.world_size
-        parts = f"{rows} {TIMES} {steps} accumulated" + (f" {TIMES} {processes} processes" if processes > 1 else "")
-        yield "batch of a step", f"{parts} = {rows * steps * processes}"
+        shared = f", shared by {processes} processes" if processes > 1 else ""
+        yield "batch of a step", f"{rows} {TIMES} {steps} accumulated = {rows * steps}{shared}"
 
 
 def _batch_notes(run: RunContent) -> Iterator[str]:

@@ -19,7 +19,7 @@ class RunMetrics:
     trainable_parameters: int | None = None
     total_parameters: int | None = None
     train_tokens: int | None = None
-    """Tokens that the model was trained on, without padding, over all epochs."""
+    """Tokens that the model was trained on, without padding, over all epochs, in all processes together."""
 
     train_seconds: float | None = None
     """Time of the training loop, its evaluations and checkpoints included."""
@@ -28,7 +28,7 @@ class RunMetrics:
     """Useful tokens for each second of the training steps alone."""
 
     peak_memory_bytes: int | None = None
-    """Of the GPU, or the process's largest resident set on a CPU."""
+    """Of the GPU, or the process's largest resident set on a CPU; of several processes, the largest."""
 
     train_loss: float | None = None
     """Mean over the last logged steps."""

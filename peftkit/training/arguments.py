@@ -20,6 +20,7 @@ from peftkit.planning.decisions import (
 )
 from peftkit.planning.hardware import Hardware
 from peftkit.planning.precision import ChosenPrecision, choose_tf32
+from peftkit.planning.processes import share_of
 from peftkit.recipe.hyperparameters import Training
 from peftkit.recipe.schema import Recipe
 
@@ -27,9 +28,11 @@ __all__ = ["products_as_before", "training_arguments"]
 
 
 def training_arguments(
-    recipe: Recipe, hardware: Hardware, precision: ChosenPrecision, checkpoints: Path
+    recipe: Recipe, hardware: Hardware, precision: ChosenPrecision, checkpoints: Path, processes: int = 1
 ) -> TrainingArguments:
     """Build the arguments from the recipe, with what peftkit decides itself.
+
+    A recipe speaks of one process. Where there are several, each takes its share of every optimizer step.
 
     Raises:
         FieldError: Transformers refuses a value, alone or beside another.
@@ -48,17 +51,47 @@ def training_arguments(
         "disable_tqdm": True,
         "logging_nan_inf_filter": False,  # it would show a NaN as a loss of 0
     }
+    if processes > 1:
+        chosen.update(_shared(recipe, processes))
     if recipe.data.validation is None:
         chosen["eval_strategy"] = "no"
     if chosen["warmup_steps"] >= 1:
         chosen["warmup_steps"] = int(chosen["warmup_steps"])
     try:
-        return TrainingArguments(**chosen)
+        arguments = TrainingArguments(**chosen)
+        arguments._n_gpu = min(arguments.n_gpu, 1)  # Trainer would train on all GPUs from one process: other steps
+        return arguments
     except (ValueError, TypeError, ImportError) as error:
         line = str(error).strip().splitlines()[0]
         raise FieldError(
             "training", f"Transformers refuses it: {line}", remedy="Change or remove that field."
         ) from error
+
+
+def _shared(recipe: Recipe, processes: int) -> dict[str, Any]:
+    """What makes several processes take the steps that one would take.
+
+    Every batch is dealt out: the batch sizes are those of all processes together, and nobody gets a row twice to make
+    the shares equal. The order of the rows is drawn from the same seed everywhere.
+    """
+    training = recipe.training
+    given: dict[str, Any] = training.model_extra or {}
+    share = share_of(training.per_device_train_batch_size, training.gradient_accumulation_steps, processes)
+    data_seed = given.get("data_seed")
+    return {
+        "per_device_train_batch_size": share.rows * processes,
+        "gradient_accumulation_steps": share.accumulation,
+        "per_device_eval_batch_size": training.per_device_eval_batch_size * processes,
+        "log_level_replica": "error",  # the main process is as quiet by itself
+        "data_seed": training.seed if data_seed is None else data_seed,
+        "ddp_find_unused_parameters": given.get("ddp_find_unused_parameters") or False,
+        "accelerator_config": {
+            **(given.get("accelerator_config") or {}),
+            "split_batches": True,
+            "even_batches": False,
+            "dispatch_batches": False,
+        },
+    }
 
 
 def _decided(training: Training, hardware: Hardware, precision: ChosenPrecision) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from typing import Any, Literal
 from peftkit.errors import RunError
 from peftkit.runs.folder import RunFolder
 from peftkit.training.checkpoint import Progress
+from peftkit.training.processes import Processes
 from peftkit.training.signals import StopRequest
 
 __all__ = ["Conduct"]
@@ -36,6 +37,9 @@ class Conduct:
 
     advise: Callable[[Any, dict[str, Any]], RunError]
     """What to tell when a step with these inputs did not fit into memory."""
+
+    processes: Processes
+    """Those that train together."""
 
     adopt: bool = False
     """Whether hyperparameters are the recipe's rather than the checkpoint's, when a run is gone on with."""

@@ -5,11 +5,11 @@ from __future__ import annotations
 import contextlib
 import time
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
 
-from accelerate.utils import gather_object
-from transformers import Trainer, TrainerCallback
+from transformers import TrainerCallback
 
 from peftkit.adapters.card import CARD_NAME
 from peftkit.errors import MemoryRunError, RunError, Stopped
@@ -17,16 +17,17 @@ from peftkit.runs.checkpoints import Checkpoint, checkpoint_place
 from peftkit.storage import manifest_faults, write_text
 from peftkit.training.checkpoint import CheckpointWriter, StateFiles, load_weights, random_state, set_random_state
 from peftkit.training.conduct import Conduct
+from peftkit.training.shared import SharedTrainer
 from peftkit.training.values import read_values
 
 __all__ = ["ResumableTrainer"]
 
 
-class ResumableTrainer(Trainer):  # type: ignore[misc]
+class ResumableTrainer(SharedTrainer):
     """A Trainer that writes checkpoints which verify, goes on from them exactly, and stops between two steps."""
 
     def __init__(self, conduct: Conduct, **arguments: Any) -> None:
-        super().__init__(**arguments)
+        super().__init__(conduct.processes, **arguments)
         self.conduct = conduct
         self.progress = conduct.progress
         self._writer = CheckpointWriter(conduct.folder.checkpoints, conduct.progress.run_id, conduct.keep)
@@ -56,10 +57,11 @@ class ResumableTrainer(Trainer):  # type: ignore[misc]
                 self._save_what_is_there()
                 raise
         self._wait()
-        if self.conduct.stop.number is not None:  # it came while the last step was being finished
+        stopping = self._told_to_stop()
+        if stopping is not None:  # it came while the last step was being finished
             if not self.args.load_best_model_at_end and not self._is_saved():
                 self._save_checkpoint(self.model, None)
-            self._stop(self.conduct.stop.number)
+            self._stop(stopping)
 
     def _take_up_the_end(self, checkpoint: Checkpoint) -> None:
         """The weights and the state after the last step, where nothing is left to train."""
@@ -70,6 +72,8 @@ class ResumableTrainer(Trainer):  # type: ignore[misc]
 
     def _save_what_is_there(self) -> None:
         """Save the steps before one that did not fit into memory, if memory and disk allow that much."""
+        if self.processes.are_many:
+            return  # the others are in the middle of the step
         with contextlib.suppress(RuntimeError, MemoryError, OSError):
             if self.state.global_step and not self._is_saved():
                 self._save_checkpoint(self.model, None)
@@ -97,27 +101,33 @@ class ResumableTrainer(Trainer):  # type: ignore[misc]
         """It has been loaded with the optimizer."""
 
     def _load_rng_state(self, checkpoint: str | None) -> None:
-        if checkpoint is not None:
-            set_random_state(self._saved_randoms(checkpoint)["now"])
+        if checkpoint is None:
+            return
+        randoms = self._saved_randoms(checkpoint)
+        as_many = len(randoms) == self.processes.count
+        set_random_state(randoms[self.processes.place.rank if as_many and not self.draws_alike else 0]["now"])
+        if not (as_many or self.draws_alike):
+            self.part_ways()
 
-    def _saved_randoms(self, checkpoint: str) -> dict[str, Any]:
-        """The random states of this process."""
-        randoms = read_values(StateFiles(Path(checkpoint)).random)
-        of_process: dict[str, Any] = randoms[self.args.process_index]
-        return of_process
+    def _saved_randoms(self, checkpoint: str) -> list[dict[str, Any]]:
+        """The random states of each process that there was."""
+        randoms: list[dict[str, Any]] = read_values(StateFiles(Path(checkpoint)).random)
+        return randoms
 
     def begin_epoch(self) -> None:
         """Note, or put back, what the order of an epoch's data is drawn from."""
         self.in_epoch = True
         if self._resumed is not None:
             checkpoint, self._resumed = self._resumed, None
-            saved = self._saved_randoms(str(checkpoint.path))
+            saved = self._saved_randoms(str(checkpoint.path))[0]
             within = not float(self.state.epoch or 0).is_integer()
             set_random_state(saved["epoch" if within else "now"])
             progress = self.progress
             self._tr_loss.fill_(progress.unlogged_loss)
             self._globalstep_last_logged = progress.logged_step
-        self._random_at_epoch = random_state()
+        self.draws_alike = True
+        self._random_at_epoch = self.processes.of_main(random_state())
+        set_random_state(self._random_at_epoch)
 
     def _maybe_log_save_evaluate(self, *arguments: Any, **more: Any) -> None:
         """Log, evaluate and save; then stop, if a signal has come.
@@ -125,7 +135,7 @@ class ResumableTrainer(Trainer):  # type: ignore[misc]
         What is saved after the last step of an epoch or of the run waits for the epoch's end: the evaluation that comes
         then belongs to it, and whoever goes on from there would not do it again.
         """
-        stopping = self.conduct.stop.number
+        stopping = self._told_to_stop()
         save = self.control.should_save or stopping is not None
         epoch_ends = float(self.state.epoch or 0).is_integer() or self.state.global_step >= self.state.max_steps
         waits = self.in_epoch and epoch_ends
@@ -135,6 +145,10 @@ class ResumableTrainer(Trainer):  # type: ignore[misc]
             self.control.should_save = save
         elif stopping is not None:
             self._stop(stopping)
+
+    def _told_to_stop(self) -> int | None:
+        """The signal that has come to any of the processes: all of them stop after the same step."""
+        return int(self.processes.largest(self.conduct.stop.number or 0)[0]) or None
 
     def _wait(self) -> None:
         """Let the newest checkpoint become whole; that is time that training waits."""
@@ -149,7 +163,8 @@ class ResumableTrainer(Trainer):  # type: ignore[misc]
 
     def _is_saved(self) -> bool:
         self._writer.wait()
-        return checkpoint_place(self.conduct.folder.checkpoints, self.state.global_step).is_dir()
+        place = checkpoint_place(self.conduct.folder.checkpoints, self.state.global_step)
+        return bool(self.processes.of_main(place.is_dir()))
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         """Write a checkpoint that `resume` goes on from."""
@@ -157,13 +172,15 @@ class ResumableTrainer(Trainer):  # type: ignore[misc]
         start = time.perf_counter()
         self.store_flos()
         self.progress.checkpoints += 1
-        randoms = gather_object([{"now": random_state(), "epoch": self._random_at_epoch}])
-        if self.args.should_save:
-            self._writer.write(self.state.global_step, lambda folder: self._fill(folder, randoms), self._best_step())
+        randoms = self.processes.gathered({"now": random_state(), "epoch": self._random_at_epoch})
+        loss = self.processes.sums(float(self._tr_loss))[0] / self.processes.count
+        if self.processes.is_main:
+            fill = partial(self._fill, randoms=randoms, unlogged_loss=loss)
+            self._writer.write(self.state.global_step, fill, self._best_step())
         self.progress.checkpoint_seconds += time.perf_counter() - start
         self.conduct.check_inputs()
 
-    def _fill(self, folder: Path, randoms: Any) -> None:
+    def _fill(self, folder: Path, randoms: Any, unlogged_loss: float) -> None:
         self.model.save_pretrained(folder)
         (folder / CARD_NAME).unlink(missing_ok=True)  # PEFT's, which says nothing of this run
         StateFiles(folder).write(self.optimizer, self.lr_scheduler, self.accelerator.scaler, randoms)
@@ -174,7 +191,7 @@ class ResumableTrainer(Trainer):  # type: ignore[misc]
         replace(
             self.progress,
             train_seconds=self.train_seconds,
-            unlogged_loss=float(self._tr_loss),
+            unlogged_loss=unlogged_loss,
             logged_step=self._globalstep_last_logged,
         ).write(folder)
         metrics = self.conduct.folder.metrics
@@ -201,6 +218,7 @@ class ResumableTrainer(Trainer):  # type: ignore[misc]
     def _load_best_model(self) -> None:
         """Go back to the best checkpoint, which must still be what it was."""
         self._writer.wait()
+        self.processes.gathered(None)  # it is whole now, for all of them
         faults = manifest_faults(self._best_place())
         if faults != []:
             what = f"is the best checkpoint, and is not sound: {'; '.join(faults or ['it is not there'])}."

@@ -23,13 +23,13 @@ from peftkit.planning.precision import ChosenPrecision
 from peftkit.recipe.schema import Recipe
 from peftkit.runs.checkpoints import Checkpoint
 from peftkit.runs.folder import RunFolder
-from peftkit.runs.manifest import RunManifest
 from peftkit.storage import write_text
 from peftkit.training.arguments import products_as_before, training_arguments
 from peftkit.training.checkpoint import Progress
 from peftkit.training.conduct import Conduct
 from peftkit.training.health import HealthWatch
 from peftkit.training.memory import peak_memory_bytes, reset_peak_memory, shortage
+from peftkit.training.processes import ALONE, Processes
 from peftkit.training.progress import ProgressReport
 from peftkit.training.records import MetricsFile
 from peftkit.training.signals import StopRequest
@@ -50,7 +50,10 @@ class Work:
     hardware: Hardware
     precision: ChosenPrecision
     folder: RunFolder
-    manifest: RunManifest
+    run_id: str
+    warnings: list[str]
+    """What was told of it, to be added to."""
+
     stop: StopRequest
     check_inputs: Callable[[], None] = lambda: None
     checkpoint: Checkpoint | None = None
@@ -58,6 +61,8 @@ class Work:
 
     adopt: bool = False
     """Whether hyperparameters have changed since the checkpoint, and are to act."""
+
+    processes: Processes = ALONE
 
     def with_training(self, training: dict[str, Any]) -> Work:
         """The same with other values of some hyperparameters."""
@@ -67,7 +72,7 @@ class Work:
     def warn(self, message: str) -> None:
         """Tell what may surprise, and write it down."""
         console.warning(message)
-        self.manifest.warnings.append(message)
+        self.warnings.append(message)
 
 
 @dataclass(frozen=True)
@@ -98,13 +103,12 @@ def train(model: Any, work: Work) -> TrainingResult:
     set_seed(work.recipe.training.seed)
     use_fast_kernels(model, work.hardware)
     reset_peak_memory(work.hardware)
+    work.processes.connect(work.hardware, (work.recipe.training.model_extra or {}).get("ddp_timeout"))
     trainer, progress = build_trainer(model, work)
     report = ProgressReport(f"training {work.recipe.method}", trainer)
-    trainer.add_callback(MetricsFile(work.folder.metrics, trainer))
-    trainer.add_callback(HealthWatch(work.warn))
-    trainer.add_callback(report)
     work.stop.before_leaving = report.close
-    _restore_metrics(work)
+    if work.processes.is_main:
+        _watch(trainer, report, work)
     if work.checkpoint is None and work.data.validation:
         progress.base_perplexity = _finite(trainer.evaluate()["eval_perplexity"])
     marks = _small_weights(model)
@@ -120,7 +124,9 @@ def train(model: Any, work: Work) -> TrainingResult:
         train_tokens=progress.train_tokens,
         train_seconds=seconds,
         tokens_per_second=progress.train_tokens / progress.step_seconds,
-        peak_memory_bytes=max(progress.peak_memory_bytes, peak_memory_bytes(work.hardware)),
+        peak_memory_bytes=int(
+            work.processes.largest(max(progress.peak_memory_bytes, peak_memory_bytes(work.hardware)))[0]
+        ),
         train_loss=next((log["loss"] for log in reversed(trainer.state.log_history) if "loss" in log), None),
         base_perplexity=progress.base_perplexity,
         eval_loss=after.get("eval_loss"),
@@ -135,7 +141,7 @@ def build_trainer(model: Any, work: Work) -> tuple[TokenTrainer, Progress]:
     """The Trainer, and the progress that it counts on, which begins at nothing or at the checkpoint's."""
     recipe, data = work.recipe, work.data
     os.environ.setdefault("TENSORBOARD_LOGGING_DIR", str(work.folder.tensorboard))
-    progress = Progress(work.manifest.run_id) if work.checkpoint is None else Progress.read(work.checkpoint)
+    progress = Progress(work.run_id) if work.checkpoint is None else Progress.read(work.checkpoint)
     conduct = Conduct(
         folder=work.folder,
         progress=progress,
@@ -146,12 +152,14 @@ def build_trainer(model: Any, work: Work) -> tuple[TokenTrainer, Progress]:
         check_inputs=work.check_inputs,
         warn=work.warn,
         advise=lambda trainer, inputs: shortage(trainer, inputs, recipe, work.hardware),
+        processes=work.processes,
         adopt=work.adopt,
     )
+    arguments = (recipe, work.hardware, work.precision, work.folder.checkpoints, work.processes.count)
     trainer = TokenTrainer(
         conduct,
         model=model,
-        args=training_arguments(recipe, work.hardware, work.precision, work.folder.checkpoints),
+        args=training_arguments(*arguments),
         train_dataset=data.train.dataset,
         eval_dataset=data.validation.dataset if data.validation else None,
         data_collator=Collator(work.pad_token_id, flat=model.config._attn_implementation == _FLASH),
@@ -160,8 +168,13 @@ def build_trainer(model: Any, work: Work) -> tuple[TokenTrainer, Progress]:
     return trainer, progress
 
 
-def _restore_metrics(work: Work) -> None:
-    """Begin the metrics where the run begins: lines that were written after a checkpoint will be written again."""
+def _watch(trainer: TokenTrainer, report: ProgressReport, work: Work) -> None:
+    """Write down and tell what happens.
+
+    The metrics begin where the run begins: lines that were written after a checkpoint will be written again.
+    """
+    for callback in (MetricsFile(work.folder.metrics, trainer), HealthWatch(work.warn), report):
+        trainer.add_callback(callback)
     metrics = work.folder.metrics
     kept = work.checkpoint.path / metrics.name if work.checkpoint else None
     write_text(metrics, kept.read_text(encoding="utf-8") if kept else "")

@@ -12,7 +12,7 @@ from transformers.trainer_utils import EvalLoopOutput
 
 from peftkit import console
 from peftkit.errors import RunError
-from peftkit.models.loss import compute_loss_at_labels, evaluate_loss
+from peftkit.models.loss import Loss, compute_loss_at_labels, evaluate_loss
 from peftkit.training.conduct import Conduct
 from peftkit.training.memory import is_out_of_memory
 from peftkit.training.resumable import ResumableTrainer
@@ -53,8 +53,8 @@ class TokenTrainer(ResumableTrainer):
         if self._step is None:
             self._step = _Step(self._tr_loss.clone())
         self._step.batches.append(dict(inputs))
-        self.progress.train_tokens += int(inputs.pop("num_tokens").sum())
-        inputs.pop("numbers", None)
+        for name in ("num_tokens", "numbers"):
+            inputs.pop(name, None)
         inputs["use_cache"] = False  # with a cache, packed documents would see each other
         try:
             loss: torch.Tensor = super().training_step(model, inputs, num_items_in_batch)
@@ -86,14 +86,17 @@ class TokenTrainer(ResumableTrainer):
         """
         assert self._step is not None
         step, self._step = self._step, None
-        losses = torch.stack(step.losses).isfinite()
+        losses = torch.stack(step.losses).isfinite().tolist()
+        tokens = sum(int(batch["num_tokens"].sum()) for batch in step.batches)
+        broken, tokens_of_all = self.processes.sums(losses.count(False), tokens)
+        self.progress.train_tokens += int(tokens_of_all)
         norm_is_finite = bool(torch.isfinite(torch.as_tensor(norm)))
-        if bool(losses.all()) and (norm_is_finite or self._may_overflow()):
+        if not broken and (norm_is_finite or self._may_overflow()):
             self._overflows = 0 if norm_is_finite else self._overflows
             return
-        what = "loss" if not bool(losses.all()) else "gradient norm"
-        bad = [batch for batch, finite in zip(step.batches, losses.tolist(), strict=True) if not finite]
-        line = f"the {what} is not a finite number at step {self.state.global_step + 1}{self._named(bad, step.batches)}"
+        blamed = [batch for batch, finite in zip(step.batches, losses, strict=True) if not (broken and finite)]
+        what = "loss" if broken else "gradient norm"
+        line = f"the {what} is not a finite number at step {self.state.global_step + 1}{self._named(blamed)}"
         if self.conduct.on_nonfinite == "stop":
             raise RunError(
                 f"{line}.",
@@ -117,16 +120,17 @@ class TokenTrainer(ResumableTrainer):
         if self.accelerator.scaler is None:
             self.accelerator.gradient_state._set_sync_gradients(False)  # the optimizer's step does nothing then
 
-    def _named(self, bad: list[dict[str, Any]], batches: list[dict[str, Any]]) -> str:
+    def _named(self, batches: list[dict[str, Any]]) -> str:
         """Where the rows stand that are to blame, as far as they can be told from the others of their batch."""
-        batches = bad or batches
         alone = [number for batch in batches for number in _rows_that_break(self.model, batch)]
         numbers = alone or [int(number) for batch in batches for number in batch.get("numbers", ())]
-        if not numbers:
+        found = self.processes.gathered((self.conduct.places(numbers[:_NAMED]), len(numbers)))
+        places = [place for few, _ in found for place in few][:_NAMED]
+        count = sum(each for _, each in found)
+        if not places:
             return ""
-        places = self.conduct.places(numbers[:_NAMED])
-        more = f" and {len(numbers) - _NAMED} more" if len(numbers) > _NAMED else ""
-        return f", in {'rows' if len(numbers) > 1 else 'the row'} {', '.join(places)}{more}"
+        more = f" and {count - _NAMED} more" if count > _NAMED else ""
+        return f", in {'rows' if count > 1 else 'the row'} {', '.join(places)}{more}"
 
     def evaluation_loop(
         self,
@@ -142,25 +146,18 @@ class TokenTrainer(ResumableTrainer):
             RunError: the loss is not finite.
         """
         del description, prediction_loss_only, ignore_keys
-        loss = evaluate_loss(self.model, dataloader)
-        total, tokens = self._over_processes(loss.total), self._over_processes(float(loss.tokens))
-        summed = type(loss)(total, int(tokens), loss.sequences)
-        if not math.isfinite(total):
+        own = evaluate_loss(self.model, dataloader)
+        total, tokens, sequences = self.processes.sums(own.total, own.tokens, own.sequences)
+        loss = Loss(total, int(tokens), int(sequences))
+        if not math.isfinite(loss.total):
             when = f"after step {self.state.global_step}" if self.state.global_step else "before the first step"
             raise RunError(
                 f"the loss of the validation data is not a finite number {when}.",
                 where="evaluation",
                 remedy="Lower training.learning_rate, or check that the base is sound.",
             )
-        metrics = {f"{metric_key_prefix}_loss": summed.mean, f"{metric_key_prefix}_perplexity": summed.perplexity}
+        metrics = {f"{metric_key_prefix}_loss": loss.mean, f"{metric_key_prefix}_perplexity": loss.perplexity}
         return EvalLoopOutput(predictions=None, label_ids=None, metrics=metrics, num_samples=loss.sequences)
-
-    def _over_processes(self, value: float) -> float:
-        """The sum of a value over all processes."""
-        if self.accelerator.num_processes == 1:
-            return value
-        gathered = self.accelerator.gather(torch.tensor([value], dtype=torch.float64, device=self.args.device))
-        return float(gathered.sum())
 
 
 def _rows_that_break(model: Any, batch: dict[str, Any]) -> list[int]:

@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -17,7 +17,7 @@ from peftkit import console
 from peftkit.errors import Stopped
 from peftkit.runs.lock import is_held
 
-__all__ = ["run_apart", "wait_for"]
+__all__ = ["passing_on", "run_apart", "start_apart", "wait_for"]
 
 _LOOK_SECONDS = 0.5
 _DIE_WITH_PARENT = 1
@@ -40,15 +40,8 @@ def run_apart(arguments: Sequence[str], end_when: Callable[[], bool] = lambda: F
     Raises:
         Stopped: a signal came.
     """
-    libc: Any = ctypes.CDLL(None) if sys.platform == "linux" else None
-    process = subprocess.Popen(
-        [sys.executable, "-m", "peftkit", *arguments],
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.DEVNULL,
-        process_group=0,  # Ctrl-C comes here alone, to be passed on once
-        preexec_fn=(lambda: libc.prctl(_DIE_WITH_PARENT, signal.SIGTERM)) if libc else None,
-    )
-    with _passing_on(process) as came:
+    process = start_apart(arguments, stdout=subprocess.DEVNULL)
+    with passing_on([process]) as came:
         told = False
         while True:
             try:
@@ -63,6 +56,21 @@ def run_apart(arguments: Sequence[str], end_when: Callable[[], bool] = lambda: F
     return status
 
 
+def start_apart(
+    arguments: Sequence[str], *, stdout: int | None, environment: Mapping[str, str] | None = None
+) -> subprocess.Popen[bytes]:
+    """Start a `peftkit` command that is told to stop when this process is killed, on Linux."""
+    libc: Any = ctypes.CDLL(None) if sys.platform == "linux" else None
+    return subprocess.Popen(
+        [sys.executable, "-m", "peftkit", *arguments],
+        stdin=subprocess.DEVNULL,
+        stdout=stdout,
+        env=environment,
+        process_group=0,  # Ctrl-C comes here alone, to be passed on once
+        preexec_fn=(lambda: libc.prctl(_DIE_WITH_PARENT, signal.SIGTERM)) if libc else None,
+    )
+
+
 def wait_for(folder: Path) -> None:
     """Wait for a process that still saves what it has trained: one whose parent was killed a moment ago."""
     if is_held(folder):
@@ -72,14 +80,15 @@ def wait_for(folder: Path) -> None:
 
 
 @contextlib.contextmanager
-def _passing_on(process: subprocess.Popen[bytes]) -> Iterator[list[int]]:
-    """Hand signals to a process within the block; gives those that came."""
+def passing_on(processes: Sequence[subprocess.Popen[bytes]]) -> Iterator[list[int]]:
+    """Hand signals to processes within the block; gives those that came."""
     came: list[int] = []
 
     def handle(number: int, frame: FrameType | None) -> None:
         del frame
         came.append(number)
-        process.send_signal(number)
+        for process in processes:
+            process.send_signal(number)
 
     before: dict[signal.Signals, Any] = {}
     try:

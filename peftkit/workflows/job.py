@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -17,6 +16,7 @@ from peftkit.models.start import Start, new_start, padding_id, pretrained_start
 from peftkit.planning.decisions import decide
 from peftkit.planning.hardware import Hardware
 from peftkit.planning.precision import ChosenPrecision, Dtype, choose_base_dtype, choose_precision
+from peftkit.planning.processes import check_machine, check_recipe
 from peftkit.recipe.loader import RecipeFile
 from peftkit.recipe.schema import Recipe
 from peftkit.runs.folder import RunFolder
@@ -24,6 +24,7 @@ from peftkit.runs.inputs import Inputs
 from peftkit.runs.manifest import RunManifest
 from peftkit.runs.versions import installed_versions
 from peftkit.storage import sha256_of_json
+from peftkit.training.processes import ALONE, Processes
 from peftkit.training.signals import StopRequest
 from peftkit.training.train import Work
 
@@ -41,6 +42,7 @@ class Job:
     start: Start
     data: RunData
     warnings: list[str]
+    processes: Processes
 
     @property
     def recipe(self) -> Recipe:
@@ -55,11 +57,16 @@ class Job:
     def load(self) -> Any:
         """The model with its weights, ready to train."""
         with self.file.locating():
-            model = self.start.load(self.recipe, self.base_dtype, self.hardware.device)
+            model = self.start.load(self.recipe, self.base_dtype, self.processes.device(self.hardware))
             attention = use_attention(model, self.hardware, self.base_dtype) if self.data.train.packed else None
         trainable, total = count_parameters(model)
+        where = (
+            f"{self.processes.count} processes on {self.hardware.name}"
+            if self.processes.are_many
+            else self.hardware.name
+        )
         console.info(
-            f"{self.recipe.method} on {self.hardware.name} in {self.precision}{f', {attention}' if attention else ''}: "
+            f"{self.recipe.method} on {where} in {self.precision}{f', {attention}' if attention else ''}: "
             f"{trainable:,} of {total:,} parameters are trained"
         )
         return model
@@ -75,7 +82,7 @@ class Job:
             versions=installed_versions(),
             hardware=self.hardware.record(),
             precision=self.precision,
-            world_size=int(os.environ.get("WORLD_SIZE", "1")),
+            world_size=self.processes.count,
             warnings=list(self.warnings),
         )
 
@@ -91,7 +98,7 @@ class Job:
         located = self.start.located
         return Inputs.of(self.start.record(), located.folder if located else None, self.data_record())
 
-    def work(self, folder: RunFolder, manifest: RunManifest, stop: StopRequest) -> Work:
+    def work(self, folder: RunFolder, run_id: str, warnings: list[str], stop: StopRequest) -> Work:
         """What training needs, of a run that begins."""
         return Work(
             recipe=self.recipe,
@@ -100,8 +107,10 @@ class Job:
             hardware=self.hardware,
             precision=self.precision,
             folder=folder,
-            manifest=manifest,
+            run_id=run_id,
+            warnings=warnings,
             stop=stop,
+            processes=self.processes,
         )
 
     def with_batch(self, rows: int, accumulation: int) -> Job:
@@ -110,17 +119,20 @@ class Job:
         return replace(self, file=self.file.with_training(batch))
 
 
-def prepare_job(file: RecipeFile, elsewhere: Hardware | None = None) -> Job:
+def prepare_job(file: RecipeFile, processes: Processes = ALONE, *, elsewhere: Hardware | None = None) -> Job:
     """Look at the machine, the base's structure and the data; nothing is written.
 
-    `elsewhere` is a machine that is not here, to plan for.
+    Of several processes, one for each machine tokenises the data, and the others find it in the cache. `elsewhere` is a
+    machine that is not here, to plan for.
 
     Raises:
         InputError: recipe, base or data are wrong.
     """
     recipe = file.recipe
-    with file.locating():
+    with file.locating(), processes.first_on_machine("data"):
         hardware = elsewhere or detect_hardware()
+        check_machine(processes.place, hardware)
+        check_recipe(recipe, processes.count)
         decide(hardware, recipe)  # what this machine cannot do is refused here, at its line of the recipe
         precision = choose_precision(recipe.precision, hardware).choice
         base_dtype = choose_base_dtype(recipe.base.dtype, recipe.method, precision).choice
@@ -131,7 +143,7 @@ def prepare_job(file: RecipeFile, elsewhere: Hardware | None = None) -> Job:
         for message in warnings:
             console.warning(message)
         _take_chat_template(recipe, data, start)
-    return Job(_stated(file, data), hardware, precision, base_dtype, start, data, warnings)
+    return Job(_stated(file, data), hardware, precision, base_dtype, start, data, warnings, processes)
 
 
 def _start(recipe: Recipe) -> Start:

@@ -57,7 +57,7 @@ def plan(file: RecipeFile, *, seconds: float | None, elsewhere: Hardware | None 
         RunError: a step that was measured failed.
     """
     if elsewhere:
-        job = prepare_job(file, elsewhere)
+        job = prepare_job(file, elsewhere=elsewhere)
         return estimate(job, elsewhere.memory_bytes)
     job = prepare_job(file)
     found = estimate(job)
@@ -184,4 +184,4 @@ def _rehearsed(job: Job, seconds: float) -> Rehearsal:
         folder, manifest = RunFolder(Path(name) / "run"), job.manifest()
         model = job.load()
         with folder.created(job.file.resolved_yaml(), manifest), stopping_at_signals() as stop:
-            return rehearse(model, job.work(folder, manifest, stop), seconds)
+            return rehearse(model, job.work(folder, manifest.run_id, manifest.warnings, stop), seconds)

@@ -17,9 +17,11 @@ from peftkit.runs.folder import RunFolder
 from peftkit.runs.inputs import Inputs
 from peftkit.runs.manifest import RunManifest, RunMetrics
 from peftkit.storage import sha256_of_json, write_text
+from peftkit.training.processes import ALONE, Processes
 from peftkit.training.signals import StopRequest, stopping_at_signals
 from peftkit.training.train import TrainingResult, Work, train
 from peftkit.workflows.ending import recorded
+from peftkit.workflows.follow import Orders
 from peftkit.workflows.job import Job, prepare_job
 from peftkit.workflows.output import ship
 from peftkit.workflows.plan import estimate
@@ -47,8 +49,12 @@ class RunOptions:
     """Halve the batch, and double the accumulation, until a step fits into memory."""
 
 
-def run(file: RecipeFile, options: RunOptions = RunOptions()) -> tuple[RunFolder, RunManifest]:
+def run(
+    file: RecipeFile, options: RunOptions = RunOptions(), processes: Processes = ALONE
+) -> tuple[RunFolder, RunManifest]:
     """Train what a recipe says and leave a run folder whose output has been opened again and found right.
+
+    Of several processes, this is the work of the main one; see `peftkit.workflows.together`.
 
     Raises:
         InputError: recipe, base or data are wrong, or have changed; nothing has been written then.
@@ -59,15 +65,17 @@ def run(file: RecipeFile, options: RunOptions = RunOptions()) -> tuple[RunFolder
     with stopping_at_signals() as stop:
         if options.resume and not folder.is_free:
             with folder.reopened() as manifest:
-                return folder, _go_on(Past.read(folder, manifest), file, options, stop)
+                return folder, _go_on(Past.read(folder, manifest), file, options, stop, processes)
         if options.resume:
             console.info(f"there is nothing to go on with in {folder.path}: a run begins.")
         folder.check_free()
-        return folder, _begin(folder, file, options, stop)
+        return folder, _begin(folder, file, options, stop, processes)
 
 
-def _begin(folder: RunFolder, file: RecipeFile, options: RunOptions, stop: StopRequest) -> RunManifest:
-    job = prepare_job(file)
+def _begin(
+    folder: RunFolder, file: RecipeFile, options: RunOptions, stop: StopRequest, processes: Processes
+) -> RunManifest:
+    job = prepare_job(file, processes)
     inputs = job.inputs()
     _look_ahead(folder, job)
     model = job.load()
@@ -76,7 +84,7 @@ def _begin(folder: RunFolder, file: RecipeFile, options: RunOptions, stop: StopR
         return _carry_out(_Attempt(job, folder, manifest, inputs, stop, options), model)
 
 
-def _go_on(past: Past, file: RecipeFile, options: RunOptions, stop: StopRequest) -> RunManifest:
+def _go_on(past: Past, file: RecipeFile, options: RunOptions, stop: StopRequest, processes: Processes) -> RunManifest:
     """Go on with a run, once it is known to be the same one."""
     file = past.as_batched(file)
     if past.manifest.status == "finished":
@@ -85,7 +93,7 @@ def _go_on(past: Past, file: RecipeFile, options: RunOptions, stop: StopRequest)
         return past.manifest
     # what differs in the recipe is told before anything is loaded
     check_differences(past.changes(file.recipe), options.allowed_changes, str(past.folder.path))
-    job = prepare_job(file)
+    job = prepare_job(file, processes)
     manifest = job.manifest()
     changes = past.check(job, manifest, options.allowed_changes)
     checkpoint, passed_over = restart_point(past)
@@ -119,8 +127,20 @@ class _Attempt:
 
     def work(self) -> Work:
         """What training needs of it."""
-        work = self.job.work(self.folder, self.manifest, self.stop)
+        manifest = self.manifest
+        work = self.job.work(self.folder, manifest.run_id, manifest.warnings, self.stop)
         return replace(work, check_inputs=self.inputs.check, checkpoint=self.checkpoint, adopt=self.adopt)
+
+    def orders(self) -> Orders:
+        """What the other processes must know to train along."""
+        training = self.job.recipe.training
+        return Orders(
+            run_id=self.manifest.run_id,
+            folder=str(self.folder.path.absolute()),
+            step=self.checkpoint.step if self.checkpoint else None,
+            adopt=self.adopt,
+            batch=(training.per_device_train_batch_size, training.gradient_accumulation_steps),
+        )
 
     def with_smaller_batch(self) -> _Attempt | None:
         """The same run with half the batch, from its newest checkpoint; None where a batch is one row."""
@@ -142,9 +162,11 @@ class _Attempt:
 def _carry_out(attempt: _Attempt, model: Any) -> RunManifest:
     """Train, export and prove, and write down how it ended."""
     folder, manifest = attempt.folder, attempt.manifest
-    with recorded(folder, manifest), attempt.job.file.locating():
+    processes = attempt.job.processes
+    with recorded(folder, manifest), processes.ending_as_one(), attempt.job.file.locating():
         show_before(model, attempt.job, folder, resumed=attempt.checkpoint is not None)
         trainable, total = count_parameters(model)
+        attempt.orders().give(processes)
         result, attempt = _trained(attempt, model)
         manifest.metrics = RunMetrics(trainable_parameters=trainable, total_parameters=total, **asdict(result))
         attempt.inputs.check()

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from peftkit.errors import FieldError
+from peftkit.errors import FieldError, RecipeError
 from peftkit.planning.devices import device_named
 from peftkit.recipe.loader import load_recipe
 from peftkit.recipe.schema import Recipe
@@ -82,3 +82,20 @@ def test_a_combination_that_transformers_refuses_is_an_error_about_training(reci
 
     with pytest.raises(FieldError, match="training: Transformers refuses it"):
         training_arguments(bad, CPU, "fp32", tmp_path)
+
+
+def test_several_processes_share_the_batches_and_draw_one_order(recipe_path: Path, tmp_path: Path) -> None:
+    changes = ("training.per_device_train_batch_size=8", "training.gradient_accumulation_steps=4", "training.seed=7")
+
+    arguments = training_arguments(recipe_of(recipe_path, "lora", *changes), CPU, "fp32", tmp_path, processes=2)
+
+    assert (arguments.per_device_train_batch_size, arguments.gradient_accumulation_steps) == (16, 2)
+    assert arguments.accelerator_config.split_batches
+    assert not arguments.accelerator_config.even_batches
+    assert arguments.data_seed == 7
+
+
+@pytest.mark.parametrize("field", ["fsdp=full_shard", "deepspeed=zero.json", "fsdp_config={}"])
+def test_sharding_the_model_is_refused_by_the_recipe(field: str, recipe_path: Path) -> None:
+    with pytest.raises(RecipeError, match="each process of a run holds the whole model"):
+        recipe_of(recipe_path, "lora", f"training.{field}")

@@ -1,0 +1,131 @@
+"""How a run is shared by several processes, as plain values: who is who, and which part of a step each takes."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from peftkit.errors import FieldError, InputError
+from peftkit.planning.hardware import Hardware
+from peftkit.recipe.schema import Recipe
+
+__all__ = ["Place", "Share", "check_machine", "check_recipe", "is_follower", "share_of"]
+
+
+@dataclass(frozen=True)
+class Place:
+    """Which of a run's processes one is."""
+
+    rank: int = 0
+    """Its number among all of them, from 0; that one is the main process."""
+
+    count: int = 1
+    """All of them together, on every machine."""
+
+    local_rank: int = 0
+    """Its number among those on its machine."""
+
+    local_count: int = 1
+
+    @classmethod
+    def told_by(cls, environment: Mapping[str, str] = os.environ) -> Place:
+        """The place that torchrun, or another launcher with its variables, has given to this process.
+
+        Raises:
+            InputError: a variable holds no number.
+        """
+        names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
+        if int(environment.get("WORLD_SIZE", "1") or 1) <= 1:
+            return cls()
+        missing = [name for name in ("RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT") if name not in environment]
+        if missing:
+            raise InputError(
+                f"WORLD_SIZE is {environment['WORLD_SIZE']}, but {', '.join(missing)} is not set.",
+                where="environment",
+                remedy="Start the processes with --nproc or torchrun, or unset WORLD_SIZE.",
+            )
+        return cls(*(int(environment.get(name, environment["WORLD_SIZE"])) for name in names))
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this process is the one that writes and speaks."""
+        return self.rank == 0
+
+
+def is_follower(environment: Mapping[str, str] = os.environ) -> bool:
+    """Whether a launcher has started this process beside a main one, which says what all would."""
+    return "LOCAL_RANK" in environment and environment.get("RANK", "0") != "0"
+
+
+@dataclass(frozen=True)
+class Share:
+    """What one process does of each optimizer step."""
+
+    rows: int
+    """Sequences in one forward pass."""
+
+    accumulation: int
+    """Forward passes before one optimizer step."""
+
+
+def share_of(rows: int, accumulation: int, processes: int) -> Share:
+    """The part of an optimizer step that each process takes, so that all of them together see what one would see.
+
+    There are fewer passes where these can be shared; otherwise a pass has fewer rows, never more.
+
+    Args:
+        rows: the recipe's `per_device_train_batch_size`.
+        accumulation: its `gradient_accumulation_steps`.
+        processes: how many there are.
+
+    Raises:
+        FieldError: the sequences of a step cannot be shared equally.
+    """
+    together = rows * accumulation
+    each, left = divmod(together, processes)
+    if left:
+        fitting = [str(count) for count in range(2, together + 1) if together % count == 0]
+        raise FieldError(
+            "training.per_device_train_batch_size",
+            f"an optimizer step sees {together} sequences, which {processes} processes cannot share.",
+            remedy=f"Make it a multiple of {processes}"
+            + (f", or use {', '.join(fitting)} processes." if fitting else "."),
+        )
+    most = next(size for size in range(min(rows, each), 0, -1) if each % size == 0)
+    return Share(most, each // most)
+
+
+def check_recipe(recipe: Recipe, processes: int) -> None:
+    """See that several processes can do what a recipe says.
+
+    Raises:
+        FieldError: they cannot.
+    """
+    if processes == 1:
+        return
+    training = recipe.training
+    share_of(training.per_device_train_batch_size, training.gradient_accumulation_steps, processes)
+    extras: dict[str, Any] = training.model_extra or {}
+    if extras.get("train_sampling_strategy") == "batch_rebalance":
+        raise FieldError(
+            "training.train_sampling_strategy",
+            "batch_rebalance makes other steps with every number of processes.",
+            remedy="Use group_by_length, or data.packing: true.",
+        )
+
+
+def check_machine(place: Place, hardware: Hardware) -> None:
+    """See that every process on a machine has a GPU of its own, where there are any.
+
+    Raises:
+        InputError: there are more processes.
+    """
+    if hardware.device == "cuda" and place.local_count > hardware.device_count:
+        gpus = "one GPU" if hardware.device_count == 1 else f"{hardware.device_count} GPUs"
+        raise InputError(
+            f"{place.local_count} processes need a GPU each, but this machine has {gpus}.",
+            where="--nproc",
+            remedy=f"Use at most {hardware.device_count}.",
+        )

@@ -1,0 +1,228 @@
+"""Processes that train one model together: they meet at a store, agree on numbers, and end as one.
+
+What the processes tell each other before and after training goes through the store that the launcher keeps: whoever
+waits there sees at once that another one has failed. Gradients, and the few numbers that a step needs from all, go
+through torch's process group.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from datetime import timedelta
+from typing import Any
+
+import torch
+from torch import distributed
+from torch.distributed.distributed_c10d import PrefixStore
+from torch.distributed.rendezvous import rendezvous
+
+from peftkit import console
+from peftkit.errors import PeerError, PeftkitError, RunError, Stopped
+from peftkit.planning.hardware import Hardware
+from peftkit.planning.processes import Place
+from peftkit.redaction import redact
+
+__all__ = ["ALONE", "Processes", "joined", "shared_store"]
+
+_PREFIX = "peftkit"
+_END = "end"  # how the run has ended
+_LOOK_SECONDS = 0.05
+_TOLD_SECONDS = 2.0
+"""How long a process that has lost another one waits to be told why."""
+
+
+@dataclass(frozen=True)
+class Processes:
+    """This process among those of its run; by default it is the only one."""
+
+    place: Place = field(default_factory=Place)
+    store: Any = None
+
+    @property
+    def count(self) -> int:
+        """All of them together."""
+        return self.place.count
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this one writes and speaks."""
+        return self.place.is_main
+
+    @property
+    def are_many(self) -> bool:
+        """Whether there are others."""
+        return self.place.count > 1
+
+    def tell(self, name: str, value: Any) -> None:
+        """Let all others know a JSON value."""
+        if self.are_many:
+            self.store.set(name, json.dumps(value))
+
+    def hear(self, name: str) -> Any:
+        """Wait for a value that another one tells, however long that takes.
+
+        Raises:
+            PeerError: the run has ended instead.
+        """
+        while not self.store.check([name]):
+            if end := self._end(_LOOK_SECONDS):
+                raise PeerError(end["what"], end["status"])
+        return json.loads(self.store.get(name))
+
+    @contextlib.contextmanager
+    def first_on_machine(self, name: str) -> Iterator[None]:
+        """Let one process of each machine do a block before the others, who find in the cache what it made.
+
+        Raises:
+            PeerError: the first one has failed.
+        """
+        if not self.are_many:
+            yield
+            return
+        machine = f"{name}-{self.place.rank - self.place.local_rank}"
+        if self.place.local_rank:
+            self.hear(machine)
+        yield
+        self.tell(machine, None)
+
+    def connect(self, hardware: Hardware, timeout_seconds: float | None = None) -> None:
+        """Meet the others, to compute together from here on: by NCCL between GPUs, by gloo between CPUs.
+
+        Without a time after which a process is taken for lost, it is torch's own for that backend.
+        """
+        if self.are_many and not distributed.is_initialized():
+            self.tell(f"ready-{self.place.rank}", None)
+            for rank in range(self.count):  # where all wait, whoever fails is noticed
+                self.hear(f"ready-{rank}")
+            distributed.init_process_group(
+                "cuda:nccl,cpu:gloo" if hardware.device == "cuda" else "gloo",
+                store=self.store,
+                rank=self.place.rank,
+                world_size=self.place.count,
+                timeout=None if timeout_seconds is None else timedelta(seconds=timeout_seconds),
+            )
+
+    def device(self, hardware: Hardware) -> str:
+        """What torch calls the device of this process."""
+        return f"cuda:{self.place.local_rank}" if self.are_many and hardware.device == "cuda" else hardware.device
+
+    def sums(self, *values: float) -> list[float]:
+        """The sum of each value over all processes."""
+        return self._reduced(values, distributed.ReduceOp.SUM)
+
+    def largest(self, *values: float) -> list[float]:
+        """The largest of each value."""
+        return self._reduced(values, distributed.ReduceOp.MAX)
+
+    def gathered(self, value: Any) -> list[Any]:
+        """What each process has, by rank."""
+        if not self.are_many:
+            return [value]
+        found: list[Any] = [None] * self.count
+        distributed.all_gather_object(found, value)
+        return found
+
+    def of_main(self, value: Any) -> Any:
+        """What the main process has."""
+        return self.gathered(value)[0] if self.are_many else value
+
+    @contextlib.contextmanager
+    def ending_as_one(self) -> Iterator[None]:
+        """Let an error in the block end the run in all processes: the first one tells it, the others are quiet.
+
+        Raises:
+            PeerError: another one has ended the run.
+            RunError: another one is lost.
+        """
+        try:
+            yield
+        except BaseException as error:
+            if not self.are_many or isinstance(error, PeerError):
+                raise
+            ending = self._ending(error)
+            if ending is error:
+                raise
+            raise ending from error
+
+    def _reduced(self, values: tuple[float, ...], how: Any) -> list[float]:
+        if not self.are_many:
+            return list(values)
+        tensor = torch.tensor(values, dtype=torch.float64)
+        distributed.all_reduce(tensor, how)
+        reduced: list[float] = tensor.tolist()
+        return reduced
+
+    def _ending(self, error: BaseException) -> BaseException:
+        """What an error is to this process, after the others can know of it."""
+        lost = _is_of_connection(error)
+        end = self._end(_TOLD_SECONDS if lost else 0.0)
+        if end and end["rank"] != self.place.rank:
+            return PeerError(end["what"], end["status"])
+        if isinstance(error, Stopped | KeyboardInterrupt):
+            return error  # the others have been told to stop, too
+        if lost:
+            remedy = "What was saved is whole: go on with --resume."
+            error = RunError("another process of the run was lost.", where="training", remedy=remedy)
+        first = self.end(str(error), error.exit_status if isinstance(error, PeftkitError) else 1)
+        if first["rank"] != self.place.rank:
+            return PeerError(first["what"], first["status"])
+        console.speak()
+        return error
+
+    def end(self, what: str, status: int) -> dict[str, Any]:
+        """Say how the run has ended, if nobody has yet; gives what was said first."""
+        end = {"rank": self.place.rank, "status": status, "what": redact(what)}
+        with contextlib.suppress(distributed.DistError):  # the store may have ended with its process
+            end = json.loads(self.store.compare_set(_END, "", json.dumps(end)))
+        return end
+
+    def _end(self, seconds: float) -> dict[str, Any] | None:
+        """How the run has ended, as far as that is told within some seconds."""
+        deadline = time.monotonic() + seconds
+        with contextlib.suppress(distributed.DistError):
+            while not (told := self.store.check([_END])) and time.monotonic() < deadline:
+                time.sleep(_LOOK_SECONDS)
+            if told:
+                end: dict[str, Any] = json.loads(self.store.get(_END))
+                return end
+        return None
+
+
+ALONE = Processes()
+"""A process that trains by itself."""
+
+
+@contextlib.contextmanager
+def joined() -> Iterator[Processes]:
+    """Be one of the processes that a launcher has started, or the only one.
+
+    All but the main process are quiet. A GPU is this process's own from here on.
+    """
+    place = Place.told_by()
+    if place.count == 1:
+        yield ALONE
+        return
+    if torch.cuda.is_available():
+        torch.cuda.set_device(place.local_rank % torch.cuda.device_count())
+    store, _, _ = next(rendezvous("env://"))
+    processes = Processes(place, shared_store(store))
+    with processes.ending_as_one():
+        yield processes
+    if place.is_main:
+        processes.end("nothing is left to do.", 0)
+    if distributed.is_initialized():
+        distributed.destroy_process_group()
+
+
+def shared_store(store: Any) -> Any:
+    """The part of a launcher's store where peftkit's processes meet."""
+    return PrefixStore(_PREFIX, store)
+
+
+def _is_of_connection(error: BaseException) -> bool:
+    """Whether an error says that another process does not answer."""
+    return isinstance(error, distributed.DistError) or (type(error) is RuntimeError and "gloo" in str(error).lower())
