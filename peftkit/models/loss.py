@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -12,7 +13,18 @@ from torch import nn
 from torch.nn import functional
 from transformers.modeling_outputs import CausalLMOutput
 
-__all__ = ["Loss", "compute_loss_at_labels", "evaluate_loss", "logits_bytes", "row_losses"]
+__all__ = [
+    "LABEL_LOSSES",
+    "Loss",
+    "compute_loss_at_labels",
+    "evaluate_loss",
+    "label_losses",
+    "logits_bytes",
+    "row_losses",
+]
+
+LABEL_LOSSES = "label_losses"
+"""The name under which a model may have its own `label_losses`: one whose weights are there only within a call of it."""
 
 _STOCK = "stock_forward"
 _NO_LABEL = -100  # what torch's cross-entropy leaves out
@@ -107,19 +119,25 @@ def row_losses(model: Any, batches: Iterable[dict[str, torch.Tensor]]) -> Iterat
     documents are packed. There is neither mask nor cache, which is what keeps packed documents apart. The model is in
     evaluation mode until the last batch; its own mode is put back.
     """
-    inner = _causal_model(model)
-    losses_of = _losses_from_hidden if _has_plain_head(inner) else _losses_from_logits
+    losses_of = getattr(model, LABEL_LOSSES, None) or label_losses(model)
+    device = model.device
     was_training = model.training
     model.eval()
     try:
         for batch in batches:
             rows = len(batch["input_ids"])
             which = (batch["labels"][:, 1:] != _NO_LABEL).nonzero()[:, 0].cpu()
-            with torch.inference_mode():
-                losses = losses_of(inner, {name: values.to(inner.device) for name, values in batch.items()})
+            with torch.no_grad():
+                losses = losses_of({name: values.to(device) for name, values in batch.items()})
             yield torch.bincount(which, losses.cpu().double(), rows), torch.bincount(which, minlength=rows)
     finally:
         model.train(was_training)
+
+
+def label_losses(model: Any) -> Callable[[dict[str, torch.Tensor]], torch.Tensor]:
+    """What gives the loss in nats of each labelled token of a batch, [labels], float32, for a model."""
+    inner = _causal_model(model)
+    return partial(_losses_from_hidden if _has_plain_head(inner) else _losses_from_logits, inner)
 
 
 def _losses_from_hidden(inner: Any, batch: dict[str, torch.Tensor]) -> torch.Tensor:
@@ -134,7 +152,7 @@ def _losses_from_hidden(inner: Any, batch: dict[str, torch.Tensor]) -> torch.Ten
 
 def _losses_from_logits(inner: Any, batch: dict[str, torch.Tensor]) -> torch.Tensor:
     """The same from whole logits, for a model that does more to them than its head's product."""
-    logits = inner(**_inputs(batch)).logits[:, :-1]
+    logits = inner.forward(**_inputs(batch)).logits[:, :-1]  # a sharded model has been entered already
     targets = batch["labels"][:, 1:]
     taught = targets != _NO_LABEL
     return functional.cross_entropy(logits[taught].float(), targets[taught], reduction="none")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import AfterValidator, Field, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from peftkit.recipe.installed import LibraryClass, enum_values
 from peftkit.recipe.names import (
@@ -40,6 +40,27 @@ def _optimizer(name: str) -> str:
 
 def _scheduler(name: str) -> str:
     return _one_of(name, enum_values("transformers.trainer_utils", "SchedulerType"))
+
+
+_FULL_SHARD = ("full_shard", "full_shard auto_wrap")
+"""What Transformers has called it."""
+
+
+def _is_sharded(value: Any) -> Any:
+    """True for each way in which Transformers takes full sharding."""
+    if value is None or isinstance(value, bool):
+        return bool(value)
+    if isinstance(value, list) and all(isinstance(word, str) for word in value):
+        value = " ".join(value)
+    if value in _FULL_SHARD:
+        return True
+    raise ValueError("can only be full_shard: weights, gradients and optimizer state are all sharded, none offloaded.")
+
+
+Sharded = Annotated[
+    bool,
+    BeforeValidator(_is_sharded, json_schema_input_type=bool | Literal[_FULL_SHARD] | list[str] | None),
+]
 
 
 class Training(LibrarySection):
@@ -115,6 +136,11 @@ class Training(LibrarySection):
 
     activation_checkpointing: bool = False
     """Compute activations again in the backward pass instead of keeping them (Chen et al. 2016)."""
+
+    fsdp: Sharded = False
+    """Spread weights, gradients and optimizer state over the processes of a run, each of which then holds a part (FSDP,
+    Zhao et al. 2023): for a model that is too large for each of them, with `full` or `lora`. `full_shard` says the
+    same. A run of one process is as it is without."""
 
     @model_validator(mode="after")
     def _steps_are_counted(self) -> Training:

@@ -51,7 +51,7 @@ TRAINING_REMOVED: Mapping[str, str] = {
 _USE_PRECISION = "Set precision: fp32, fp16 or bf16 at the top level of the recipe."
 _FROM_ENVIRONMENT = "Remove it: a recipe holds no secrets, and training does not upload."
 
-_WHOLE_MODEL = "Remove it: each process of a run holds the whole model; for a larger one, use method: qlora."
+_OTHERWISE_SHARDED = "Remove it: for a model that is too large for each process, use fsdp: true, or method: qlora."
 
 TRAINING_OWNED: Mapping[str, str] = {
     "output_dir": "Set output at the top level of the recipe.",
@@ -78,10 +78,9 @@ TRAINING_OWNED: Mapping[str, str] = {
     "restore_callback_states_from_checkpoint": "Remove it: the whole state is always restored.",
     "dataloader_persistent_workers": "Remove it: a run that is gone on with would draw other random numbers.",
     "enable_jit_checkpoint": "Remove it: SIGTERM always saves first.",
-    "fsdp": _WHOLE_MODEL,
-    "fsdp_config": _WHOLE_MODEL,
-    "deepspeed": _WHOLE_MODEL,
-    "parallelism_config": _WHOLE_MODEL,
+    "fsdp_config": "Remove it: fsdp: true shards each layer by itself, and leaves nothing to configure.",
+    "deepspeed": _OTHERWISE_SHARDED,
+    "parallelism_config": _OTHERWISE_SHARDED,
     "push_to_hub": _FROM_ENVIRONMENT,
     "hub_token": _FROM_ENVIRONMENT,
     "hub_model_id": _FROM_ENVIRONMENT,

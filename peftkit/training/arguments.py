@@ -49,6 +49,7 @@ def training_arguments(
         "remove_unused_columns": False,  # the collator hands out exactly what is needed
         "label_names": ["labels"],
         "disable_tqdm": True,
+        "fsdp": None,  # peftkit shards the model itself, before the Trainer trains it
         "logging_nan_inf_filter": False,  # it would show a NaN as a loss of 0
     }
     if processes > 1:

@@ -18,14 +18,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors.torch import load_file
 
-from peftkit.errors import RunError
 from peftkit.runs.checkpoints import PROGRESS_NAME, Checkpoint, checkpoint_place, rotate
 from peftkit.storage import complete_folder, new_part, read_json, write_json
 from peftkit.training.values import read_values, write_values
+from peftkit.training.weights import Weights
 
-__all__ = ["CheckpointWriter", "Progress", "StateFiles", "load_weights", "random_state", "set_random_state"]
+__all__ = ["CheckpointWriter", "Progress", "StateFiles", "random_state", "set_random_state"]
 
 
 _PLACE_IN_SCHEDULE = ("last_epoch", "_step_count", "best", "num_bad_epochs", "cooldown_counter")
@@ -90,16 +89,16 @@ class StateFiles:
         """The states of all random numbers, for each process: now, and when the epoch began."""
         return self.folder / "random.safetensors"
 
-    def write(self, optimizer: Any, scheduler: Any, scaler: Any, randoms: Any) -> None:
-        """Write all of them."""
-        write_values(self.optimizer, optimizer.state_dict())
+    def write(self, optimizer: dict[str, Any], scheduler: Any, scaler: Any, randoms: Any) -> None:
+        """Write all of them; of the optimizer, its whole state is given."""
+        write_values(self.optimizer, optimizer)
         write_values(self.scheduler, scheduler.state_dict())
         if scaler is not None:
             write_values(self.scaler, scaler.state_dict())
         write_values(self.random, randoms)
 
-    def restore(self, optimizer: Any, scheduler: Any, scaler: Any, *, adopt: bool) -> None:
-        """Put optimizer, scheduler and scaler into the state that was written.
+    def restore(self, weights: Weights, optimizer: Any, scheduler: Any, scaler: Any, *, adopt: bool) -> None:
+        """Put the optimizer of some weights, its scheduler and its scaler into the state that was written.
 
         With `adopt`, hyperparameters are those of the recipe as it is now rather than those that were written: learning
         rate, betas, weight decay and the schedule's shape. A rate that was lowered on a plateau is whole again.
@@ -109,7 +108,7 @@ class StateFiles:
             saved["param_groups"] = optimizer.state_dict()["param_groups"]
             place = {name: value for name, value in schedule.items() if name in _PLACE_IN_SCHEDULE}
             schedule = {**scheduler.state_dict(), **place}
-        optimizer.load_state_dict(saved)
+        weights.load_state(optimizer, saved)
         scheduler.load_state_dict(schedule)
         if adopt:
             _set_rates(optimizer, scheduler)
@@ -172,21 +171,6 @@ class CheckpointWriter:
         finally:
             shutil.rmtree(part, ignore_errors=True)
         rotate(self._folder, self._run_id, self._keep, best)
-
-
-def load_weights(model: Any, folder: Path) -> None:
-    """Put the weights of a checkpoint into the model that wrote it. Nothing is opened but safetensors.
-
-    Raises:
-        RunError: it does not hold every weight.
-    """
-    if hasattr(model, "peft_config"):
-        model.load_adapter(str(folder), model.active_adapters[0], is_trainable=True)
-        return
-    weights = {name: weight for path in folder.glob("model*.safetensors") for name, weight in load_file(path).items()}
-    missing = set(model.load_state_dict(weights, strict=False).missing_keys) - set(model._tied_weights_keys or ())
-    if missing:
-        raise RunError(f"does not hold the weight {min(missing)}.", where=str(folder), remedy="Remove it, and go on.")
 
 
 def random_state() -> dict[str, Any]:

@@ -15,10 +15,11 @@ from peftkit.adapters.card import CARD_NAME
 from peftkit.errors import MemoryRunError, RunError, Stopped
 from peftkit.runs.checkpoints import Checkpoint, checkpoint_place
 from peftkit.storage import manifest_faults, write_text
-from peftkit.training.checkpoint import CheckpointWriter, StateFiles, load_weights, random_state, set_random_state
+from peftkit.training.checkpoint import CheckpointWriter, StateFiles, random_state, set_random_state
 from peftkit.training.conduct import Conduct
 from peftkit.training.shared import SharedTrainer
 from peftkit.training.values import read_values
+from peftkit.training.weights import Weights
 
 __all__ = ["ResumableTrainer"]
 
@@ -26,8 +27,8 @@ __all__ = ["ResumableTrainer"]
 class ResumableTrainer(SharedTrainer):
     """A Trainer that writes checkpoints which verify, goes on from them exactly, and stops between two steps."""
 
-    def __init__(self, conduct: Conduct, **arguments: Any) -> None:
-        super().__init__(conduct.processes, **arguments)
+    def __init__(self, conduct: Conduct, weights: Weights, **arguments: Any) -> None:
+        super().__init__(conduct.processes, weights, **arguments)
         self.conduct = conduct
         self.progress = conduct.progress
         self._writer = CheckpointWriter(conduct.folder.checkpoints, conduct.progress.run_id, conduct.keep)
@@ -90,12 +91,13 @@ class ResumableTrainer(SharedTrainer):
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         """Load the weights; Trainer's own would open a pickle that somebody has put beside them."""
-        load_weights(model or self.model, Path(resume_from_checkpoint))
+        del model
+        self.weights.load(Path(resume_from_checkpoint))
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         if checkpoint is not None:
-            files = StateFiles(Path(checkpoint))
-            files.restore(self.optimizer, self.lr_scheduler, self.accelerator.scaler, adopt=self.conduct.adopt)
+            states = (self.weights, self.optimizer, self.lr_scheduler, self.accelerator.scaler)
+            StateFiles(Path(checkpoint)).restore(*states, adopt=self.conduct.adopt)
 
     def _load_scaler(self, checkpoint: str | None) -> None:
         """It has been loaded with the optimizer."""
@@ -174,16 +176,18 @@ class ResumableTrainer(SharedTrainer):
         self.progress.checkpoints += 1
         randoms = self.processes.gathered({"now": random_state(), "epoch": self._random_at_epoch})
         loss = self.processes.sums(float(self._tr_loss))[0] / self.processes.count
-        if self.processes.is_main:
-            fill = partial(self._fill, randoms=randoms, unlogged_loss=loss)
-            self._writer.write(self.state.global_step, fill, self._best_step())
+        with self.weights.gathered() as whole:
+            optimizer = self.weights.state_of(self.optimizer)
+            if self.processes.is_main:
+                fill = partial(self._fill, whole, optimizer=optimizer, randoms=randoms, unlogged_loss=loss)
+                self._writer.write(self.state.global_step, fill, self._best_step())
         self.progress.checkpoint_seconds += time.perf_counter() - start
         self.conduct.check_inputs()
 
-    def _fill(self, folder: Path, randoms: Any, unlogged_loss: float) -> None:
-        self.model.save_pretrained(folder)
+    def _fill(self, model: Any, folder: Path, *, optimizer: Any, randoms: Any, unlogged_loss: float) -> None:
+        model.save_pretrained(folder)
         (folder / CARD_NAME).unlink(missing_ok=True)  # PEFT's, which says nothing of this run
-        StateFiles(folder).write(self.optimizer, self.lr_scheduler, self.accelerator.scaler, randoms)
+        StateFiles(folder).write(optimizer, self.lr_scheduler, self.accelerator.scaler, randoms)
         if self.state.best_global_step:
             self.state.best_model_checkpoint = str(self._best_place())
         # places on this machine say nothing once the folder has moved
@@ -223,7 +227,7 @@ class ResumableTrainer(SharedTrainer):
         if faults != []:
             what = f"is the best checkpoint, and is not sound: {'; '.join(faults or ['it is not there'])}."
             raise RunError(what, where=str(self._best_place()), remedy="Set load_best_model_at_end: false, and go on.")
-        load_weights(self.model, self._best_place())
+        self.weights.load(self._best_place())
 
 
 class _Epochs(TrainerCallback):  # type: ignore[misc]

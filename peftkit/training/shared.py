@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from itertools import chain
 from typing import Any
 
@@ -11,6 +11,7 @@ from transformers import Trainer
 
 from peftkit.data.documents import NO_LABEL
 from peftkit.training.processes import Processes
+from peftkit.training.weights import Weights
 
 __all__ = ["SharedTrainer"]
 
@@ -20,8 +21,9 @@ _FEW_TOKENS = 2
 class SharedTrainer(Trainer):  # type: ignore[misc]
     """A Trainer that deals every batch out, each row to one process, and gives those that get none a blank instead."""
 
-    def __init__(self, processes: Processes, **arguments: Any) -> None:
-        super().__init__(**arguments)
+    def __init__(self, processes: Processes, weights: Weights, **arguments: Any) -> None:
+        self.weights = weights
+        super().__init__(model=weights.model, **arguments)
         self.processes = processes
         self.draws_alike = False
         """Whether every process draws the same random numbers: from an epoch's beginning until its order is drawn."""
@@ -45,6 +47,16 @@ class SharedTrainer(Trainer):  # type: ignore[misc]
         self.draws_alike = False
         if self.processes.are_many:
             torch.manual_seed(int(torch.randint(2**62, ())) + self.processes.place.rank)
+
+    def in_step(self, batches: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+        """Batches, and then blanks until every process has had its own: each waits for the weights of the others."""
+        own, blanks = iter(batches), self._blanks()
+        while self.processes.largest((batch := next(own, None)) is not None)[0]:
+            yield batch or next(blanks)
+
+    def _move_model_to_device(self, model: Any, device: Any) -> None:
+        if not self.weights.are_sharded:  # each process moves only its part
+            super()._move_model_to_device(model, device)
 
     def _blanks(self) -> Iterator[dict[str, Any]]:
         """Batches that teach nothing and count for nothing: the beginning of a row, without labels."""

@@ -20,6 +20,7 @@ from peftkit.models.kernels import use_fast_kernels
 from peftkit.planning.decisions import Attention
 from peftkit.planning.hardware import Hardware
 from peftkit.planning.precision import ChosenPrecision
+from peftkit.planning.sharding import is_sharded
 from peftkit.recipe.schema import Recipe
 from peftkit.runs.checkpoints import Checkpoint
 from peftkit.runs.folder import RunFolder
@@ -32,8 +33,10 @@ from peftkit.training.memory import peak_memory_bytes, reset_peak_memory, shorta
 from peftkit.training.processes import ALONE, Processes
 from peftkit.training.progress import ProgressReport
 from peftkit.training.records import MetricsFile
+from peftkit.training.sharded import Shards
 from peftkit.training.signals import StopRequest
 from peftkit.training.trainer import TokenTrainer
+from peftkit.training.weights import Weights
 
 __all__ = ["TrainingResult", "Work", "build_trainer", "train"]
 
@@ -63,6 +66,11 @@ class Work:
     """Whether hyperparameters have changed since the checkpoint, and are to act."""
 
     processes: Processes = ALONE
+
+    @property
+    def is_sharded(self) -> bool:
+        """Whether each process holds a part of the weights."""
+        return is_sharded(self.recipe, self.processes.count)
 
     def with_training(self, training: dict[str, Any]) -> Work:
         """The same with other values of some hyperparameters."""
@@ -104,6 +112,7 @@ def train(model: Any, work: Work) -> TrainingResult:
     use_fast_kernels(model, work.hardware)
     reset_peak_memory(work.hardware)
     work.processes.connect(work.hardware, (work.recipe.training.model_extra or {}).get("ddp_timeout"))
+    marks = _small_weights(model)
     trainer, progress = build_trainer(model, work)
     report = ProgressReport(f"training {work.recipe.method}", trainer)
     work.stop.before_leaving = report.close
@@ -111,14 +120,15 @@ def train(model: Any, work: Work) -> TrainingResult:
         _watch(trainer, report, work)
     if work.checkpoint is None and work.data.validation:
         progress.base_perplexity = _finite(trainer.evaluate()["eval_perplexity"])
-    marks = _small_weights(model)
     try:
         trainer.run(work.checkpoint)
         seconds = trainer.train_seconds
     finally:
         report.close()
         trainer.finish_checkpoints()
-    _check_learnt(model, work.recipe, marks)
+    trainer.weights.unite()
+    if work.processes.is_main:
+        _check_learnt(model, work.recipe, marks)
     after = _final_evaluation(trainer) if work.data.validation else {}
     return TrainingResult(
         train_tokens=progress.train_tokens,
@@ -158,7 +168,7 @@ def build_trainer(model: Any, work: Work) -> tuple[TokenTrainer, Progress]:
     arguments = (recipe, work.hardware, work.precision, work.folder.checkpoints, work.processes.count)
     trainer = TokenTrainer(
         conduct,
-        model=model,
+        Shards(model, work.processes, work.hardware) if work.is_sharded else Weights(model),
         args=training_arguments(*arguments),
         train_dataset=data.train.dataset,
         eval_dataset=data.validation.dataset if data.validation else None,

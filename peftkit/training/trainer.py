@@ -16,6 +16,8 @@ from peftkit.models.loss import Loss, compute_loss_at_labels, evaluate_loss
 from peftkit.training.conduct import Conduct
 from peftkit.training.memory import is_out_of_memory
 from peftkit.training.resumable import ResumableTrainer
+from peftkit.training.sharded import whole_tensor
+from peftkit.training.weights import Weights
 
 __all__ = ["TokenTrainer"]
 
@@ -37,13 +39,16 @@ class _Step:
 class TokenTrainer(ResumableTrainer):
     """A Trainer for batches of `peftkit.data.collator.Collator`."""
 
-    def __init__(self, conduct: Conduct, **arguments: Any) -> None:
-        super().__init__(conduct, **arguments)
+    def __init__(self, conduct: Conduct, weights: Weights, **arguments: Any) -> None:
+        super().__init__(conduct, weights, **arguments)
         if compute_loss_at_labels(self.model, self.args.label_smoothing_factor):
             self.label_smoother = None  # the model smooths itself
             self.model_accepts_loss_kwargs = True
         else:
             console.info("the head is no plain linear layer, so the loss is computed from whole logits: more memory.")
+        self.weights.spread()
+        # where they are sharded, Trainer is to leave them as they are
+        self.is_distributed_loading_by_transformers = self.weights.are_sharded
         self._step: _Step | None = None
         self._overflows = 0
 
@@ -74,7 +79,7 @@ class TokenTrainer(ResumableTrainer):
 
     def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> Any:
         """The norm, once the step is known to be one; Trainer asks for it before each."""
-        norm = super()._get_grad_norm(model, grad_norm)
+        norm = whole_tensor(super()._get_grad_norm(model, grad_norm))
         self._check_step(norm)
         return norm
 
@@ -122,7 +127,8 @@ class TokenTrainer(ResumableTrainer):
 
     def _named(self, batches: list[dict[str, Any]]) -> str:
         """Where the rows stand that are to blame, as far as they can be told from the others of their batch."""
-        alone = [number for batch in batches for number in _rows_that_break(self.model, batch)]
+        shared = self.weights.are_sharded  # no process could compute a row by itself
+        alone = [number for batch in batches for number in _rows_that_break(self.model, batch)] if not shared else []
         numbers = alone or [int(number) for batch in batches for number in batch.get("numbers", ())]
         found = self.processes.gathered((self.conduct.places(numbers[:_NAMED]), len(numbers)))
         places = [place for few, _ in found for place in few][:_NAMED]
@@ -146,7 +152,7 @@ class TokenTrainer(ResumableTrainer):
             RunError: the loss is not finite.
         """
         del description, prediction_loss_only, ignore_keys
-        own = evaluate_loss(self.model, dataloader)
+        own = evaluate_loss(self.model, self.in_step(dataloader) if self.weights.are_sharded else dataloader)
         total, tokens, sequences = self.processes.sums(own.total, own.tokens, own.sequences)
         loss = Loss(total, int(tokens), int(sequences))
         if not math.isfinite(loss.total):

@@ -17,6 +17,7 @@ from peftkit.planning.decisions import decide
 from peftkit.planning.hardware import Hardware
 from peftkit.planning.precision import ChosenPrecision, Dtype, choose_base_dtype, choose_precision
 from peftkit.planning.processes import check_machine, check_recipe
+from peftkit.planning.sharding import check_sharding, is_sharded
 from peftkit.recipe.loader import RecipeFile
 from peftkit.recipe.schema import Recipe
 from peftkit.runs.folder import RunFolder
@@ -57,19 +58,26 @@ class Job:
     def load(self) -> Any:
         """The model with its weights, ready to train."""
         with self.file.locating():
-            model = self.start.load(self.recipe, self.base_dtype, self.processes.device(self.hardware))
+            model = self.start.load(self.recipe, self.base_dtype, self._first_device())
             attention = use_attention(model, self.hardware, self.base_dtype) if self.data.train.packed else None
         trainable, total = count_parameters(model)
-        where = (
-            f"{self.processes.count} processes on {self.hardware.name}"
-            if self.processes.are_many
-            else self.hardware.name
-        )
+        details = f", {attention}" if attention else ""
         console.info(
-            f"{self.recipe.method} on {where} in {self.precision}{f', {attention}' if attention else ''}: "
+            f"{self.recipe.method} on {self._where()} in {self.precision}{details}: "
             f"{trainable:,} of {total:,} parameters are trained"
         )
         return model
+
+    def _first_device(self) -> str:
+        """Where the weights are loaded: those that are sharded need not fit on a device as a whole."""
+        sharded = is_sharded(self.recipe, self.processes.count)
+        return "cpu" if sharded else self.processes.device(self.hardware)
+
+    def _where(self) -> str:
+        if not self.processes.are_many:
+            return self.hardware.name
+        sharing = " that share the weights" if is_sharded(self.recipe, self.processes.count) else ""
+        return f"{self.processes.count} processes{sharing} on {self.hardware.name}"
 
     def manifest(self) -> RunManifest:
         """What the run says of itself before its first step."""
@@ -135,6 +143,7 @@ def prepare_job(file: RecipeFile, processes: Processes = ALONE, *, elsewhere: Ha
         check_recipe(recipe, processes.count)
         decide(hardware, recipe)  # what this machine cannot do is refused here, at its line of the recipe
         precision = choose_precision(recipe.precision, hardware).choice
+        check_sharding(recipe, processes.count, precision)
         base_dtype = choose_base_dtype(recipe.base.dtype, recipe.method, precision).choice
         start = _start(recipe)
         data = prepare(recipe.data, start.tokenizer)

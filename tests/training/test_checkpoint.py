@@ -21,9 +21,11 @@ from peftkit.runs.checkpoints import PROGRESS_NAME, Checkpoint, checkpoint_place
 from peftkit.storage import MANIFEST_NAME, write_json
 from peftkit.training.checkpoint import CheckpointWriter, Progress, StateFiles, random_state, set_random_state
 from peftkit.training.values import read_values, write_values
+from peftkit.training.weights import Weights
 
 RUN, OTHER_RUN = "0123456789abcdef", "fedcba9876543210"
 WEIGHTS = "adapter_model.safetensors"
+WHOLE = Weights(None)  # of a process that holds them all
 
 
 @dataclass(frozen=True)
@@ -60,14 +62,14 @@ class Training:
     def save(self, folder: Path) -> StateFiles:
         """Write all of its states."""
         files = StateFiles(folder)
-        files.write(self.optimizer, self.scheduler, None, [])
+        files.write(self.optimizer.state_dict(), self.scheduler, None, [])
         return files
 
     def restored(self, other: Training, folder: Path, *, adopt: bool) -> Training:
         """It, with the weights of another one and the states that this other one writes."""
         with torch.no_grad():
             self.weights.copy_(other.weights)
-        other.save(folder).restore(self.optimizer, self.scheduler, None, adopt=adopt)
+        other.save(folder).restore(WHOLE, self.optimizer, self.scheduler, None, adopt=adopt)
         return self
 
 
@@ -257,10 +259,10 @@ def test_only_a_run_with_a_scaler_has_its_file_and_gets_its_scale_back(tmp_path:
     training.save(tmp_path)
     without = names(tmp_path)
     files = StateFiles(tmp_path)
-    files.write(training.optimizer, training.scheduler, scaler, [])
+    files.write(training.optimizer.state_dict(), training.scheduler, scaler, [])
     other = torch.amp.GradScaler("cpu", init_scale=2.0)
 
-    files.restore(training.optimizer, training.scheduler, other, adopt=False)
+    files.restore(WHOLE, training.optimizer, training.scheduler, other, adopt=False)
 
     assert without == {"optimizer.safetensors", "scheduler.safetensors", "random.safetensors"}
     assert names(tmp_path) == without | {"scaler.safetensors"}
@@ -270,7 +272,7 @@ def test_only_a_run_with_a_scaler_has_its_file_and_gets_its_scale_back(tmp_path:
 def test_a_scaler_without_a_file_stays_as_it_is(tmp_path: Path) -> None:
     training, scaler = Training.begin(), torch.amp.GradScaler("cpu", init_scale=2.0)
 
-    training.save(tmp_path).restore(training.optimizer, training.scheduler, scaler, adopt=False)
+    training.save(tmp_path).restore(WHOLE, training.optimizer, training.scheduler, scaler, adopt=False)
 
     assert scaler.get_scale() == 2.0
 
@@ -279,7 +281,7 @@ def test_random_states_are_kept_with_the_others(tmp_path: Path) -> None:
     training, state = Training.begin(), random_state()
     files = StateFiles(tmp_path)
 
-    files.write(training.optimizer, training.scheduler, None, [{"now": state, "epoch": state}])
+    files.write(training.optimizer.state_dict(), training.scheduler, None, [{"now": state, "epoch": state}])
     first = numbers()
     set_random_state(read_values(files.random)[0]["epoch"])
 
@@ -477,7 +479,7 @@ def test_what_is_written_is_the_state_of_its_step_though_training_goes_on(
     rates = training.steps(4)
     writer.wait()
     files = StateFiles(checkpoint_place(tmp_path / "checkpoints", 2))
-    files.restore(other.optimizer, other.scheduler, None, adopt=False)
+    files.restore(WHOLE, other.optimizer, other.scheduler, None, adopt=False)
 
     assert other.steps(4) == rates
     assert torch.equal(other.weights, training.weights)

@@ -1,0 +1,156 @@
+"""A model whose weights, gradients and optimizer state are spread over the processes that train it.
+
+Each process holds a part of each weight. The layers are gathered one at a time, when they compute, by torch's
+`fully_shard` (FSDP2; Zhao et al. 2023), which leaves the modules their classes and names.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from copy import deepcopy
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
+from torch.distributed.tensor import DTensor, distribute_tensor
+
+from peftkit.errors import FieldError
+from peftkit.models.loss import LABEL_LOSSES, label_losses
+from peftkit.planning.hardware import Hardware
+from peftkit.training.processes import Processes
+from peftkit.training.weights import Weights, load_weights
+
+__all__ = ["Shards", "whole_tensor"]
+
+
+class Shards(Weights):
+    """The weights of a model of which each process holds a part.
+
+    The model that was given keeps its modules and loses its weights. In the main process it has them again where they
+    are saved, and after training.
+    """
+
+    are_sharded = True
+
+    def __init__(self, whole: Any, processes: Processes, hardware: Hardware) -> None:
+        """Prepare to spread the weights of `whole`, which is on the CPU; the processes are connected.
+
+        Raises:
+            FieldError: the trained weights are of several number types.
+        """
+        _check_types(whole)
+        super().__init__(deepcopy(whole, {id(weight): weight for weight in whole.parameters()}))  # not the weights
+        self._whole = whole
+        self._is_main = processes.is_main
+        self._mesh = init_device_mesh(hardware.device, (processes.count,))
+
+    def spread(self) -> None:
+        """Let each process keep its part of the weights, on its device."""
+        setattr(self.model, LABEL_LOSSES, label_losses(self.model))  # found out while the weights are whole
+        for module in (*_layers(self.model), self.model):
+            given = [weight for weight in module.parameters() if not isinstance(weight, DTensor)]
+            # between two passes no weight is whole, so that nothing can mistake one for a shard
+            fully_shard(module, mesh=self._mesh, reshard_after_forward=True)
+            _empty(given)
+        register_fsdp_forward_method(self.model, LABEL_LOSSES)
+
+    @contextmanager
+    def gathered(self) -> Iterator[Any]:
+        """The whole model, with every trained weight in the main process."""
+        self._gather(only_trained=True)
+        try:
+            yield self._whole
+        finally:
+            _empty(self._whole.parameters())
+
+    def unite(self) -> None:
+        """Put every weight back into the whole model, in the main process."""
+        self._gather(only_trained=False)
+
+    @torch.no_grad()
+    def _gather(self, *, only_trained: bool) -> None:
+        for weight, shard in self._pairs():
+            if shard.requires_grad or not only_trained:
+                found = self._on_main(shard)
+                if found is not None:
+                    weight.data = found
+
+    @torch.no_grad()
+    def load(self, folder: Path) -> None:
+        """Take this process's part of the weights of a checkpoint, which each process reads."""
+        trained = [pair for pair in self._pairs() if pair[1].requires_grad]
+        for weight, shard in trained:
+            weight.data = torch.empty(shard.shape, dtype=shard.dtype)
+        load_weights(self._whole, folder)
+        for weight, shard in trained:
+            shard.to_local().copy_(_part_of(weight.data, shard).to_local())
+        _empty(weight for weight, _ in trained)
+
+    def state_of(self, optimizer: Any) -> dict[str, Any]:
+        """The whole state of an optimizer, in the main process."""
+        state = optimizer.state_dict()
+        whole = {
+            number: {name: self._on_main(value) for name, value in values.items()}
+            for number, values in state["state"].items()
+        }
+        return {**state, "state": whole}
+
+    def load_state(self, optimizer: Any, state: dict[str, Any]) -> None:
+        """Let an optimizer go on from this process's part of a whole state."""
+        shards = [shard for group in optimizer.param_groups for shard in group["params"]]
+        parts = {
+            number: {name: _part_of(value, shards[number]) for name, value in values.items()}
+            for number, values in state["state"].items()
+        }
+        optimizer.load_state_dict({**state, "state": parts})
+
+    def _pairs(self) -> list[tuple[torch.Tensor, Any]]:
+        """Each weight of the whole model with its shard."""
+        whole = dict(self._whole.named_parameters())
+        return [(whole[name], shard) for name, shard in self.model.named_parameters()]
+
+    def _on_main(self, value: Any) -> Any:
+        """What all parts of a tensor make, on the CPU of the main process and nowhere else."""
+        if not isinstance(value, DTensor):
+            return value
+        tensor = value.detach().full_tensor()
+        return tensor.cpu() if self._is_main else None
+
+
+def whole_tensor(tensor: Any) -> Any:
+    """What all parts of a tensor make, in each process; a tensor that has no parts is what it is."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def _layers(model: Any) -> list[nn.Module]:
+    """The layers of a model, each of which is gathered by itself; what is in none is gathered with the model."""
+    inner = model.get_base_model() if hasattr(model, "peft_config") else model
+    kinds = set(inner._no_split_modules or ())
+    return [module for module in inner.modules() if type(module).__name__ in kinds]
+
+
+def _part_of(value: Any, shard: Any) -> Any:
+    """This process's part of what belongs to a weight, number by number; anything else is the same for all."""
+    if not isinstance(value, torch.Tensor) or value.shape != shard.shape:
+        return value
+    return distribute_tensor(value, shard.device_mesh, shard.placements, src_data_rank=None)
+
+
+def _empty(weights: Iterable[torch.Tensor]) -> None:
+    """Free the memory of weights that others refer to."""
+    for weight in weights:
+        weight.data = torch.empty(0, dtype=weight.dtype)
+
+
+def _check_types(model: Any) -> None:
+    types = sorted({str(weight.dtype).removeprefix("torch.") for weight in model.parameters() if weight.requires_grad})
+    if len(types) > 1:
+        raise FieldError(
+            "training.fsdp",
+            f"shards trained weights of one number type, and these are {' and '.join(types)}.",
+            remedy="Set base.dtype: float32.",
+        )
