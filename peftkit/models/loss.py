@@ -24,7 +24,7 @@ __all__ = [
 ]
 
 LABEL_LOSSES = "label_losses"
-"""The name under which a model may have its own `label_losses`: one whose weights are there only within a call of it."""
+"""The name under which a model may have its own `label_losses`: one that has its weights only within a call of it."""
 
 _STOCK = "stock_forward"
 _NO_LABEL = -100  # what torch's cross-entropy leaves out

@@ -50,6 +50,9 @@ class StepMemory:
     runtime_bytes: int = 0
     """What is there before a model is: the libraries, or a GPU's context."""
 
+    shares: int = 1
+    """Processes that hold the weights, their gradients and the optimizer's state together."""
+
     def parts(
         self, rows: int, *, checkpointing: bool = False, base: int | None = None, trained: int | None = None
     ) -> dict[str, int]:
@@ -67,9 +70,9 @@ class StepMemory:
         trained = self.trainable if trained is None else trained
         row = self.row_bytes * min(1.0, 2 / self.layers) if checkpointing else self.row_bytes
         return {
-            "weights": self.base_bytes if base is None else base,
-            "gradients": _FLOAT * trained,
-            "optimizer": optimizer_bytes(self.optim, trained, min(trained, self.embeddings)),
+            "weights": (self.base_bytes if base is None else base) // self.shares,
+            "gradients": _FLOAT * trained // self.shares,
+            "optimizer": optimizer_bytes(self.optim, trained, min(trained, self.embeddings)) // self.shares,
             "activations": int(_SLACK * rows * row),
             "logits": self.logits_bytes,
             "runtime": self.runtime_bytes,

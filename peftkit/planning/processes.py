@@ -13,6 +13,12 @@ from peftkit.recipe.schema import Recipe
 
 __all__ = ["Place", "Share", "check_machine", "check_recipe", "is_follower", "share_of"]
 
+_WRAPPERS = {
+    "ACCELERATE_USE_FSDP": "Launch with --multi_gpu instead of --use_fsdp, and set training.fsdp: true in the recipe.",
+    "ACCELERATE_USE_DEEPSPEED": "Launch with --multi_gpu instead of --use_deepspeed.",
+}
+"""What accelerate's launcher sets when it is to change the model that is trained, and what to do instead."""
+
 
 @dataclass(frozen=True)
 class Place:
@@ -34,7 +40,7 @@ class Place:
         """The place that torchrun, or another launcher with its variables, has given to this process.
 
         Raises:
-            InputError: a variable holds no number.
+            InputError: a variable holds no number, or the launcher asks for another kind of run.
         """
         names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
         if int(environment.get("WORLD_SIZE", "1") or 1) <= 1:
@@ -46,6 +52,10 @@ class Place:
                 where="environment",
                 remedy="Start the processes with --nproc or torchrun, or unset WORLD_SIZE.",
             )
+        for name, remedy in _WRAPPERS.items():
+            if environment.get(name, "false").lower() in ("true", "1"):
+                what = f"{name} is set, by which accelerate would shard the model in its own way."
+                raise InputError(what, where="environment", remedy=remedy)
         return cls(*(int(environment.get(name, environment["WORLD_SIZE"])) for name in names))
 
     @property

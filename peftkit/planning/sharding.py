@@ -16,7 +16,7 @@ _OPTIMIZERS = ("adamw_torch", "adamw_torch_fused", "adagrad", "rmsprop", "sgd")
 
 
 def is_sharded(recipe: Recipe, processes: int) -> bool:
-    """Whether each process holds a part of the weights; one process alone holds them whole, whatever the recipe says."""
+    """Whether each process holds a part of the weights; one alone holds them whole, whatever the recipe says."""
     return recipe.training.fsdp and processes > 1
 
 

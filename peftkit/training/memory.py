@@ -53,7 +53,8 @@ def is_out_of_memory(error: BaseException) -> bool:
 def shortage(trainer: Any, inputs: dict[str, Any], recipe: Recipe, hardware: Hardware) -> MemoryRunError:
     """What to tell after a step that did not fit: its peak, and the changes after which it would, with their figures.
 
-    Those rest on one row of the batch, which is computed again to see how much it keeps for the backward pass.
+    Those rest on one row of the batch, which is computed again to see how much it keeps for the backward pass. A
+    process that has only a part of the weights cannot do that: the others are in the middle of the step.
     """
     trainer.model.zero_grad()
     if hardware.device == "cuda":
@@ -64,6 +65,11 @@ def shortage(trainer: Any, inputs: dict[str, Any], recipe: Recipe, hardware: Har
     peak, limit = peak_memory_bytes(hardware), memory_limit(hardware)
     batch = "one row" if rows == 1 else f"{rows} rows"
     line = f"a step of {batch} of {tokens:,} tokens does not fit into memory: {console.size(peak)} were in use"
+    if trainer.weights.are_sharded:
+        remedy = (
+            "Use more processes, activation_checkpointing: true, or a smaller batch with more accumulation."
+        )
+        return MemoryRunError(f"{line}.", where="training", remedy=remedy)
     try:
         step = _measured(trainer, inputs, recipe, limit)
     except (RuntimeError, MemoryError):

@@ -174,6 +174,8 @@ class ResumableTrainer(SharedTrainer):
         start = time.perf_counter()
         self.store_flos()
         self.progress.checkpoints += 1
+        if self.state.best_global_step:
+            self.state.best_model_checkpoint = str(self._best_place())
         randoms = self.processes.gathered({"now": random_state(), "epoch": self._random_at_epoch})
         loss = self.processes.sums(float(self._tr_loss))[0] / self.processes.count
         with self.weights.gathered() as whole:
@@ -188,8 +190,6 @@ class ResumableTrainer(SharedTrainer):
         model.save_pretrained(folder)
         (folder / CARD_NAME).unlink(missing_ok=True)  # PEFT's, which says nothing of this run
         StateFiles(folder).write(optimizer, self.lr_scheduler, self.accelerator.scaler, randoms)
-        if self.state.best_global_step:
-            self.state.best_model_checkpoint = str(self._best_place())
         # places on this machine say nothing once the folder has moved
         replace(self.state, best_model_checkpoint=None).save_to_json(str(folder / "trainer_state.json"))
         replace(

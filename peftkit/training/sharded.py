@@ -117,7 +117,7 @@ class Shards(Weights):
         """What all parts of a tensor make, on the CPU of the main process and nowhere else."""
         if not isinstance(value, DTensor):
             return value
-        tensor = value.detach().full_tensor()
+        tensor = whole_tensor(value.detach())
         return tensor.cpu() if self._is_main else None
 
 
