@@ -66,9 +66,7 @@ def shortage(trainer: Any, inputs: dict[str, Any], recipe: Recipe, hardware: Har
     batch = "one row" if rows == 1 else f"{rows} rows"
     line = f"a step of {batch} of {tokens:,} tokens does not fit into memory: {console.size(peak)} were in use"
     if trainer.weights.are_sharded:
-        remedy = (
-            "Use more processes, activation_checkpointing: true, or a smaller batch with more accumulation."
-        )
+        remedy = "Use more processes, activation_checkpointing: true, or a smaller batch with more accumulation."
         return MemoryRunError(f"{line}.", where="training", remedy=remedy)
     try:
         step = _measured(trainer, inputs, recipe, limit)

@@ -243,3 +243,12 @@ def test_each_change_can_be_set_as_it_is_named(recipe_path: Path) -> None:
     assert [each.training.per_device_train_batch_size for each in after] == [2, 4, 4, 4]
     assert [each.training.activation_checkpointing for each in after] == [False, True, False, False]
     assert [before.method, *(each.method for each in after)] == ["full", "full", "full", "lora", "qlora"]
+
+
+def test_processes_that_share_the_weights_need_a_part_of_what_belongs_to_these() -> None:
+    whole, part = FULL.parts(8), replace(FULL, shares=4).parts(8)
+
+    assert [part[name] * 4 for name in ("weights", "gradients", "optimizer")] == [
+        whole[name] for name in ("weights", "gradients", "optimizer")
+    ]
+    assert part["activations"] == whole["activations"]

@@ -46,6 +46,13 @@ def test_half_of_a_launcher_is_an_error_that_names_what_is_missing() -> None:
         Place.told_by({"WORLD_SIZE": "2", "RANK": "0"})
 
 
+@pytest.mark.parametrize("name", ["ACCELERATE_USE_FSDP", "ACCELERATE_USE_DEEPSPEED"])
+def test_a_launcher_that_would_shard_by_itself_is_refused(name: str) -> None:
+    with pytest.raises(InputError, match=f"{name} is set.*Launch with --multi_gpu"):
+        Place.told_by({**TORCHRUN, name: "true"})
+    assert Place.told_by({**TORCHRUN, name: "false"}).count == 8
+
+
 @pytest.mark.parametrize(
     ("rows", "accumulation", "processes", "expected"),
     [

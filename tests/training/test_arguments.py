@@ -95,7 +95,29 @@ def test_several_processes_share_the_batches_and_draw_one_order(recipe_path: Pat
     assert arguments.data_seed == 7
 
 
-@pytest.mark.parametrize("field", ["fsdp=full_shard", "deepspeed=zero.json", "fsdp_config={}"])
-def test_sharding_the_model_is_refused_by_the_recipe(field: str, recipe_path: Path) -> None:
-    with pytest.raises(RecipeError, match="each process of a run holds the whole model"):
+@pytest.mark.parametrize("value", ["true", "full_shard", "full_shard auto_wrap", "[full_shard]"])
+def test_a_model_is_sharded_by_peftkit_and_not_by_the_trainer(value: str, recipe_path: Path, tmp_path: Path) -> None:
+    recipe = recipe_of(recipe_path, "lora", f"training.fsdp={value}")
+
+    assert recipe.training.fsdp is True
+    assert not training_arguments(recipe, CPU, "fp32", tmp_path, processes=2).fsdp
+
+
+@pytest.mark.parametrize("value", ["false", "null"])
+def test_a_model_need_not_be_sharded(value: str, recipe_path: Path) -> None:
+    assert recipe_of(recipe_path, "lora", f"training.fsdp={value}").training.fsdp is False
+
+
+@pytest.mark.parametrize(
+    ("field", "told"),
+    [
+        ("fsdp=shard_grad_op", "can only be true or full_shard"),
+        ("fsdp=[full_shard, offload]", "can only be true or full_shard"),
+        ("fsdp=2", "can only be true or full_shard"),
+        ("fsdp_config={}", "leaves nothing to configure"),
+        ("deepspeed=zero.json", "use fsdp: true, or method: qlora"),
+    ],
+)
+def test_sharding_in_another_way_is_refused_by_the_recipe(field: str, told: str, recipe_path: Path) -> None:
+    with pytest.raises(RecipeError, match=told):
         recipe_of(recipe_path, "lora", f"training.{field}")
