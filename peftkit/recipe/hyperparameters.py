@@ -54,9 +54,7 @@ def _is_sharded(value: Any) -> Any:
         value = " ".join(value)
     if value in _FULL_SHARD:
         return True
-    raise ValueError(
-        "can only be true or full_shard: weights, gradients and optimizer state are all sharded, none offloaded."
-    )
+    raise ValueError("can only be true or full_shard: all of weights, gradients and optimizer state is sharded.")
 
 
 Sharded = Annotated[

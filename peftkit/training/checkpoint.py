@@ -12,7 +12,7 @@ import random
 import shutil
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -48,8 +48,8 @@ class Progress:
     skipped_steps: int = 0
     checkpoints: int = 0
     checkpoint_seconds: float = 0.0
-    unlogged_loss: float = 0.0
-    """Sum of the losses since the newest line of metrics."""
+    unlogged_losses: list[float] = field(default_factory=list)
+    """Of each process, the sum of its losses since the newest line of metrics."""
 
     logged_step: int = 0
 

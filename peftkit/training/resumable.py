@@ -116,6 +116,12 @@ class ResumableTrainer(SharedTrainer):
         randoms: list[dict[str, Any]] = read_values(StateFiles(Path(checkpoint)).random)
         return randoms
 
+    def _own(self, losses: list[float]) -> float:
+        """This process's of all of them; where there were more or fewer, their mean, which is what is logged."""
+        if len(losses) == self.processes.count:
+            return losses[self.processes.place.rank]
+        return sum(losses) / len(losses)
+
     def begin_epoch(self) -> None:
         """Note, or put back, what the order of an epoch's data is drawn from."""
         self.in_epoch = True
@@ -125,7 +131,7 @@ class ResumableTrainer(SharedTrainer):
             within = not float(self.state.epoch or 0).is_integer()
             set_random_state(saved["epoch" if within else "now"])
             progress = self.progress
-            self._tr_loss.fill_(progress.unlogged_loss)
+            self._tr_loss.fill_(self._own(progress.unlogged_losses))
             self._globalstep_last_logged = progress.logged_step
         self.draws_alike = True
         self._random_at_epoch = self.processes.of_main(random_state())
@@ -177,16 +183,16 @@ class ResumableTrainer(SharedTrainer):
         if self.state.best_global_step:
             self.state.best_model_checkpoint = str(self._best_place())
         randoms = self.processes.gathered({"now": random_state(), "epoch": self._random_at_epoch})
-        loss = self.processes.sums(float(self._tr_loss))[0] / self.processes.count
+        losses = self.processes.gathered(float(self._tr_loss))
         with self.weights.gathered() as whole:
             optimizer = self.weights.state_of(self.optimizer)
             if self.processes.is_main:
-                fill = partial(self._fill, whole, optimizer=optimizer, randoms=randoms, unlogged_loss=loss)
+                fill = partial(self._fill, whole, optimizer=optimizer, randoms=randoms, losses=losses)
                 self._writer.write(self.state.global_step, fill, self._best_step())
         self.progress.checkpoint_seconds += time.perf_counter() - start
         self.conduct.check_inputs()
 
-    def _fill(self, model: Any, folder: Path, *, optimizer: Any, randoms: Any, unlogged_loss: float) -> None:
+    def _fill(self, model: Any, folder: Path, *, optimizer: Any, randoms: Any, losses: list[float]) -> None:
         model.save_pretrained(folder)
         (folder / CARD_NAME).unlink(missing_ok=True)  # PEFT's, which says nothing of this run
         StateFiles(folder).write(optimizer, self.lr_scheduler, self.accelerator.scaler, randoms)
@@ -195,7 +201,7 @@ class ResumableTrainer(SharedTrainer):
         replace(
             self.progress,
             train_seconds=self.train_seconds,
-            unlogged_loss=unlogged_loss,
+            unlogged_losses=losses,
             logged_step=self._globalstep_last_logged,
         ).write(folder)
         metrics = self.conduct.folder.metrics

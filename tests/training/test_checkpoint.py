@@ -133,7 +133,7 @@ def test_progress_is_read_as_it_was_written(tmp_path: Path) -> None:
 def test_the_numbers_of_progress_are_read_exactly(
     folder: Path, seconds: float, loss: float, perplexity: float | None
 ) -> None:
-    progress = Progress(RUN, train_seconds=seconds, unlogged_loss=loss, base_perplexity=perplexity)
+    progress = Progress(RUN, train_seconds=seconds, unlogged_losses=[loss], base_perplexity=perplexity)
 
     progress.write(folder)
 
@@ -142,7 +142,7 @@ def test_the_numbers_of_progress_are_read_exactly(
 
 def test_progress_that_is_not_a_number_is_not_written(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="not JSON compliant"):
-        Progress(RUN, unlogged_loss=float("nan")).write(tmp_path)
+        Progress(RUN, unlogged_losses=[float("nan")]).write(tmp_path)
 
     assert names(tmp_path) == set()
 
