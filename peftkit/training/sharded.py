@@ -24,7 +24,7 @@ from peftkit.planning.hardware import Hardware
 from peftkit.training.processes import Processes
 from peftkit.training.weights import Weights, load_weights
 
-__all__ = ["Shards", "whole_tensor"]
+__all__ = ["Shards", "check_types", "whole_tensor"]
 
 
 class Shards(Weights):
@@ -37,12 +37,7 @@ class Shards(Weights):
     are_sharded = True
 
     def __init__(self, whole: Any, processes: Processes, hardware: Hardware) -> None:
-        """Prepare to spread the weights of `whole`, which is on the CPU; the processes are connected.
-
-        Raises:
-            FieldError: the trained weights are of several number types.
-        """
-        _check_types(whole)
+        """Prepare to spread the weights of `whole`, which is on the CPU; the processes are connected."""
         super().__init__(deepcopy(whole, {id(weight): weight for weight in whole.parameters()}))  # not the weights
         self._whole = whole
         self._is_main = processes.is_main
@@ -121,6 +116,21 @@ class Shards(Weights):
         return tensor.cpu() if self._is_main else None
 
 
+def check_types(model: Any) -> None:
+    """See that a model's trained weights can be sharded.
+
+    Raises:
+        FieldError: they are of several number types.
+    """
+    types = sorted({str(weight.dtype).removeprefix("torch.") for weight in model.parameters() if weight.requires_grad})
+    if len(types) > 1:
+        raise FieldError(
+            "training.fsdp",
+            f"shards trained weights of one number type, and these are {' and '.join(types)}.",
+            remedy="Set base.dtype: float32.",
+        )
+
+
 def whole_tensor(tensor: Any) -> Any:
     """What all parts of a tensor make, in each process; a tensor that has no parts is what it is."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
@@ -144,13 +154,3 @@ def _empty(weights: Iterable[torch.Tensor]) -> None:
     """Free the memory of weights that others refer to."""
     for weight in weights:
         weight.data = torch.empty(0, dtype=weight.dtype)
-
-
-def _check_types(model: Any) -> None:
-    types = sorted({str(weight.dtype).removeprefix("torch.") for weight in model.parameters() if weight.requires_grad})
-    if len(types) > 1:
-        raise FieldError(
-            "training.fsdp",
-            f"shards trained weights of one number type, and these are {' and '.join(types)}.",
-            remedy="Set base.dtype: float32.",
-        )

@@ -26,6 +26,7 @@ from peftkit.runs.manifest import RunManifest
 from peftkit.runs.versions import installed_versions
 from peftkit.storage import sha256_of_json
 from peftkit.training.processes import ALONE, Processes
+from peftkit.training.sharded import check_types
 from peftkit.training.signals import StopRequest
 from peftkit.training.train import Work
 
@@ -55,10 +56,17 @@ class Job:
         """The token that fills rows."""
         return padding_id(self.start.tokenizer)
 
+    @property
+    def is_sharded(self) -> bool:
+        """Whether each process holds a part of the weights."""
+        return is_sharded(self.recipe, self.processes.count)
+
     def load(self) -> Any:
         """The model with its weights, ready to train."""
         with self.file.locating():
             model = self.start.load(self.recipe, self.base_dtype, self._first_device())
+            if self.is_sharded:
+                check_types(model)
             attention = use_attention(model, self.hardware, self.base_dtype) if self.data.train.packed else None
         trainable, total = count_parameters(model)
         details = f", {attention}" if attention else ""
@@ -70,13 +78,12 @@ class Job:
 
     def _first_device(self) -> str:
         """Where the weights are loaded: those that are sharded need not fit on a device as a whole."""
-        sharded = is_sharded(self.recipe, self.processes.count)
-        return "cpu" if sharded else self.processes.device(self.hardware)
+        return "cpu" if self.is_sharded else self.processes.device(self.hardware)
 
     def _where(self) -> str:
         if not self.processes.are_many:
             return self.hardware.name
-        sharing = " that share the weights" if is_sharded(self.recipe, self.processes.count) else ""
+        sharing = " that share the weights" if self.is_sharded else ""
         return f"{self.processes.count} processes{sharing} on {self.hardware.name}"
 
     def manifest(self) -> RunManifest:

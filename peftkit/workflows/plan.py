@@ -27,7 +27,6 @@ from peftkit.planning.hardware import Hardware
 from peftkit.planning.memory import StepMemory, what_fits
 from peftkit.planning.plan import Plan
 from peftkit.planning.schedule import Schedule
-from peftkit.planning.sharding import is_sharded
 from peftkit.recipe.loader import RecipeFile
 from peftkit.recipe.schema import Method
 from peftkit.runs.folder import RunFolder
@@ -111,7 +110,7 @@ def estimate(job: Job, limit_bytes: int | None = None) -> Plan:
         limit_bytes=memory_limit(hardware) if limit_bytes is None else limit_bytes,
         optim=training.optim,
         logits_bytes=logits_bytes(model.config.vocab_size, rows * longest),
-        shares=job.processes.count if is_sharded(recipe, job.processes.count) else 1,
+        shares=job.processes.count if job.is_sharded else 1,
         runtime_bytes=psutil.Process().memory_info().rss if hardware.device == "cpu" else _CONTEXT_BYTES,
     )
     memory = step.parts(rows, checkpointing=training.activation_checkpointing)

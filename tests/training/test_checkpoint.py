@@ -116,7 +116,7 @@ def numbers() -> list[float]:
 
 
 def test_progress_is_read_as_it_was_written(tmp_path: Path) -> None:
-    progress = Progress(RUN, 123, 1.5, 2.5, 10**12, 19.25, 1, 3, 0.5, 0.1 + 0.2, 7)
+    progress = Progress(RUN, 123, 1.5, 2.5, 10**12, 19.25, 1, 3, 0.5, [0.1 + 0.2, 0.5], 7)
 
     progress.write(tmp_path)
 
@@ -150,7 +150,13 @@ def test_progress_that_is_not_a_number_is_not_written(tmp_path: Path) -> None:
 def test_a_run_that_begins_has_done_nothing_yet() -> None:
     begun = Progress(RUN)
 
-    assert {getattr(begun, field.name) for field in fields(begun) if field.name != "run_id"} == {0, None}
+    assert {
+        getattr(begun, field.name) for field in fields(begun) if field.name not in ("run_id", "unlogged_losses")
+    } == {
+        0,
+        None,
+    }
+    assert begun.unlogged_losses == []
 
 
 @given(seed=st.integers(0, 2**32 - 1), used=st.integers(0, 7))

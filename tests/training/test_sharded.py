@@ -18,7 +18,7 @@ from peftkit.models.loss import evaluate_loss
 from peftkit.planning.hardware import Hardware
 from peftkit.recipe.loader import load_recipe
 from peftkit.training.processes import ALONE
-from peftkit.training.sharded import Shards, whole_tensor
+from peftkit.training.sharded import Shards, check_types, whole_tensor
 from peftkit.workflows.job import prepare_job
 
 CPU = Hardware("cpu", "a CPU", 24 * 10**9, 1, 2)
@@ -95,12 +95,11 @@ def test_sharded_weights_and_their_optimizer_go_on_from_what_was_saved(model: An
         assert same(trained(whole), expected)
 
 
-@pytest.mark.usefixtures("group")
 def test_trained_weights_of_two_types_are_refused(model: Any) -> None:
     next(weight for weight in model.parameters() if weight.requires_grad).data = torch.zeros(4, dtype=torch.bfloat16)
 
     with pytest.raises(FieldError, match="bfloat16 and float32"):
-        Shards(model, ALONE, CPU)
+        check_types(model)
 
 
 def test_a_tensor_without_parts_is_whole() -> None:
