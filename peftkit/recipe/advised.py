@@ -270,6 +270,10 @@ _TRAINING: Mapping[str, Advice] = {
         (OneOf((False,), "Transformers' TrainingArguments; true where memory is short, Chen et al. 2016"),),
         named={"true": "one more forward pass for each backward pass: slower, in far less memory"},
     ),
+    "training.fsdp": Advice(
+        (OneOf((False,), "Transformers' TrainingArguments; true where a model is too large for each process"),),
+        named={"true": "less memory in each of several processes, and more exchange between them: slower"},
+    ),
     "training.seed": Advice(
         (),
         named={"another": "another result by chance: runs are compared over several seeds (Dodge et al. 2020)"},
