@@ -20,7 +20,7 @@ from peftkit.runs.folder import RunFolder
 from peftkit.workflows.launch import train_in_processes
 
 Command = Callable[..., subprocess.CompletedProcess[str]]
-SAVING = ("training.max_steps=100", "training.save_strategy=steps", "training.save_steps=5")
+SAVING = ("training.max_steps=60", "training.save_strategy=steps", "training.save_steps=5")
 PEFTKIT = (sys.executable, "-m", "peftkit")
 GPUS = torch.cuda.device_count()
 
