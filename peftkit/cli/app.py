@@ -25,6 +25,7 @@ COMMANDS = (
     "quickstart",
     "recipes",
     "data",
+    "fetch",
     "train",
     "evaluate",
     "tune",

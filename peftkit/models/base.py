@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from fnmatch import fnmatch
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -13,13 +14,15 @@ from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedConfig
 
 from peftkit.errors import BaseError, FieldError
-from peftkit.models.weights import weight_files
+from peftkit.hub import Repo, Snapshot, open_snapshot
+from peftkit.models.weights import WEIGHT_PATTERN, WEIGHTS_NAME, weight_files
 from peftkit.recipe.schema import Base
 from peftkit.storage import sha256_of_file, sha256_of_json
 
 __all__ = [
     "BUILTIN_PREFIX",
     "LocatedBase",
+    "find_hub_base",
     "locate_base",
     "open_tokenizer",
     "set_dropout",
@@ -29,8 +32,7 @@ __all__ = [
 BUILTIN_PREFIX = "builtin:"
 _ASSETS = Path(__file__).resolve().parents[1] / "assets"
 _DROPOUT_NAMES = ("resid_pdrop", "embd_pdrop", "attn_pdrop", "attention_dropout", "hidden_dropout", "embedding_dropout")
-# What Transformers needs from a hub repository; weights in any other form than safetensors can run code when opened.
-_WANTED_FILES = ("*.safetensors", "*.safetensors.index.json", "*.json", "*.txt", "*.model")
+_WANTED_FILES = ("*.json", "*.txt", "*.model", "*.jinja")  # configuration, tokenizer and chat template
 
 
 @dataclass(frozen=True)
@@ -109,7 +111,7 @@ class LocatedBase:
     @cached_property
     def file_hashes(self) -> dict[str, str]:
         """SHA-256 of the configuration and of every weight file, by name."""
-        files = [*sorted(self.folder.glob("*.safetensors")), self.folder / "config.json"]
+        files = [*weight_files(self.folder), self.folder / "config.json"]
         with ThreadPoolExecutor() as pool:  # hashing lets other threads run
             return dict(zip([file.name for file in files], pool.map(sha256_of_file, files), strict=True))
 
@@ -123,26 +125,28 @@ class LocatedBase:
         }
 
 
-def locate_base(base: Base, *, weights: bool = True) -> LocatedBase:
+def locate_base(base: Base, *, weights: bool = True, field: str = "base.model") -> LocatedBase:
     """Find a base's folder; for a hub name, in the cache or by fetching it, without its weights if these can wait.
 
     Raises:
-        FieldError: there is no such base, or it cannot be fetched.
+        FieldError: there is no such base, or it cannot be fetched; `field` is where the recipe names it.
     """
     if base.model is None:
-        raise FieldError("base.model", "is not set; a base made from init has no files.")
+        raise FieldError(field, "is not set; a base made from init has no files.")
     if base.model.startswith(BUILTIN_PREFIX):
         return LocatedBase(base.model, _builtin_folder(base.model), None)
     if Path(base.model).expanduser().is_dir():
         folder = Path(base.model).expanduser().resolve()
         if weights and not any(folder.glob("*.safetensors")):
             raise FieldError(
-                "base.model",
+                field,
                 f"{base.model} holds no .safetensors file.",
                 remedy="Save the model with save_pretrained of a current Transformers; pickled weights are not opened.",
             )
         return LocatedBase(str(folder), folder, None)
-    return _fetch(base.model, base.revision, weights)
+    snapshot, names = find_hub_base(base, field, weights=weights)
+    snapshot.bring(names)
+    return LocatedBase(base.model, snapshot.folder, snapshot.commit)
 
 
 def _builtin_folder(reference: str) -> Path:
@@ -153,20 +157,21 @@ def _builtin_folder(reference: str) -> Path:
     return folder
 
 
-def _fetch(name: str, revision: str | None, weights: bool) -> LocatedBase:
-    """A hub model's snapshot folder; without a network it is what the cache has."""
-    from huggingface_hub import snapshot_download
+def find_hub_base(base: Base, field: str, *, weights: bool = True) -> tuple[Snapshot, list[str]]:
+    """A hub model at its commit, and those of its files that make a base, without fetching them.
 
-    wanted = [pattern for pattern in _WANTED_FILES if weights or not pattern.endswith(".safetensors")]
-    try:
-        folder = snapshot_download(name, revision=revision, allow_patterns=wanted, ignore_patterns=["*/*"])
-    except (OSError, ValueError) as error:  # every error of the hub's client is one of these
-        raise FieldError(
-            "base.model",
-            f"{name!r} is no folder here and cannot be fetched from the hub: {_first_line(error)}",
-            remedy="Check the name and the network, name a folder, or use builtin:tiny-gpt2.",
-        ) from error
-    return LocatedBase(name, Path(folder), Path(folder).name)
+    Weights in other forms than safetensors are not among them: some can run code when they are opened.
+
+    Raises:
+        UnfetchedError: it is not on this machine, and the hub cannot be reached, or must not be.
+        FieldError: the hub does not give it.
+    """
+    snapshot = open_snapshot(Repo("model", str(base.model), base.revision, field))
+    patterns = (*_WANTED_FILES, WEIGHT_PATTERN) if weights else _WANTED_FILES
+    names = [name for name in snapshot.sizes if any(fnmatch(name, pattern) for pattern in patterns)]
+    names = [name for name in names if "/" not in name]
+    found = any(name.endswith(".safetensors") for name in names)
+    return snapshot, names if found or not weights else [*names, WEIGHTS_NAME]  # which is told to be missing
 
 
 def open_tokenizer(folder: Path) -> Any:

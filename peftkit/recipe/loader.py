@@ -52,7 +52,9 @@ class RecipeFile:
         try:
             yield
         except FieldError as error:
-            raise RecipeError([Problem(self.where(error.field), error.field, error.what, error.remedy)]) from error
+            where = self.where(error.field)
+            remedy = error.remedy_for(str(self.path), changed=where.startswith("--set"))
+            raise RecipeError([Problem(where, error.field, error.what, remedy)]) from error
 
     def with_format(self, found: Any) -> RecipeFile:
         """The recipe with the data format that `auto` turned out to be."""

@@ -166,7 +166,8 @@ def _evaluate(cells: Sequence[Cell], output: Path) -> None:
     recipe = cells[0].file.recipe
     if recipe.base.model and not (output / _BASE_NAME).is_file():
         console.info(f"what {recipe.base.model} writes before any fine-tuning")
-        measured = evaluate_target(recipe.base.model, recipe.data, Measures(generation=recipe.generation))
+        base = f"{recipe.base.model}@{recipe.base.revision}" if recipe.base.revision else recipe.base.model
+        measured = evaluate_target(base, recipe.data, Measures(generation=recipe.generation))
         write_json(output / _BASE_NAME, asdict(measured))
     for cell in cells:
         place = output / cell.name / EVALUATION_NAME

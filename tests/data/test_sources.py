@@ -188,7 +188,7 @@ def test_a_data_set_that_cannot_be_fetched_is_an_error_about_its_field(monkeypat
     monkeypatch.setenv("HF_DATASETS_OFFLINE", "1")
     source = Source(dataset="nobody/nothing-of-the-kind")
 
-    with pytest.raises(FieldError, match=r"data\.train\.dataset: nobody/nothing-of-the-kind cannot be had"):
+    with pytest.raises(FieldError, match=r"data\.train\.dataset: nobody/nothing-of-the-kind is not on this machine"):
         open_rows(source, Data(train=source), "data.train")
 
 
