@@ -106,9 +106,9 @@ class FieldError(InputError):
         self.field = field
         super().__init__(what, where=field, remedy=remedy)
 
-    def remedy_for(self, recipe: str, *, changed: bool = False) -> str | None:
-        """What to do about it, where the recipe's file is known, and whether options have `changed` what it says."""
-        del recipe, changed
+    def remedy_for(self, recipe: str, options: str = "") -> str | None:
+        """What to do about it, where the recipe's file is known, and the options that belong to it."""
+        del recipe, options
         return self.remedy
 
 
@@ -124,13 +124,13 @@ class UnfetchedError(FieldError):
     def __init__(self, field: str, what: str, command: str) -> None:
         super().__init__(field, what, remedy=_fetching(command))
 
-    def remedy_for(self, recipe: str, *, changed: bool = False) -> str:
+    def remedy_for(self, recipe: str, options: str = "") -> str:
         """The command that fetches all that the recipe needs."""
-        return _fetching(f"peftkit fetch {shlex.quote(recipe)}", ", with the same --set" if changed else "")
+        return _fetching(f"peftkit fetch {shlex.quote(recipe)}{options}")
 
 
-def _fetching(command: str, how: str = "") -> str:
-    return f"Where there is a network, run `{command}`{how}."
+def _fetching(command: str) -> str:
+    return f"Where there is a network, run `{command}`."
 
 
 class DataError(InputError):

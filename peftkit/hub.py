@@ -7,6 +7,7 @@ Files are in the cache of huggingface_hub (`HF_HOME` or `HF_HUB_CACHE` names its
 from __future__ import annotations
 
 import glob
+import logging
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,7 +16,7 @@ from pathlib import Path, PurePosixPath
 from typing import Literal
 
 from peftkit import console
-from peftkit.errors import FieldError, UnfetchedError
+from peftkit.errors import FieldError, InputError, UnfetchedError
 from peftkit.storage import is_full
 
 __all__ = ["CARD_FILES", "Repo", "Snapshot", "cache_place", "open_snapshot"]
@@ -90,23 +91,27 @@ class Snapshot:
             return
         if self.refusal is not None:
             raise _unfetched(self.repo, self.refusal, absent)
-        _download(self.repo, self.commit, absent, local=False)
+        with _telling(self.repo):
+            _download(self.repo, self.commit, absent, local=False)
         for name in self.absent(absent):
             raise FieldError(self.repo.field, f"{self.repo} has no file {name}.", remedy="Name another, or a folder.")
 
 
 @cache
 def open_snapshot(repo: Repo) -> Snapshot:
-    """Find a repository's commit, and which files it has; the hub is asked once, and the cache where it gives no answer.
+    """Find a repository's commit and which files it has: from the hub, or from the cache where that gives no answer.
 
     Raises:
         UnfetchedError: it is not on this machine, and the hub cannot be reached, or must not be.
         FieldError: the hub does not know it, or does not give it.
+        InputError: the cache cannot be written.
     """
-    refusal = _refusal(repo)
-    folder = _download(repo, repo.revision, _FIRST[repo.kind], local=refusal is not None, refusal=refusal)
+    with _telling(repo):
+        refusal = _refusal(repo)
+    with _telling(repo, refusal):
+        folder = _download(repo, repo.revision, _FIRST[repo.kind], local=refusal is not None)
     if refusal is not None and not _is_offline(refusal):
-        console.warning(f"{repo.name}: {_unreachable(refusal)}, so commit {folder.name} is taken from the cache.")
+        _warn_once(f"{_unreachable(refusal)}, so what is in its cache is used.")
     return Snapshot(repo, folder, refusal)
 
 
@@ -117,75 +122,85 @@ def cache_place() -> Path:
     return Path(constants.HF_HUB_CACHE).expanduser()
 
 
-def _refusal(repo: Repo) -> Exception | None:
-    """Why the hub does not answer; asked once and without patience, as its client would try again for half a minute.
+@cache
+def _silence() -> Exception | None:
+    """Why the hub cannot be reached; None where it can. Its client would try again for half a minute each time."""
+    from huggingface_hub import constants, get_session
 
-    Raises:
-        FieldError: name or revision are wrong, whatever the cache has.
-    """
-    from huggingface_hub import HfApi, constants
-    from huggingface_hub.errors import HFValidationError, RevisionNotFoundError
-
-    patience = constants.HF_HUB_ETAG_TIMEOUT  # the client's own for its first word with the hub, in seconds
+    patience = constants.HF_HUB_ETAG_TIMEOUT  # the client's own, for its first word with the hub, in seconds
     try:
-        HfApi().repo_info(repo.name, repo_type=repo.kind, revision=repo.revision, timeout=patience)
-    except (HFValidationError, RevisionNotFoundError) as error:
-        raise _fault(repo, error) from error
+        get_session().head(constants.ENDPOINT, timeout=patience)
     except Exception as error:  # noqa: BLE001  the client lets the errors of its HTTP library through, which differs
         return error
     return None
 
 
-def _download(
-    repo: Repo, revision: str | None, names: Collection[str], *, local: bool, refusal: Exception | None = None
-) -> Path:
+def _refusal(repo: Repo) -> Exception | None:
+    """Why the hub does not give a repository, which may be in the cache nevertheless; None where it does."""
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import HfHubHTTPError, RevisionNotFoundError
+
+    silence = _silence()
+    if silence is not None:
+        return silence
+    try:
+        HfApi().repo_info(repo.name, repo_type=repo.kind, revision=repo.revision)
+    except RevisionNotFoundError:
+        raise
+    except HfHubHTTPError as error:
+        return error
+    return None
+
+
+def _download(repo: Repo, revision: str | None, names: Collection[str], *, local: bool) -> Path:
     """A snapshot's folder with some files; with `local`, what the cache has of them."""
     from huggingface_hub import snapshot_download
+    from huggingface_hub.utils.logging import set_verbosity
+    from huggingface_hub.utils.tqdm import disable_progress_bars
 
-    with _quiet(), _telling(repo, refusal):
-        return Path(
-            snapshot_download(
-                repo.name,
-                repo_type=repo.kind,
-                revision=revision,
-                allow_patterns=[glob.escape(name) for name in names],
-                local_files_only=local,
-            )
-        )
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Without the client's notes; its bars are for terminals."""
-    from huggingface_hub.utils import disable_progress_bars, logging
-
-    logging.set_verbosity_error()
+    set_verbosity(logging.ERROR)
     if not console.stderr.is_terminal:
         disable_progress_bars()
-    yield
+    patterns = [glob.escape(name) for name in names]
+    return Path(
+        snapshot_download(
+            repo.name, repo_type=repo.kind, revision=revision, allow_patterns=patterns, local_files_only=local
+        )
+    )
 
 
 @contextmanager
-def _telling(repo: Repo, refusal: Exception | None) -> Iterator[None]:
+def _telling(repo: Repo, refusal: Exception | None = None) -> Iterator[None]:
     """Turn every error of the hub's client into one line; `refusal` is what the hub has said before."""
+    from huggingface_hub.errors import HFValidationError
+
     try:
         yield
     except Exception as error:
         if is_full(error):
             raise
-        raise _fault(repo, refusal or error) from error
+        if isinstance(error, OSError) and error.filename:  # of the system, and not of the client
+            remedy = "Name a folder that can be written with HF_HOME."
+            raise InputError(f"cannot be used: {error.strerror}.", where=error.filename, remedy=remedy) from error
+        raise _fault(repo, error if isinstance(error, HFValidationError) else refusal or error) from error
+
+
+@cache
+def _warn_once(message: str) -> None:
+    console.warning(message)
 
 
 def _fault(repo: Repo, error: Exception) -> FieldError:
     """What a user can do about an error of the hub's client."""
-    from huggingface_hub import errors
+    from huggingface_hub import constants, errors
 
-    named = f"the {'data set' if repo.kind == 'dataset' else 'model'} {repo.name}"
+    kind = "data set" if repo.kind == "dataset" else "model"
+    named = f"the {kind} {repo.name}"
     if isinstance(error, errors.HFValidationError):
         remedy = "Write it as user/name, or name a folder that is there."
         return FieldError(repo.field, f"{repo.name!r} is no name on the hub.", remedy=remedy)
     if isinstance(error, errors.GatedRepoError):
-        page = str(error.response.url).partition("/resolve/")[0].replace("/api/models/", "/").replace("/api/", "/")
+        page = f"{constants.ENDPOINT}/{'datasets/' if repo.kind == 'dataset' else ''}{repo.name}"
         remedy = f"Accept its licence at {page} and run `hf auth login`, or set HF_TOKEN."
         return FieldError(repo.field, f"{named} is gated, and not open to you yet.", remedy=remedy)
     if isinstance(error, errors.RevisionNotFoundError):
@@ -193,11 +208,11 @@ def _fault(repo: Repo, error: Exception) -> FieldError:
         return FieldError(repo.other_field("revision"), f"{named} has no revision {repo.revision}.", remedy=remedy)
     if isinstance(error, errors.RepositoryNotFoundError):
         remedy = "Check the name; for a private one, run `hf auth login` or set HF_TOKEN."
-        return FieldError(repo.field, f"the hub has not {named}, or it is private.", remedy=remedy)
+        return FieldError(repo.field, f"the hub has no {kind} {repo.name}, or it is private.", remedy=remedy)
     status = error.response.status_code if isinstance(error, errors.HfHubHTTPError) else None
     if status in (401, 403):
         remedy = "Run `hf auth login`, or set HF_TOKEN, with a token that may read it."
-        return FieldError(repo.field, f"the hub does not give {named} to this token (status {status}).", remedy=remedy)
+        return FieldError(repo.field, f"the hub does not open {named} to you (status {status}).", remedy=remedy)
     return _unfetched(repo, error)
 
 

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
 __all__ = ["command"]
 
+_DIGITS = 12  # of a commit, enough to tell two apart
+
 
 @click.command("fetch")
 @click.argument("recipe")
@@ -39,22 +41,22 @@ def command(recipe: str, method: str | None, overrides: tuple[str, ...], as_json
     """
     file = load_recipe(find_recipe(recipe), method=method, overrides=overrides)
 
-    from peftkit.models.base import take_quiet
     from peftkit.workflows.fetch import fetch
 
-    take_quiet()
     fetched = fetch(file)
     if as_json:
         console.print_json({"items": [asdict(item) for item in fetched.items]})
     else:
-        console.print_table(None, ["field", "name", "size", "fetched", "where"], [list(_row(i)) for i in fetched.items])
+        rows = [list(_row(item)) for item in fetched.items]
+        console.print_table(None, ["field", "name", "commit", "size", "fetched"], rows)
+        console.info(f"what is fetched is in {fetched.place}")
     if fetched.fault:
         raise fetched.fault
 
 
 def _row(item: Item) -> Iterator[str]:
     yield item.field
-    yield f"{item.name} at {item.commit}" if item.commit else item.name
+    yield item.name
+    yield (item.commit or "")[:_DIGITS]
     yield "" if item.bytes is None else console.size(item.bytes)
     yield "missing" if item.missing else console.size(item.fetched_bytes) if item.origin == "hub" else "not needed"
-    yield item.folder or ("in peftkit" if item.origin == "builtin" else "")

@@ -176,7 +176,8 @@ def _locate(adapter: Adapter, base: Base) -> LocatedBase:
         return locate_base(base)
     except UnfetchedError as error:
         recipe = RunFolder(adapter.folder.parent).recipe
-        fetching = error.remedy_for(str(recipe)) if recipe.is_file() else error.remedy
+        own = recipe.is_file() and base.revision
+        fetching = error.remedy_for(str(recipe), f" --set base.revision={base.revision}") if own else error.remedy
         raise TargetError(f"its base cannot be opened: {error.what}", where=where, remedy=fetching) from error
     except FieldError as error:
         raise TargetError(f"its base cannot be opened: {error.what}", where=where, remedy=remedy) from error

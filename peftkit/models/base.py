@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from fnmatch import fnmatch
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -14,25 +13,22 @@ from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedConfig
 
 from peftkit.errors import BaseError, FieldError
-from peftkit.hub import Repo, Snapshot, open_snapshot
-from peftkit.models.weights import WEIGHT_PATTERN, WEIGHTS_NAME, weight_files
+from peftkit.models.published import find_hub_base
+from peftkit.models.weights import weight_files
+from peftkit.recipe.references import BUILTIN_PREFIX
 from peftkit.recipe.schema import Base
 from peftkit.storage import sha256_of_file, sha256_of_json
 
 __all__ = [
-    "BUILTIN_PREFIX",
     "LocatedBase",
-    "find_hub_base",
     "locate_base",
     "open_tokenizer",
     "set_dropout",
     "take_quiet",
 ]
 
-BUILTIN_PREFIX = "builtin:"
 _ASSETS = Path(__file__).resolve().parents[1] / "assets"
 _DROPOUT_NAMES = ("resid_pdrop", "embd_pdrop", "attn_pdrop", "attention_dropout", "hidden_dropout", "embedding_dropout")
-_WANTED_FILES = ("*.json", "*.txt", "*.model", "*.jinja")  # configuration, tokenizer and chat template
 
 
 @dataclass(frozen=True)
@@ -155,23 +151,6 @@ def _builtin_folder(reference: str) -> Path:
         names = sorted(path.parent.name for path in _ASSETS.glob("*/config.json"))
         raise FieldError("base.model", f"there is no {reference}.", remedy=f"There are: {', '.join(names) or 'none'}.")
     return folder
-
-
-def find_hub_base(base: Base, field: str, *, weights: bool = True) -> tuple[Snapshot, list[str]]:
-    """A hub model at its commit, and those of its files that make a base, without fetching them.
-
-    Weights in other forms than safetensors are not among them: some can run code when they are opened.
-
-    Raises:
-        UnfetchedError: it is not on this machine, and the hub cannot be reached, or must not be.
-        FieldError: the hub does not give it.
-    """
-    snapshot = open_snapshot(Repo("model", str(base.model), base.revision, field))
-    patterns = (*_WANTED_FILES, WEIGHT_PATTERN) if weights else _WANTED_FILES
-    names = [name for name in snapshot.sizes if any(fnmatch(name, pattern) for pattern in patterns)]
-    names = [name for name in names if "/" not in name]
-    found = any(name.endswith(".safetensors") for name in names)
-    return snapshot, names if found or not weights else [*names, WEIGHTS_NAME]  # which is told to be missing
 
 
 def open_tokenizer(folder: Path) -> Any:

@@ -13,13 +13,10 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from peftkit.errors import BaseError
+from peftkit.models.published import WEIGHTS_NAME
 from peftkit.storage import read_json
 
-__all__ = ["WEIGHTS_NAME", "WEIGHT_PATTERN", "BaseWeights", "StoredWeight", "is_transposed", "weight_files"]
-
-WEIGHTS_NAME = "model.safetensors"
-WEIGHT_PATTERN = "model*.safetensors"
-"""Matches the parts of weights in several files too; others, as `consolidated.safetensors`, are no part of them."""
+__all__ = ["BaseWeights", "StoredWeight", "is_transposed", "weight_files"]
 
 _INDEX = "model.safetensors.index.json"
 _FLOATS = ("F64", "F32", "F16", "BF16")

@@ -53,7 +53,8 @@ class RecipeFile:
             yield
         except FieldError as error:
             where = self.where(error.field)
-            remedy = error.remedy_for(str(self.path), changed=where.startswith("--set"))
+            options = f" {where}=…" if where.startswith("--set") else ""
+            remedy = error.remedy_for(str(self.path), options)
             raise RecipeError([Problem(where, error.field, error.what, remedy)]) from error
 
     def with_format(self, found: Any) -> RecipeFile:

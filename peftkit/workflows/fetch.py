@@ -14,8 +14,9 @@ from peftkit.data.published import find_published
 from peftkit.data.sources import split_of
 from peftkit.errors import FieldError, InputError, Problem, RecipeError
 from peftkit.hub import Snapshot, cache_place
-from peftkit.models.base import BUILTIN_PREFIX, find_hub_base
+from peftkit.models.published import find_hub_base
 from peftkit.recipe.loader import RecipeFile
+from peftkit.recipe.references import BUILTIN_PREFIX
 from peftkit.recipe.schema import Base, Recipe, Source
 
 __all__ = ["Fetch", "Item", "fetch"]
@@ -44,7 +45,7 @@ class Item:
     """Of all its files that the recipe needs; None where they are not known, or need no fetching."""
 
     fetched_bytes: int = 0
-    """Of those that were not here before."""
+    """Of those that were not here before; the small ones that say which the others are do not count."""
 
     missing: bool = False
     """Whether some of it is still not here."""
@@ -55,6 +56,9 @@ class Fetch:
     """What a recipe needs, and what of it cannot be had."""
 
     items: list[Item]
+    place: str
+    """The folder of the hub's cache."""
+
     fault: RecipeError | None
     """Everything that is missing, and why."""
 
@@ -74,7 +78,8 @@ def fetch(file: RecipeFile) -> Fetch:
     for order in orders:
         order.fill()
     problems = [problem for order in orders if order.fault for problem in _located(file, order.fault)]
-    return Fetch([order.item for order in orders], RecipeError(problems) if problems else None)
+    items = [order.item for order in orders]
+    return Fetch(items, str(cache_place()), RecipeError(problems) if problems else None)
 
 
 @dataclass
@@ -113,7 +118,7 @@ class _Order:
             return
         absent = sum(self.absent().values())
         to_fetch = f"{console.size(absent)} of it to fetch" if absent else "all of it here"
-        console.info(f"{self.item.name}: {console.size(self.item.bytes or 0)}, {to_fetch}")
+        console.info(f"{self.item.field}, {self.item.name}: {console.size(self.item.bytes or 0)}, {to_fetch}")
         try:
             self.snapshot.bring(self.names)
             self.item = replace(self.item, fetched_bytes=absent)
