@@ -111,6 +111,7 @@ def _train(cell: Cell, output: Path, which: str, *, may_fail: bool = False) -> b
     """Train one run to its end, or see that it has come there; gives whether it has.
 
     Raises:
+        InputError: recipe, base or data are wrong.
         RunError: it failed, and must not.
     """
     folder = RunFolder(output / cell.name)
@@ -122,7 +123,8 @@ def _train(cell: Cell, output: Path, which: str, *, may_fail: bool = False) -> b
     status = run_apart(["train", *cell.arguments(), "--output", str(folder.path), "--resume"])
     if status and not (may_fail and status == 1):
         remedy = "Mend it, and give the same command again: finished runs stay."
-        raise RunError(f"{cell.name} failed; its message stands above.", where=str(folder.path), remedy=remedy)
+        error = InputError if status == 2 else RunError
+        raise error(f"{cell.name} failed; its message stands above.", where=str(folder.path), remedy=remedy)
     return not status
 
 
