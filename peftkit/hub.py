@@ -90,7 +90,7 @@ class Snapshot:
         if not absent:
             return
         if self.refusal is not None:
-            raise _unfetched(self.repo, self.refusal, absent)
+            raise _fault(self.repo, self.refusal, absent)
         with _telling(self.repo):
             _download(self.repo, self.commit, absent, local=False)
         for name in self.absent(absent):
@@ -190,7 +190,7 @@ def _warn_once(message: str) -> None:
     console.warning(message)
 
 
-def _fault(repo: Repo, error: Exception) -> FieldError:
+def _fault(repo: Repo, error: Exception, absent: Collection[str] = ()) -> FieldError:
     """What a user can do about an error of the hub's client."""
     from huggingface_hub import constants, errors
 
@@ -213,10 +213,10 @@ def _fault(repo: Repo, error: Exception) -> FieldError:
     if status in (401, 403):
         remedy = "Run `hf auth login`, or set HF_TOKEN, with a token that may read it."
         return FieldError(repo.field, f"the hub does not open {named} to you (status {status}).", remedy=remedy)
-    return _unfetched(repo, error)
+    return _unfetched(repo, error, absent)
 
 
-def _unfetched(repo: Repo, refusal: Exception, absent: Collection[str] = ()) -> UnfetchedError:
+def _unfetched(repo: Repo, refusal: Exception, absent: Collection[str]) -> UnfetchedError:
     what = f"{repo} is not {'whole ' if absent else ''}on this machine"
     for name in list(absent)[:1]:
         what += f" ({name}{f' and {len(absent) - 1} more files are' if len(absent) > 1 else ' is'} missing)"

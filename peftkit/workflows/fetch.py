@@ -12,7 +12,7 @@ from typing import Literal
 from peftkit import console
 from peftkit.data.published import find_published
 from peftkit.data.sources import split_of
-from peftkit.errors import FieldError, InputError, Problem, RecipeError
+from peftkit.errors import FieldError, InputError, RecipeError
 from peftkit.hub import Snapshot, cache_place
 from peftkit.models.published import find_hub_base
 from peftkit.recipe.loader import RecipeFile
@@ -77,7 +77,7 @@ def fetch(file: RecipeFile) -> Fetch:
     _check_room(orders)
     for order in orders:
         order.fill()
-    problems = [problem for order in orders if order.fault for problem in _located(file, order.fault)]
+    problems = [file.problem(order.fault) for order in orders if order.fault]
     items = [order.item for order in orders]
     return Fetch(items, str(cache_place()), RecipeError(problems) if problems else None)
 
@@ -181,12 +181,3 @@ def _check_room(orders: Sequence[_Order]) -> None:
             where=str(place),
             remedy="Free some, or name a folder on another disk with HF_HOME.",
         )
-
-
-def _located(file: RecipeFile, fault: FieldError) -> tuple[Problem, ...]:
-    """What is wrong, with the line of the recipe."""
-    try:
-        with file.locating():
-            raise fault
-    except RecipeError as error:
-        return error.problems
