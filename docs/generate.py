@@ -1,4 +1,4 @@
-"""Writes the reference pages, `commands.md` and `recipe.md`, from the code: `python docs/generate.py`."""
+"""Writes `commands.md`, `recipe.md` and `hardware.md`, for reference, from the code: `python docs/generate.py`."""
 
 from __future__ import annotations
 
@@ -10,9 +10,38 @@ from typing import Any
 import click
 
 from peftkit.cli.app import COMMANDS, app
+from peftkit.console import size
+from peftkit.planning.decisions import decide
+from peftkit.planning.devices import DEVICES
 from peftkit.recipe.json_schema import recipe_schema
 
 FOLDER = Path(__file__).resolve().parent
+
+_HARDWARE = """\
+# Hardware
+
+The tables are made from the code by `python docs/generate.py`.
+
+A recipe says what is learnt; the machine decides how it is computed. `peftkit doctor` tries what training needs and
+prints the decisions for the machine that it runs on. Training takes the very same. What a recipe sets itself, as
+`precision: fp32` or `training.tf32: true`, always wins, and is refused where the machine cannot do it. Nothing that
+would change a result is taken without being asked for: where a step does not fit into memory, an 8-bit or paged
+optimizer and activation checkpointing are suggested with their figures.
+
+## What the doctor says
+
+- **can it**: each thing that training needs, done once on the embedded base. `NO` is something that peftkit needs, and
+  the exit status is 1. `no` is something that can be done without, as the hub, with what to do about it.
+- **decision**: those of the table below, for this machine.
+- **library**: those that are in another version than was tested. `newer` and `older` are what peftkit allows; `unfit`
+  is not. All others stand in the last line, `as tested`.
+
+`peftkit doctor --json` has the same for programs. It shows no token: it says only whether one is set.
+
+## Decisions
+
+For `method: lora` and a recipe that sets nothing else. With `method: full` the base's weights are float32. Where the
+package flash-attn is installed, packed documents take `flash_attention_2` first, on bfloat16 weights."""
 
 
 def commands_page() -> str:
@@ -85,10 +114,35 @@ def _type(field: dict[str, Any]) -> str:
     return names.get(kind, kind)
 
 
+def hardware_page() -> str:
+    """What is decided on each named machine, and why."""
+    decisions = {name: decide(hardware) for name, hardware in DEVICES.items()}
+    columns = [decision.name for decision in decisions["cpu"]]
+    names = ["device", "memory", *columns]
+    rows = [
+        [f"`{name}`", size(DEVICES[name].memory_bytes), *(decision.text for decision in made)]
+        for name, made in decisions.items()
+    ]
+    table = "\n".join(f"| {' | '.join(row)} |" for row in (names, ["---"] * len(names), *rows))
+    parts = [_HARDWARE, table, "## Why"]
+    for index, column in enumerate(columns):
+        reasons: dict[tuple[str, str], list[str]] = {}
+        for name, made in decisions.items():
+            reasons.setdefault((made[index].text, made[index].reason), []).append(name)
+        lines = (f"- {text} ({_devices(on)}): {reason}." for (text, reason), on in reasons.items())
+        parts.append(f"**{column}**\n\n" + "\n".join(lines))
+    return "\n\n".join(parts) + "\n"
+
+
+def _devices(names: list[str]) -> str:
+    return "everywhere" if len(names) == len(DEVICES) else ", ".join(f"`{name}`" for name in names)
+
+
 def _is_plain(value: Any) -> bool:
     return not isinstance(value, dict)
 
 
 if __name__ == "__main__":
     (FOLDER / "commands.md").write_text(commands_page(), encoding="utf-8")
+    (FOLDER / "hardware.md").write_text(hardware_page(), encoding="utf-8")
     (FOLDER / "recipe.md").write_text(recipe_page(), encoding="utf-8")

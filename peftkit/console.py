@@ -21,6 +21,7 @@ from rich.table import Table
 from peftkit.redaction import redact
 
 __all__ = [
+    "duration",
     "error",
     "info",
     "print_json",
@@ -28,6 +29,7 @@ __all__ = [
     "print_table",
     "print_text",
     "progress",
+    "silenced",
     "size",
     "stderr",
     "stdout",
@@ -96,6 +98,16 @@ def error(message: str) -> None:
     _say(f"[bold red]error:[/bold red] {escape(message)}")
 
 
+@contextmanager
+def silenced() -> Iterator[None]:
+    """Say nothing within the block, where another has said it already."""
+    before, stderr.quiet = stderr.quiet, True
+    try:
+        yield
+    finally:
+        stderr.quiet = before
+
+
 def _say(text: str) -> None:
     """A terminal breaks lines between words, a file not at all; a token is shown on neither."""
     stderr.print(redact(text), soft_wrap=not stderr.is_terminal)
@@ -117,6 +129,17 @@ def size(count: int) -> str:
         if count >= unit:
             return f"{count / unit:.1f} {name}" if count < 10 * unit else f"{count / unit:.0f} {name}"
     return f"{count} B"
+
+
+def duration(seconds: float) -> str:
+    """A time for people, to two parts: 4.2 s, 12 min 30 s, 3 h 20 min."""
+    if seconds < 60:
+        return f"{seconds:.1f} s" if seconds < 10 else f"{seconds:.0f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes < 60:
+        return f"{minutes} min {rest} s"
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours:,} h {minutes} min"
 
 
 def print_text(text: str) -> None:

@@ -18,7 +18,7 @@ from peftkit.recipe.library import shipped_recipes
 ROOT = Path(__file__).resolve().parents[1]
 
 
-@pytest.mark.parametrize("page", ["commands.md", "recipe.md"])
+@pytest.mark.parametrize("page", ["commands.md", "hardware.md", "recipe.md"])
 def test_a_reference_page_is_what_the_code_gives(page: str) -> None:
     code = "import runpy, sys; pages = runpy.run_path('docs/generate.py'); print(pages[sys.argv[1]](), end='')"
     function = page.replace(".md", "_page")

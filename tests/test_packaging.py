@@ -29,6 +29,7 @@ def test_a_wheel_holds_recipes_schema_and_base_and_works_elsewhere(tmp_path: Pat
         name.rpartition("/")[2] for name in names if name.startswith("peftkit/assets/recipes/")
     }
     assert {
+        "peftkit/assets/constraints.txt",
         "peftkit/assets/recipe.schema.json",
         "peftkit/assets/tiny-gpt2/model.safetensors",
         "peftkit/py.typed",

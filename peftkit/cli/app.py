@@ -26,6 +26,7 @@ COMMANDS = (
     "recipes",
     "data",
     "fetch",
+    "plan",
     "train",
     "evaluate",
     "tune",

@@ -16,7 +16,7 @@ from peftkit.errors import InputError
 from peftkit.recipe.evidence import Generation
 from peftkit.recipe.library import find_recipe
 from peftkit.recipe.loader import load_recipe
-from peftkit.recipe.schema import Data, Source
+from peftkit.recipe.schema import Data, Recipe, Source
 
 if TYPE_CHECKING:
     from peftkit.evaluation.text import TextScores
@@ -118,23 +118,13 @@ def command(
     take_quiet()
     if given is None and (find_target(target).recipe is not None or not data_file):
         given = recorded_recipe(target)
-    measured = given.data if given else _plain(data_file, stride)
-    if data_file:
-        measured = measured.model_copy(update={"validation": Source(path=str(data_file))})
+    measured = _measured_data(given, data_file, stride)
     if measured.validation is None:
         remedy = "Name a file with --data."
         raise InputError("the recipe has no validation data.", where=recipe or target, remedy=remedy)
     data = _limited(measured, limit) if limit else measured
-    generation = (given.generation if given else Generation()).model_copy(update=changes)
-    measures = Measures(
-        generation=generation if generates else None,
-        save=save,
-        max_length=max_length,
-        stride=stride,
-        baseline=baseline,
-        choices=choices,
-        forgetting=forgetting,
-    )
+    generation = (given.generation if given else Generation()).model_copy(update=changes) if generates else None
+    measures = Measures(generation, save, max_length, stride, baseline, choices, forgetting)
     with file.locating() if file else nullcontext():
         result = evaluate_target(target, data, measures, options.given_base(base, quantization))
     if as_json:
@@ -185,10 +175,19 @@ def _text_rows(scores: TextScores, indent: str) -> Iterator[list[str]]:
     yield [f"{indent}written", f"{scores.prompts:,} completions, {scores.references:,} references"]
 
 
-def _plain(text: Path | None, stride: int | None) -> Data:
-    """A file that no recipe says anything about; with windows that overlap, a text is one long document."""
-    source = Source(path=str(text))
-    return Data(train=source) if stride is None else Data(train=source, sample_by="document")
+def _measured_data(recipe: Recipe | None, file: Path | None, stride: int | None) -> Data:
+    """What to measure on: a recipe's own data, or a file that is read as these are.
+
+    Without a recipe a file is plain text, and with windows that overlap it is one long document.
+    """
+    if file is None:
+        assert recipe is not None  # a target without one was asked for a file
+        return recipe.data
+    source = Source(path=str(file))
+    if recipe is not None:
+        return recipe.data.model_copy(update={"validation": source})
+    plain = Data(train=source, validation=source)
+    return plain if stride is None else plain.model_copy(update={"sample_by": "document"})
 
 
 def _limited(data: Data, limit: int) -> Data:

@@ -16,7 +16,7 @@ from peftkit.data.documents import NO_LABEL
 from peftkit.data.encode import first_tokens
 from peftkit.data.sequences import Features
 from peftkit.models.loss import row_losses
-from peftkit.models.start import padding_id
+from peftkit.models.start import padding_id, positions
 
 __all__ = ["ChoiceScores", "score_choices"]
 
@@ -74,7 +74,7 @@ def score_choices(model: Any, tokenizer: Any, questions: Sequence[Question], bat
 def _rows(model: Any, tokenizer: Any, questions: Sequence[Question]) -> list[Features]:
     """Each prompt with each of its choices, of which the choice is what counts."""
     first = first_tokens(tokenizer)
-    seen = getattr(model.config, "max_position_embeddings", None)
+    seen = positions(model.config)
     prompts = tokenizer([question.prompt for question in questions], add_special_tokens=False)["input_ids"]
     rows: list[Features] = []
     for question, prompt in zip(questions, prompts, strict=True):

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from peftkit.models.start import padding_id
+from peftkit.models.start import padding_id, positions
 from peftkit.recipe.evidence import Generation
 
 __all__ = ["write"]
@@ -41,7 +41,7 @@ def write(
 
 def _rows(model: Any, tokenizer: Any, prompts: Sequence[str], generation: Generation) -> list[list[int]]:
     rows = tokenizer(list(prompts), add_special_tokens=False, verbose=False)["input_ids"] if prompts else []
-    seen = getattr(model.config, "max_position_embeddings", None)
+    seen = positions(model.config)
     room = max(1, seen - generation.max_new_tokens) if seen else None
     return [(row or [tokenizer.eos_token_id])[-room if room else None :] for row in rows]
 
@@ -56,7 +56,7 @@ def _continued(
     for index, row in enumerate(rows):
         input_ids[index, longest - len(row) :] = torch.tensor(row)
         mask[index, longest - len(row) :] = 1
-    seen = getattr(model.config, "max_position_embeddings", None)
+    seen = positions(model.config)
     room = seen - longest if seen else generation.max_new_tokens
     sampling: dict[str, Any] = {"do_sample": True, "temperature": temperature} if temperature else {"do_sample": False}
     if generation.num_beams > 1:

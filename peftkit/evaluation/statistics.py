@@ -6,15 +6,11 @@ import math
 from collections.abc import Sequence
 from statistics import fmean, variance
 
+from scipy.special import stdtrit
+
 from peftkit.runs.comparison import Statistic
 
 __all__ = ["statistic", "welch_interval"]
-
-_T = (
-    12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145, 2.131,
-    2.120, 2.110, 2.101, 2.093, 2.086, 2.080, 2.074, 2.069, 2.064, 2.060, 2.056, 2.052, 2.048, 2.045, 2.042,
-)  # fmt: skip
-"""Student's t that is exceeded, either way, 5 of 100 times, for 1 to 30 degrees of freedom (Student 1908)."""
 
 
 def statistic(values: Sequence[float]) -> Statistic:
@@ -36,5 +32,5 @@ def welch_interval(ours: Sequence[float], theirs: Sequence[float]) -> tuple[floa
     if squared == 0:
         return difference, difference
     freedom = squared**2 / sum(part**2 / (len(values) - 1) for part, values in zip(parts, (ours, theirs), strict=True))
-    reach = _T[min(int(freedom), len(_T)) - 1] * math.sqrt(squared)
+    reach = float(stdtrit(freedom, 0.975)) * math.sqrt(squared)  # Student's t, exceeded either way 5 of 100 times
     return difference - reach, difference + reach

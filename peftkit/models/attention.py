@@ -9,9 +9,11 @@ import torch
 
 from peftkit import console
 from peftkit.errors import FieldError
-from peftkit.planning.hardware import Attention, Dtype, Hardware, choose_attention
+from peftkit.planning.decisions import Attention, choose_attention
+from peftkit.planning.hardware import Hardware
+from peftkit.planning.precision import Dtype
 
-__all__ = ["check_isolation", "use_attention"]
+__all__ = ["check_isolation", "kernels_of", "use_attention"]
 
 _ATTENTION_DROPOUT = ("attn_pdrop", "attention_dropout")
 
@@ -23,14 +25,7 @@ def use_attention(model: Any, hardware: Hardware, base_dtype: Dtype) -> Attentio
         FieldError: the architecture lets packed documents see each other, whatever computes its attention.
     """
     base = model.get_base_model() if hasattr(model, "get_base_model") else model
-    choices = choose_attention(
-        hardware,
-        base_dtype,
-        packed=True,
-        flash=getattr(base, "_supports_flash_attn", False) and find_spec("flash_attn") is not None,
-        flex=getattr(base, "_supports_flex_attn", False)
-        and not any(getattr(base.config, name, 0.0) for name in _ATTENTION_DROPOUT),  # flex attention has none
-    )
+    choices = choose_attention(hardware, base_dtype, packed=True, **kernels_of(base)).choice
     for attention in choices[:-1]:
         try:
             base.set_attn_implementation(attention)
@@ -42,6 +37,16 @@ def use_attention(model: Any, hardware: Hardware, base_dtype: Dtype) -> Attentio
             base.set_attn_implementation(choices[-1])
     check_isolation(model)
     return choices[-1]
+
+
+def kernels_of(model: Any) -> dict[str, bool]:
+    """Whether a model can use `flash`, FlashAttention, and `flex`, flex attention, with what is installed."""
+    base = model.get_base_model() if hasattr(model, "get_base_model") else model
+    drops = any(getattr(base.config, name, 0.0) for name in _ATTENTION_DROPOUT)  # flex attention has no dropout
+    return {
+        "flash": getattr(base, "_supports_flash_attn", False) and find_spec("flash_attn") is not None,
+        "flex": getattr(base, "_supports_flex_attn", False) and not drops,
+    }
 
 
 @torch.inference_mode()

@@ -5,6 +5,7 @@ from __future__ import annotations
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
+from logging import ERROR, getLogger
 from pathlib import Path
 from typing import Any
 
@@ -189,6 +190,7 @@ def take_quiet() -> None:
     import datasets
     from transformers.utils import logging
 
+    getLogger("bitsandbytes").setLevel(ERROR)
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     datasets.disable_progress_bars()

@@ -15,7 +15,7 @@ __all__ = ["detect_hardware"]
 
 
 def detect_hardware() -> Hardware:
-    """Look at the machine: the current GPU if torch has one, and the CPU otherwise."""
+    """Look at the machine: the current GPU if torch has one, Apple's too, and the CPU otherwise."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     if torch.cuda.is_available():
         properties = torch.cuda.get_device_properties(torch.cuda.current_device())
@@ -27,6 +27,14 @@ def detect_hardware() -> Hardware:
             cpu_cores=cores,
             capability=(properties.major, properties.minor),
             cpu_bf16=_cpu_has_bf16(),
+        )
+    if torch.backends.mps.is_available():
+        return Hardware(
+            device="mps",
+            name=f"{_cpu_name()} GPU",
+            memory_bytes=torch.mps.recommended_max_memory(),  # of the memory that it shares with the CPU
+            device_count=1,
+            cpu_cores=cores,
         )
     return Hardware(
         device="cpu",

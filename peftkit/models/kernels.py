@@ -54,12 +54,12 @@ def use_fast_kernels(model: Any, hardware: Hardware) -> None:
         inner.set_attn_implementation(_NAME)
 
 
-def keep_mask(shape: Sequence[int], probability: float) -> torch.Tensor:
+def keep_mask(shape: Sequence[int], probability: float, device: torch.device | str = "cpu") -> torch.Tensor:
     """Booleans of which each is False with a probability, rounded to 1/65536; drawn from torch's own generator."""
     count = 1
     for length in shape:
         count *= length
-    draws = torch.empty(-(-count // _PER_DRAW), dtype=torch.int64).random_(-(2**63), None)
+    draws = torch.empty(-(-count // _PER_DRAW), dtype=torch.int64, device=device).random_(-(2**63), None)
     return (draws.view(torch.int16)[:count] >= _dropped_lanes(probability) - _LANES // 2).view(*shape)
 
 
@@ -70,7 +70,7 @@ class Dropout(nn.Dropout):
         """`input` with some numbers set to zero and the others made larger, while training."""
         if not self.training or self.p == 0:
             return input
-        keep = keep_mask(input.shape, self.p)
+        keep = keep_mask(input.shape, self.p, input.device)
         dropped: torch.Tensor = _Dropout.apply(input, keep, _scale(self.p))  # type: ignore[no-untyped-call]
         return dropped
 
@@ -119,21 +119,22 @@ class _DropoutAttention(torch.autograd.Function):
         scaling: float,
         dropout: float,
     ) -> torch.Tensor:
-        ctx.scaling, ctx.scale, ctx.mask, ctx.keeps = scaling, _scale(dropout), mask, []
+        ctx.scaling, ctx.scale, ctx.mask = scaling, _scale(dropout), mask
+        keeps = []
         result = torch.empty_like(query)
         for rows, queries, keys in _tiles(query):
             weights = _weights(query[rows, :, queries], key[rows, :, keys], mask, (rows, queries, keys), scaling)
             keep = keep_mask(weights.shape, dropout)
-            ctx.keeps.append(keep)
+            keeps.append(keep)
             result[rows, :, queries] = weights.mul_(keep) @ value[rows, :, keys]
-        ctx.save_for_backward(query, key, value)
+        ctx.save_for_backward(query, key, value, *keeps)
         return result.mul_(ctx.scale)
 
     @staticmethod
     def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        query, key, value = ctx.saved_tensors
+        query, key, value, *keeps = ctx.saved_tensors
         found = torch.empty_like(query), torch.zeros_like(key), torch.zeros_like(value)
-        for tile, keep in zip(_tiles(query), ctx.keeps, strict=True):
+        for tile, keep in zip(_tiles(query), keeps, strict=True):
             rows, queries, keys = tile
             asked, seen = query[rows, :, queries], key[rows, :, keys]
             weights = _weights(asked, seen, ctx.mask, tile, ctx.scaling)

@@ -12,7 +12,7 @@ from torch import nn
 from torch.nn import functional
 from transformers.modeling_outputs import CausalLMOutput
 
-__all__ = ["Loss", "compute_loss_at_labels", "evaluate_loss", "row_losses"]
+__all__ = ["Loss", "compute_loss_at_labels", "evaluate_loss", "logits_bytes", "row_losses"]
 
 _STOCK = "stock_forward"
 _NO_LABEL = -100  # what torch's cross-entropy leaves out
@@ -85,6 +85,11 @@ def compute_loss_at_labels(model: Any, label_smoothing: float = 0.0) -> bool:
     return True
 
 
+def logits_bytes(words: int, tokens: int) -> int:
+    """Bytes of the logits, and of their gradients, that are in memory together in a step of so many tokens."""
+    return 2 * torch.float32.itemsize * words * min(tokens, _ROWS_AT_ONCE)
+
+
 def evaluate_loss(model: Any, batches: Iterable[dict[str, torch.Tensor]]) -> Loss:
     """The loss of all rows of some batches together; see `row_losses`."""
     total, tokens, sequences = 0.0, 0, 0
@@ -112,7 +117,7 @@ def row_losses(model: Any, batches: Iterable[dict[str, torch.Tensor]]) -> Iterat
             which = (batch["labels"][:, 1:] != _NO_LABEL).nonzero()[:, 0].cpu()
             with torch.inference_mode():
                 losses = losses_of(inner, {name: values.to(inner.device) for name, values in batch.items()})
-            yield torch.bincount(which, losses.double().cpu(), rows), torch.bincount(which, minlength=rows)
+            yield torch.bincount(which, losses.cpu().double(), rows), torch.bincount(which, minlength=rows)
     finally:
         model.train(was_training)
 

@@ -7,16 +7,17 @@ import logging
 import warnings
 from collections.abc import Iterator
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import BitsAndBytesConfig, PreTrainedConfig
 
-from peftkit.errors import BaseError
+from peftkit.errors import BaseError, RunError
 from peftkit.models.base import LocatedBase
 from peftkit.recipe.hyperparameters import Quantization
 
-__all__ = ["Rounding", "compute_in_float32", "load_base", "load_quantised", "quantised_modules"]
+__all__ = ["Rounding", "compute_in_float32", "load_base", "load_quantised", "native_library", "quantised_modules"]
 
 
 def load_quantised(
@@ -81,6 +82,23 @@ def compute_in_float32(model: Any) -> Any:
         if state is not None:
             state.dtype = torch.float32
     return model
+
+
+def native_library() -> str:
+    """The file of machine code that bitsandbytes has loaded, and what it is for.
+
+    Raises:
+        RunError: it has loaded none, or on a GPU none for GPUs.
+    """
+    with _hushed():
+        from bitsandbytes.cextension import lib
+    loaded = vars(lib).get("_lib")  # what stands in for a missing library has every attribute that is asked for
+    remedy = "`python -m bitsandbytes` tells why; BNB_CUDA_VERSION names another version of CUDA. full and lora work."
+    if loaded is None:
+        raise RunError("no native library of bitsandbytes could be loaded", remedy=remedy)
+    if torch.cuda.is_available() and not lib.compiled_with_cuda:
+        raise RunError(f"{Path(loaded._name).name} is loaded, which knows no GPU", remedy=remedy)
+    return f"{Path(loaded._name).name}, for {'CUDA' if lib.compiled_with_cuda else 'the CPU'}"
 
 
 class Rounding:

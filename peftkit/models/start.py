@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any
+
+import torch
 
 from peftkit.errors import FieldError
 from peftkit.models.attach import attach_adapter, resolve_targets
 from peftkit.models.base import LocatedBase, locate_base
 from peftkit.models.initialise import initialise_model, train_tokenizer
 from peftkit.models.quantise import load_base
-from peftkit.planning.hardware import Dtype
+from peftkit.planning.precision import Dtype
 from peftkit.recipe.schema import Base, Init, Recipe
 
-__all__ = ["Start", "new_start", "padding_id", "pretrained_start"]
+__all__ = ["Start", "new_start", "padding_id", "positions", "pretrained_start"]
 
 
 @dataclass(frozen=True)
@@ -46,6 +49,16 @@ class Start:
             base.enable_input_require_grads()  # frozen inputs would cut the graph at the first checkpoint
         return attach_adapter(base, recipe.lora, self.targets, self.located.folder)
 
+    def outline(self, recipe: Recipe, base_dtype: Dtype) -> Any:
+        """The model that `load` gives, without weights, on the meta device; a quantised base is whole in it."""
+        with torch.device("meta"):
+            if self.located is None:
+                return initialise_model(recipe.base.init or Init(), self.tokenizer, recipe.base.dropout)
+            base = self.located.structure(deepcopy(self.config)).to(getattr(torch, base_dtype))
+            if not recipe.trains_adapter:
+                return base
+            return attach_adapter(base, recipe.lora, self.targets, self.located.folder)
+
     def record(self) -> dict[str, Any]:
         """What a manifest says about the base."""
         return self.located.record() if self.located else {"model": None, "revision": None, "sha256": None}
@@ -60,7 +73,7 @@ def pretrained_start(recipe: Recipe) -> Start:
     """
     outline = locate_base(recipe.base, weights=False)
     config = outline.config(recipe.base.dropout)
-    _check_length(recipe, getattr(config, "max_position_embeddings", None))
+    _check_length(recipe, positions(config))
     targets = resolve_targets(outline.structure(config), recipe.lora.target_modules) if recipe.trains_adapter else []
     located = locate_base(recipe.base)
     return Start(located.tokenizer(), targets, located, config)
@@ -84,10 +97,15 @@ def padding_id(tokenizer: Any) -> int:
     return int(tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id)
 
 
-def _check_length(recipe: Recipe, positions: int | None) -> None:
-    if positions is not None and recipe.data.max_length > positions:
+def positions(config: Any) -> int | None:
+    """The tokens that a model can see at once; None where its structure has no limit."""
+    return getattr(config, "max_position_embeddings", None)
+
+
+def _check_length(recipe: Recipe, seen: int | None) -> None:
+    if seen is not None and recipe.data.max_length > seen:
         raise FieldError(
             "data.max_length",
-            f"is {recipe.data.max_length}, but the base sees at most {positions} tokens.",
-            remedy=f"Set it to {positions} or less.",
+            f"is {recipe.data.max_length}, but the base sees at most {seen} tokens.",
+            remedy=f"Set it to {seen} or less.",
         )

@@ -1,4 +1,4 @@
-"""What would make a training step fit into memory, from what was measured of the one that did not."""
+"""What a training step needs of memory, by what it is for, and what would make one fit that does not."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from peftkit.planning.optimizers import optimizer_bytes
 from peftkit.recipe.schema import Recipe
 
 __all__ = ["Fit", "StepMemory", "halved_batch", "what_fits"]
@@ -42,15 +43,41 @@ class StepMemory:
     limit_bytes: int
     """That this process may have."""
 
-    def peak_bytes(self, rows: int, *, checkpointing: bool = False, base: int | None = None, trained: int = -1) -> int:
-        """What a step with so many rows needs at its highest.
+    optim: str = "adamw_torch_fused"
+    logits_bytes: int = 0
+    """Logits that are in memory together, and their gradients."""
+
+    runtime_bytes: int = 0
+    """What is there before a model is: the libraries, or a GPU's context."""
+
+    def parts(
+        self, rows: int, *, checkpointing: bool = False, base: int | None = None, trained: int | None = None
+    ) -> dict[str, int]:
+        """What a step with so many rows needs, by what it is for; it is all needed at once when the loss is known.
 
         With activation checkpointing that the step does not have yet, each layer keeps its input alone, and one layer
         at a time its activations (Chen et al. 2016): about two layers' worth.
+
+        Args:
+            rows: of a batch.
+            checkpointing: whether activations are computed again in the backward pass.
+            base: bytes of the weights, where they are held otherwise.
+            trained: parameters that are trained, where these are others.
         """
-        held = (self.base_bytes if base is None else base) + 3 * _FLOAT * (self.trainable if trained < 0 else trained)
+        trained = self.trainable if trained is None else trained
         row = self.row_bytes * min(1.0, 2 / self.layers) if checkpointing else self.row_bytes
-        return int(held + _SLACK * rows * row)
+        return {
+            "weights": self.base_bytes if base is None else base,
+            "gradients": _FLOAT * trained,
+            "optimizer": optimizer_bytes(self.optim, trained, min(trained, self.embeddings)),
+            "activations": int(_SLACK * rows * row),
+            "logits": self.logits_bytes,
+            "runtime": self.runtime_bytes,
+        }
+
+    def peak_bytes(self, rows: int, **changes: Any) -> int:
+        """All of it together; see `parts`."""
+        return sum(self.parts(rows, **changes).values())
 
 
 @dataclass(frozen=True)

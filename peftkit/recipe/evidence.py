@@ -22,11 +22,7 @@ Metric = Literal[
     "trainable_parameters",
     "tokens_per_second",
     "peak_memory_bytes",
-    "exact_match",
-    "bleu",
-    "chrf",
-    "ter",
-    "rouge_l",
+    TextMetric,
 ]
 
 

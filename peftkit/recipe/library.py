@@ -7,7 +7,7 @@ from pathlib import Path
 from peftkit.errors import InputError
 from peftkit.recipe.names import nearest
 
-__all__ = ["find_recipe", "shipped_recipes"]
+__all__ = ["find_recipe", "recipe_name", "shipped_recipes"]
 
 _PACKAGE = Path(__file__).resolve().parents[1]
 # An installed package carries the recipes inside it; a checkout has them beside it, where people look for them.
@@ -35,3 +35,8 @@ def find_recipe(name: str) -> Path:
     guess = nearest(path.stem, shipped)
     remedy = f"Did you mean {guess}?" if guess else f"The shipped ones are: {', '.join(shipped)}."
     raise InputError("is neither a recipe file nor a shipped recipe.", where=name, remedy=remedy)
+
+
+def recipe_name(path: Path) -> str:
+    """What to call a recipe on the command line: a shipped one by its name, another by its path."""
+    return path.stem if shipped_recipes().get(path.stem) == path else str(path)

@@ -43,6 +43,9 @@ class RunContent:
 
     audit: dict[str, Any] | None = None
     samples: list[dict[str, Any]] = field(default_factory=list)
+    scores: dict[str, Any] = field(default_factory=dict)
+    """Of all that it writes, with `prompts` and `references`, where a comparison measured that."""
+
     output_bytes: int | None = None
     updates: list[LayerUpdate] = field(default_factory=list)
     merge: dict[str, Any] | None = None
@@ -98,6 +101,7 @@ def read_run(path: Path) -> RunContent:
         metrics=read_metrics(path),
         audit=_read(folder.audit, dict),
         samples=_read(folder.samples, list) or [],
+        scores=(_read(folder.evaluation, dict) or {}).get("text") or {},
         output_bytes=sum(sizes) if sizes else None,
     )
 

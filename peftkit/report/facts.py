@@ -6,8 +6,21 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from peftkit.recipe.evidence import TEXT_METRICS
+from peftkit.recipe.schema import UNUSED_SECTIONS
 from peftkit.report.content import RunContent
-from peftkit.report.wording import METHODS, TIMES, count, duration, plain, share, size, small
+from peftkit.report.wording import (
+    METHODS,
+    TIMES,
+    count,
+    duration,
+    metric_name,
+    metric_value,
+    plain,
+    share,
+    size,
+    small,
+)
 
 __all__ = [
     "EVALUATION_COLUMNS",
@@ -21,6 +34,7 @@ __all__ = [
     "key_figures",
     "merge_rows",
     "notes",
+    "scores",
     "sentence",
 ]
 
@@ -58,7 +72,6 @@ _GROUPS: dict[str, tuple[tuple[str, str], ...]] = {
         for name in ("load_in_4bit", "load_in_8bit", "bnb_4bit_quant_type", "bnb_4bit_use_double_quant")
     ),
 }
-_UNUSED = {"full": ("LoRA", "Quantization"), "lora": ("Quantization",)}
 
 
 @dataclass(frozen=True)
@@ -114,15 +127,16 @@ def key_figures(run: RunContent) -> Rows:
 
 def groups(run: RunContent) -> list[Group]:
     """The recipe's hyperparameters, those that the method uses."""
-    unused = _UNUSED.get(run.manifest.method, ())
+    unused = UNUSED_SECTIONS.get(run.manifest.method, ())
     found = []
     for title, fields in _GROUPS.items():
-        values = [(name, (run.recipe.get(section) or {}).get(name)) for section, name in fields]
+        used = [(section, name) for section, name in fields if section not in unused]
+        values = [(name, (run.recipe.get(section) or {}).get(name)) for section, name in used]
         rows = [(name, _setting(name, value)) for name, value in values if value is not None]
         rows = [row for row in rows if row != ("max_steps", "-1")]  # epochs are counted instead
         if title == "Steps":
             rows += _batch(run)
-        if rows and title not in unused:
+        if rows:
             found.append(Group(title, rows))
     if run.manifest.precision:
         asked = run.recipe.get("precision")
@@ -149,6 +163,16 @@ def evaluations(run: RunContent) -> list[tuple[str, ...]]:
         )
         for line in run.evaluations
     ]
+
+
+def scores(run: RunContent) -> Iterator[Row]:
+    """How good what it writes is, where that was measured."""
+    for name in TEXT_METRICS:
+        if name in run.scores:
+            yield metric_name(name), metric_value(name, run.scores[name])
+    if run.scores:
+        counted = count(run.scores["prompts"]), count(run.scores["references"])
+        yield "measured on", "{} completions, {} references".format(*counted)
 
 
 def audit_table(audit: dict[str, Any]) -> tuple[list[str], list[list[str]]]:

@@ -41,6 +41,7 @@ class _RunView:
     groups: list[facts.Group]
     notes: list[str]
     evaluations: list[tuple[str, ...]]
+    scores: facts.Rows
     merge: facts.Rows
     hardware: facts.Rows
     versions: facts.Rows
@@ -106,6 +107,7 @@ def _view(run: RunContent, key: str) -> _RunView:
         groups=facts.groups(run),
         notes=facts.notes(run),
         evaluations=facts.evaluations(run),
+        scores=list(facts.scores(run)),
         merge=list(facts.merge_rows(run.merge)) if run.merge else [],
         hardware=facts.hardware(manifest.hardware),
         versions=[(name, version) for name, version in manifest.versions.items() if version],

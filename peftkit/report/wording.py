@@ -92,15 +92,7 @@ def size(value: float | None) -> str:
 
 def duration(seconds: float | None) -> str:
     """A time, to two parts."""
-    if seconds is None:
-        return UNKNOWN
-    if seconds < 60:
-        return f"{seconds:.1f} s" if seconds < 10 else f"{seconds:.0f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    if minutes < 60:
-        return f"{minutes} min {rest} s"
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours:,} h {minutes} min"
+    return UNKNOWN if seconds is None else console.duration(seconds)
 
 
 def plain(value: Any) -> str:

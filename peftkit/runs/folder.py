@@ -62,6 +62,16 @@ class RunFolder:
         return self.path / "samples.json"
 
     @property
+    def evaluation(self) -> Path:
+        """How good what it writes is, where a comparison has let it write; no part of the run itself."""
+        return self.path / "evaluation.json"
+
+    @property
+    def tensorboard(self) -> Path:
+        """Where `report_to: tensorboard` writes, unless the environment says another place."""
+        return self.path / "tensorboard"
+
+    @property
     def report(self) -> Path:
         """All of it as one page for people."""
         return self.path / "report.html"

@@ -7,7 +7,7 @@ from importlib.metadata import PackageNotFoundError, version
 
 import peftkit
 
-__all__ = ["PACKAGES", "installed_versions"]
+__all__ = ["PACKAGES", "installed_versions", "version_of"]
 
 PACKAGES = ("torch", "transformers", "peft", "bitsandbytes", "accelerate", "datasets", "tokenizers", "safetensors")
 """The libraries whose version can change what a run computes."""
@@ -18,11 +18,12 @@ def installed_versions() -> dict[str, str | None]:
     return {
         "python": platform.python_version(),
         "peftkit": peftkit.__version__,
-        **{package: _version(package) for package in PACKAGES},
+        **{package: version_of(package) for package in PACKAGES},
     }
 
 
-def _version(package: str) -> str | None:
+def version_of(package: str) -> str | None:
+    """The installed version of a package; None where it is not there."""
     try:
         return version(package)
     except PackageNotFoundError:

@@ -2,16 +2,28 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import torch
 from transformers import TrainingArguments
 
 from peftkit.errors import FieldError
-from peftkit.planning.hardware import ChosenPrecision, Hardware
+from peftkit.planning.decisions import (
+    choose_checkpointing,
+    choose_compilation,
+    choose_optimizer,
+    choose_pinned_memory,
+    choose_workers,
+)
+from peftkit.planning.hardware import Hardware
+from peftkit.planning.precision import ChosenPrecision, choose_tf32
+from peftkit.recipe.hyperparameters import Training
 from peftkit.recipe.schema import Recipe
 
-__all__ = ["training_arguments"]
+__all__ = ["products_as_before", "training_arguments"]
 
 
 def training_arguments(
@@ -24,8 +36,8 @@ def training_arguments(
     """
     chosen: dict[str, Any] = {
         "report_to": "none",
-        "dataloader_pin_memory": hardware.device == "cuda",
         **recipe.training.model_dump(),
+        **_decided(recipe.training, hardware, precision),
         "output_dir": str(checkpoints),
         "run_name": recipe.name,
         "bf16": precision == "bf16",
@@ -47,3 +59,26 @@ def training_arguments(
         raise FieldError(
             "training", f"Transformers refuses it: {line}", remedy="Change or remove that field."
         ) from error
+
+
+def _decided(training: Training, hardware: Hardware, precision: ChosenPrecision) -> dict[str, Any]:
+    """The arguments that follow from the machine, where the recipe does not set them itself."""
+    return {
+        "optim": choose_optimizer(training, hardware).choice,
+        "activation_checkpointing": choose_checkpointing(training).choice,
+        "torch_compile": choose_compilation(training, hardware).choice,
+        "dataloader_num_workers": choose_workers(training).choice,
+        "dataloader_pin_memory": choose_pinned_memory(training, hardware).choice,
+        "tf32": choose_tf32(training, hardware, precision).choice,
+    }
+
+
+@contextlib.contextmanager
+def products_as_before() -> Iterator[None]:
+    """Undo what `TrainingArguments` does about TF32: it acts on the whole process, and what follows is to be exact."""
+    backends: Any = torch.backends
+    before = backends.fp32_precision
+    try:
+        yield
+    finally:
+        backends.fp32_precision = before

@@ -13,14 +13,15 @@ import torch
 from peftkit import console
 from peftkit.errors import MemoryRunError
 from peftkit.models.attach import count_embeddings, count_parameters
+from peftkit.models.outline import held_bytes, kept_for_backward
 from peftkit.planning.hardware import Hardware
 from peftkit.planning.memory import Fit, StepMemory, what_fits
 from peftkit.recipe.schema import Recipe
 
-__all__ = ["is_out_of_memory", "peak_memory_bytes", "reset_peak_memory", "shortage"]
+__all__ = ["is_out_of_memory", "memory_limit", "peak_memory_bytes", "reset_peak_memory", "shortage"]
 
 _MAXRSS_UNIT = 1 if sys.platform == "darwin" else 1024
-_CPU_TEXTS = ("can't allocate memory", "cannot allocate memory", "not enough memory")
+_TEXTS = ("can't allocate memory", "cannot allocate memory", "not enough memory", "mps backend out of memory")
 _GROUP_LIMIT = Path("/sys/fs/cgroup/memory.max")
 
 
@@ -31,9 +32,14 @@ def reset_peak_memory(hardware: Hardware) -> None:
 
 
 def peak_memory_bytes(hardware: Hardware) -> int:
-    """Bytes allocated on the GPU at the most, or the process's largest resident set on a CPU."""
+    """Bytes allocated on the GPU at the most, or the process's largest resident set on a CPU.
+
+    Apple's GPUs count no peak: it is what the driver has given, of which little is given back.
+    """
     if hardware.device == "cuda":
         return int(torch.cuda.max_memory_allocated())
+    if hardware.device == "mps":
+        return int(torch.mps.driver_allocated_memory())
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * _MAXRSS_UNIT
 
 
@@ -41,7 +47,7 @@ def is_out_of_memory(error: BaseException) -> bool:
     """Whether an error says that memory was short, of a GPU or of the machine."""
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True
-    return isinstance(error, RuntimeError) and any(text in str(error).lower() for text in _CPU_TEXTS)
+    return isinstance(error, RuntimeError) and any(text in str(error).lower() for text in _TEXTS)
 
 
 def shortage(trainer: Any, inputs: dict[str, Any], recipe: Recipe, hardware: Hardware) -> MemoryRunError:
@@ -52,12 +58,14 @@ def shortage(trainer: Any, inputs: dict[str, Any], recipe: Recipe, hardware: Har
     trainer.model.zero_grad()
     if hardware.device == "cuda":
         torch.cuda.empty_cache()
+    elif hardware.device == "mps":
+        torch.mps.empty_cache()
     rows, tokens = inputs["input_ids"].shape
-    peak, limit = peak_memory_bytes(hardware), _limit_bytes(hardware)
+    peak, limit = peak_memory_bytes(hardware), memory_limit(hardware)
     batch = "one row" if rows == 1 else f"{rows} rows"
     line = f"a step of {batch} of {tokens:,} tokens does not fit into memory: {console.size(peak)} were in use"
     try:
-        step = _measured(trainer, inputs, limit)
+        step = _measured(trainer, inputs, recipe, limit)
     except (RuntimeError, MemoryError):
         return MemoryRunError(
             f"{line}, and not even one row fits.",
@@ -77,25 +85,15 @@ def _advice(fits: list[Fit]) -> str:
     return f"{line} --auto-batch finds a batch by itself." if "batch_size" in fits[0].change else line
 
 
-def _measured(trainer: Any, inputs: dict[str, Any], limit: int) -> StepMemory:
+def _measured(trainer: Any, inputs: dict[str, Any], recipe: Recipe, limit: int) -> StepMemory:
     model = trainer.model
     trainable, total = count_parameters(model)
-    tensors = [*model.parameters(), *model.buffers()]
-    held = {tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes() for tensor in tensors}
-    kept: dict[int, int] = {}
-
-    def count(tensor: torch.Tensor) -> torch.Tensor:
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in held:
-            kept[storage.data_ptr()] = storage.nbytes()
-        return tensor.detach()  # the tensor itself would hold the step that it was saved in, and that one it
-
     row = {name: values[:1] for name, values in inputs.items() if name not in ("numbers", "num_tokens")}
-    with torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor), trainer.compute_loss_context_manager():
+    with kept_for_backward(model) as kept, trainer.compute_loss_context_manager():
         loss = trainer.compute_loss(model, row | {"use_cache": False})
     del loss
     return StepMemory(
-        base_bytes=sum(held.values()),
+        base_bytes=held_bytes(model),
         trainable=trainable,
         total=total,
         embeddings=count_embeddings(model),
@@ -103,12 +101,13 @@ def _measured(trainer: Any, inputs: dict[str, Any], limit: int) -> StepMemory:
         rows=len(inputs["input_ids"]),
         layers=int(getattr(model.config, "num_hidden_layers", 1)),
         limit_bytes=limit,
+        optim=recipe.training.optim,
     )
 
 
-def _limit_bytes(hardware: Hardware) -> int:
+def memory_limit(hardware: Hardware) -> int:
     """Memory that this process may have: of the GPU, or the least of what is free and what limits allow."""
-    if hardware.device == "cuda":
+    if hardware.device != "cpu":
         return hardware.memory_bytes
     used = psutil.Process().memory_info()
     limits = [psutil.virtual_memory().available + used.rss]

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -16,13 +17,15 @@ from peftkit.data.prepare import RunData
 from peftkit.errors import RunError
 from peftkit.models.attach import adapter_has_effect
 from peftkit.models.kernels import use_fast_kernels
-from peftkit.planning.hardware import Attention, ChosenPrecision, Hardware
+from peftkit.planning.decisions import Attention
+from peftkit.planning.hardware import Hardware
+from peftkit.planning.precision import ChosenPrecision
 from peftkit.recipe.schema import Recipe
 from peftkit.runs.checkpoints import Checkpoint
 from peftkit.runs.folder import RunFolder
 from peftkit.runs.manifest import RunManifest
 from peftkit.storage import write_text
-from peftkit.training.arguments import training_arguments
+from peftkit.training.arguments import products_as_before, training_arguments
 from peftkit.training.checkpoint import Progress
 from peftkit.training.conduct import Conduct
 from peftkit.training.health import HealthWatch
@@ -32,7 +35,7 @@ from peftkit.training.records import MetricsFile
 from peftkit.training.signals import StopRequest
 from peftkit.training.trainer import TokenTrainer
 
-__all__ = ["TrainingResult", "Work", "train"]
+__all__ = ["TrainingResult", "Work", "build_trainer", "train"]
 
 _FLASH: Attention = "flash_attention_2"  # it tells documents apart by their positions in a single row only
 
@@ -49,12 +52,17 @@ class Work:
     folder: RunFolder
     manifest: RunManifest
     stop: StopRequest
-    check_inputs: Callable[[], None]
+    check_inputs: Callable[[], None] = lambda: None
     checkpoint: Checkpoint | None = None
     """Where to go on; None to begin."""
 
     adopt: bool = False
     """Whether hyperparameters have changed since the checkpoint, and are to act."""
+
+    def with_training(self, training: dict[str, Any]) -> Work:
+        """The same with other values of some hyperparameters."""
+        changed = self.recipe.training.model_copy(update=training)
+        return replace(self, recipe=self.recipe.model_copy(update={"training": changed}))
 
     def warn(self, message: str) -> None:
         """Tell what may surprise, and write it down."""
@@ -79,6 +87,7 @@ class TrainingResult:
     checkpoint_seconds: float
 
 
+@products_as_before()
 def train(model: Any, work: Work) -> TrainingResult:
     """Train `model` in place through the Trainer, measuring the validation data before and after.
 
@@ -89,7 +98,7 @@ def train(model: Any, work: Work) -> TrainingResult:
     set_seed(work.recipe.training.seed)
     use_fast_kernels(model, work.hardware)
     reset_peak_memory(work.hardware)
-    trainer, progress = _trainer(model, work)
+    trainer, progress = build_trainer(model, work)
     report = ProgressReport(f"training {work.recipe.method}", trainer)
     trainer.add_callback(MetricsFile(work.folder.metrics, trainer))
     trainer.add_callback(HealthWatch(work.warn))
@@ -122,9 +131,10 @@ def train(model: Any, work: Work) -> TrainingResult:
     )
 
 
-def _trainer(model: Any, work: Work) -> tuple[TokenTrainer, Progress]:
+def build_trainer(model: Any, work: Work) -> tuple[TokenTrainer, Progress]:
     """The Trainer, and the progress that it counts on, which begins at nothing or at the checkpoint's."""
     recipe, data = work.recipe, work.data
+    os.environ.setdefault("TENSORBOARD_LOGGING_DIR", str(work.folder.tensorboard))
     progress = Progress(work.manifest.run_id) if work.checkpoint is None else Progress.read(work.checkpoint)
     conduct = Conduct(
         folder=work.folder,

@@ -33,7 +33,7 @@ class Cell:
     def arguments(self) -> list[str]:
         """What says to `peftkit train` which run it is."""
         arm = self.arm
-        settings = [*arm.overrides, *(f"{name}={value}" for name, value in arm.changes.items()), f"{_SEED}={self.seed}"]
+        settings = [*_settings(arm.overrides, arm.changes), f"{_SEED}={self.seed}"]
         options = [part for setting in settings for part in ("--set", setting)]
         return [str(arm.recipe), "--method", arm.method, *options]
 
@@ -99,10 +99,13 @@ def with_rate(arm: Arm, rate: str) -> Arm:
 
 
 def _arm(recipe: Path, method: Method, overrides: Sequence[str], changes: Mapping[str, str]) -> Arm:
-    settings = [*overrides, *(f"{name}={value}" for name, value in changes.items())]
-    file = load_recipe(recipe, method=method, overrides=settings)
+    file = load_recipe(recipe, method=method, overrides=_settings(overrides, changes))
     name = " ".join([method, *(f"{_leaf(field)}={value}" for field, value in changes.items())])
     return Arm(name, recipe, method, tuple(overrides), changes, file)
+
+
+def _settings(overrides: Sequence[str], changes: Mapping[str, str]) -> list[str]:
+    return [*overrides, *(f"{name}={value}" for name, value in changes.items())]
 
 
 def _leaf(field: str) -> str:

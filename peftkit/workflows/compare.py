@@ -11,7 +11,8 @@ from typing import Any
 from peftkit import console
 from peftkit.errors import InputError, RunError, TargetError
 from peftkit.recipe.evidence import TEXT_METRICS
-from peftkit.recipe.schema import Method
+from peftkit.recipe.library import recipe_name
+from peftkit.recipe.schema import Method, Recipe
 from peftkit.runs.comparison import COMPARISON_NAME, Comparison
 from peftkit.runs.folder import RunFolder
 from peftkit.runs.lock import locked
@@ -20,7 +21,7 @@ from peftkit.workflows.apart import run_apart, wait_for
 from peftkit.workflows.arms import Arm, Cell, arms_of, with_rate
 from peftkit.workflows.evaluate import Measures, evaluate_target
 from peftkit.workflows.resume import Past, check_finished
-from peftkit.workflows.tabulate import EVALUATION_NAME, Table, tabulate
+from peftkit.workflows.tabulate import Table, tabulate
 
 __all__ = ["CompareOptions", "compare"]
 
@@ -81,7 +82,7 @@ def compare(recipe: Path, options: CompareOptions, output: Path) -> Comparison:
             _train(cell, output, f"{number} of {len(cells)}")
         if generates:
             _evaluate(cells, output)
-        table = Table(str(recipe), arms, output, options.seeds, options.by, tried)
+        table = Table(recipe_name(recipe), arms, output, options.seeds, options.by, tried)
         comparison = tabulate(table, output / _BASE_NAME if generates else None)
         write_json(output / COMPARISON_NAME, comparison.to_json())
     return comparison
@@ -97,14 +98,15 @@ def _held(output: Path, plan: dict[str, Any]) -> Iterator[None]:
     if not is_free(output) and not (output / _PLAN_NAME).is_file():
         remedy = "Name another place with --output."
         raise TargetError("exists already, and holds no comparison.", where=str(output), remedy=remedy)
-    try:
-        output.mkdir(parents=True, exist_ok=True)
-        with locked(output):
+    with contextlib.ExitStack() as held:
+        try:
+            output.mkdir(parents=True, exist_ok=True)
+            held.enter_context(locked(output))
             write_json(output / _PLAN_NAME, plan)
-            yield
-    except OSError as error:
-        remedy = "Name another place with --output."
-        raise TargetError(f"cannot be written: {error.strerror}.", where=str(output), remedy=remedy) from error
+        except OSError as error:
+            remedy = "Name another place with --output."
+            raise TargetError(f"cannot be written: {error.strerror}.", where=str(output), remedy=remedy) from error
+        yield
 
 
 def _train(cell: Cell, output: Path, which: str, *, may_fail: bool = False) -> bool:
@@ -120,7 +122,8 @@ def _train(cell: Cell, output: Path, which: str, *, may_fail: bool = False) -> b
         return True
     wait_for(folder.path)
     console.info(f"{which}: {cell.name}")
-    status = run_apart(["train", *cell.arguments(), "--output", str(folder.path), "--resume"])
+    going_on = [] if folder.is_free else ["--resume"]
+    status = run_apart(["train", *cell.arguments(), "--output", str(folder.path), *going_on])
     if status and not (may_fail and status == 1):
         remedy = "Mend it, and give the same command again: finished runs stay."
         error = InputError if status == 2 else RunError
@@ -166,16 +169,17 @@ def _with_best_rate(arm: Arm, rates: Sequence[str], output: Path, tried: list[di
 def _evaluate(cells: Sequence[Cell], output: Path) -> None:
     """Let every run write the completions, and the untouched base; what was measured already stays."""
     recipe = cells[0].file.recipe
-    if recipe.base.model and not (output / _BASE_NAME).is_file():
-        console.info(f"what {recipe.base.model} writes before any fine-tuning")
+    if recipe.base.model:
         base = f"{recipe.base.model}@{recipe.base.revision}" if recipe.base.revision else recipe.base.model
-        measured = evaluate_target(base, recipe.data, Measures(generation=recipe.generation))
-        write_json(output / _BASE_NAME, asdict(measured))
+        _written(base, f"{recipe.base.model} before any fine-tuning", recipe, output / _BASE_NAME)
     for cell in cells:
-        place = output / cell.name / EVALUATION_NAME
-        generation = cell.file.recipe.generation
-        if place.is_file() and read_json(place)["generation"] == generation.model_dump(mode="json"):
-            continue
-        console.info(f"what {cell.name} writes")
-        measured = evaluate_target(str(place.parent), cell.file.recipe.data, Measures(generation=generation))
-        write_json(place, asdict(measured))
+        folder = RunFolder(output / cell.name)
+        _written(str(folder.path), cell.name, cell.file.recipe, folder.evaluation)
+
+
+def _written(target: str, name: str, recipe: Recipe, place: Path) -> None:
+    """Let a target write the completions, and keep the scores, unless they are there already."""
+    if place.is_file() and read_json(place)["generation"] == recipe.generation.model_dump(mode="json"):
+        return
+    console.info(f"what {name} writes")
+    write_json(place, asdict(evaluate_target(target, recipe.data, Measures(generation=recipe.generation))))

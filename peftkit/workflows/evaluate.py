@@ -24,7 +24,7 @@ from peftkit.evaluation.text import TextScores, score_texts
 from peftkit.models.adapter import AS_RECORDED, GivenBase
 from peftkit.models.device import detect_hardware
 from peftkit.models.loss import Loss
-from peftkit.models.start import padding_id
+from peftkit.models.start import padding_id, positions
 from peftkit.models.target import Opened, open_base, open_target
 from peftkit.recipe.evidence import Generation
 from peftkit.recipe.hyperparameters import Training
@@ -190,7 +190,7 @@ class _Measured:
 
     @classmethod
     def of(cls, name: str, opened: Opened, data: Data, measures: Measures) -> _Measured:
-        seen = getattr(opened.model.config, "max_position_embeddings", None) or sys.maxsize
+        seen = positions(opened.model.config) or sys.maxsize
         data = data.model_copy(update={"max_length": min(measures.max_length or data.max_length, seen)})
         if measures.stride is not None and measures.stride > data.max_length:
             remedy = "A longer stride would leave tokens out; lower it."

@@ -14,13 +14,18 @@ from peftkit.models.attach import count_parameters
 from peftkit.models.attention import use_attention
 from peftkit.models.device import detect_hardware
 from peftkit.models.start import Start, new_start, padding_id, pretrained_start
-from peftkit.planning.hardware import ChosenPrecision, Dtype, Hardware, choose_base_dtype, choose_precision
+from peftkit.planning.decisions import decide
+from peftkit.planning.hardware import Hardware
+from peftkit.planning.precision import ChosenPrecision, Dtype, choose_base_dtype, choose_precision
 from peftkit.recipe.loader import RecipeFile
 from peftkit.recipe.schema import Recipe
+from peftkit.runs.folder import RunFolder
 from peftkit.runs.inputs import Inputs
 from peftkit.runs.manifest import RunManifest
 from peftkit.runs.versions import installed_versions
 from peftkit.storage import sha256_of_json
+from peftkit.training.signals import StopRequest
+from peftkit.training.train import Work
 
 __all__ = ["Job", "prepare_job"]
 
@@ -86,6 +91,19 @@ class Job:
         located = self.start.located
         return Inputs.of(self.start.record(), located.folder if located else None, self.data_record())
 
+    def work(self, folder: RunFolder, manifest: RunManifest, stop: StopRequest) -> Work:
+        """What training needs, of a run that begins."""
+        return Work(
+            recipe=self.recipe,
+            data=self.data,
+            pad_token_id=self.pad_token_id,
+            hardware=self.hardware,
+            precision=self.precision,
+            folder=folder,
+            manifest=manifest,
+            stop=stop,
+        )
+
     def with_batch(self, rows: int, accumulation: int) -> Job:
         """The same run with another batch per pass."""
         batch = {"per_device_train_batch_size": rows, "gradient_accumulation_steps": accumulation}
@@ -101,8 +119,9 @@ def prepare_job(file: RecipeFile) -> Job:
     recipe = file.recipe
     with file.locating():
         hardware = detect_hardware()
-        precision = choose_precision(recipe.precision, hardware)
-        base_dtype = choose_base_dtype(recipe.base.dtype, recipe.method, precision)
+        decide(hardware, recipe)  # what this machine cannot do is refused here, at its line of the recipe
+        precision = choose_precision(recipe.precision, hardware).choice
+        base_dtype = choose_base_dtype(recipe.base.dtype, recipe.method, precision).choice
         start = _start(recipe)
         data = prepare(recipe.data, start.tokenizer)
         console.info(f"train: {data.train.summary()}")

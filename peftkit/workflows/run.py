@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import gc
-import shutil
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from peftkit import console
 from peftkit.errors import MemoryRunError, PeftkitError, TargetError
-from peftkit.models.attach import count_embeddings, count_parameters
-from peftkit.planning.disk import disk_need
+from peftkit.models.attach import count_parameters
 from peftkit.planning.memory import halved_batch
 from peftkit.recipe.loader import RecipeFile
 from peftkit.runs.checkpoints import Checkpoint, newest_sound
@@ -24,6 +22,7 @@ from peftkit.training.train import TrainingResult, Work, train
 from peftkit.workflows.ending import recorded
 from peftkit.workflows.job import Job, prepare_job
 from peftkit.workflows.output import ship
+from peftkit.workflows.plan import estimate
 from peftkit.workflows.report import write_report
 from peftkit.workflows.resume import Past, check_finished, restart_point
 from peftkit.workflows.shown import show_after, show_before
@@ -70,8 +69,8 @@ def run(file: RecipeFile, options: RunOptions = RunOptions()) -> tuple[RunFolder
 def _begin(folder: RunFolder, file: RecipeFile, options: RunOptions, stop: StopRequest) -> RunManifest:
     job = prepare_job(file)
     inputs = job.inputs()
+    _look_ahead(folder, job)
     model = job.load()
-    _check_room(folder, job, model)
     manifest = job.manifest()
     with folder.created(job.file.resolved_yaml(), manifest):
         return _carry_out(_Attempt(job, folder, manifest, inputs, stop, options), model)
@@ -120,20 +119,8 @@ class _Attempt:
 
     def work(self) -> Work:
         """What training needs of it."""
-        job = self.job
-        return Work(
-            recipe=job.recipe,
-            data=job.data,
-            pad_token_id=job.pad_token_id,
-            hardware=job.hardware,
-            precision=job.precision,
-            folder=self.folder,
-            manifest=self.manifest,
-            stop=self.stop,
-            check_inputs=self.inputs.check,
-            checkpoint=self.checkpoint,
-            adopt=self.adopt,
-        )
+        work = self.job.work(self.folder, self.manifest, self.stop)
+        return replace(work, check_inputs=self.inputs.check, checkpoint=self.checkpoint, adopt=self.adopt)
 
     def with_smaller_batch(self) -> _Attempt | None:
         """The same run with half the batch, from its newest checkpoint; None where a batch is one row."""
@@ -191,22 +178,22 @@ def _trained(attempt: _Attempt, model: Any) -> tuple[TrainingResult, _Attempt]:
         gc.collect()
 
 
-def _check_room(folder: RunFolder, job: Job, model: Any) -> None:
-    """See that the disk has room for what the run will write.
+def _look_ahead(folder: RunFolder, job: Job) -> None:
+    """Say what the run will take, and see that the disk has room for what it will write.
 
     Raises:
         TargetError: it has not.
     """
-    trainable, _ = count_parameters(model)
-    embeddings = count_embeddings(model, trained=True)
-    need = disk_need(job.recipe.training, trainable, job.data.train.length, embeddings)
-    parent = next(parent for parent in folder.path.absolute().parents if parent.is_dir())
-    free = shutil.disk_usage(parent).free
-    if need.total > free:
+    ahead = estimate(job)
+    console.info(ahead.summary(job.recipe.training))
+    if ahead.peak_memory_bytes > ahead.limit_bytes:
+        console.warning("that may be more memory than there is; `peftkit plan` measures it, and says what would fit.")
+    need = ahead.disk
+    if need.total > ahead.free_bytes:
         kept = f"{need.checkpoints} checkpoints of {console.size(need.checkpoint_bytes)} at a time, and "
         raise TargetError(
             f"the run needs about {console.size(need.total)} ({kept if need.checkpoints else ''}"
-            f"{console.size(need.output_bytes)} in the end), but the disk has {console.size(free)} free.",
+            f"{console.size(need.output_bytes)} in the end), but the disk has {console.size(ahead.free_bytes)} free.",
             where=str(folder.path),
             remedy="Free some, name another --output, lower training.save_total_limit, or use method: lora.",
         )

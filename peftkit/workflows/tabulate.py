@@ -19,9 +19,8 @@ from peftkit.runs.folder import RunFolder
 from peftkit.storage import read_json
 from peftkit.workflows.arms import Arm
 
-__all__ = ["EVALUATION_NAME", "Table", "check_expectations", "measured_of", "tabulate"]
+__all__ = ["Table", "check_expectations", "measured_of", "tabulate"]
 
-EVALUATION_NAME = "evaluation.json"
 _OF_A_RUN = (
     "eval_loss",
     "perplexity",
@@ -96,7 +95,7 @@ def measured_of(folder: RunFolder) -> dict[str, Any]:
     found = {name: getattr(manifest.metrics, name) for name in (*_OF_A_RUN, "base_perplexity")}
     weights = [name for name in manifest.outputs if name.endswith(".safetensors")]
     found["output_bytes"] = sum((folder.path / name).stat().st_size for name in weights)
-    return found | _text_scores(folder.path / EVALUATION_NAME)
+    return found | _text_scores(folder.evaluation)
 
 
 def _text_scores(place: Path) -> dict[str, float]:

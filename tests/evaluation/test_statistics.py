@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from scipy import stats
 
 from peftkit.evaluation.statistics import statistic, welch_interval
 
@@ -24,6 +25,14 @@ def test_equal_values_differ_by_just_their_difference() -> None:
     assert welch_interval([2.0, 2.0], [1.0, 1.0]) == (1.0, 1.0)
 
 
+def test_the_interval_is_that_of_scipys_own_test() -> None:
+    ours, theirs = [1.0, 2.0, 3.0], [1.1, 2.5, 3.9]
+
+    expected = stats.ttest_ind(ours, theirs, equal_var=False).confidence_interval(0.95)
+
+    assert welch_interval(ours, theirs) == pytest.approx((expected.low, expected.high), rel=1e-12)
+
+
 @pytest.mark.parametrize("spread", [1.0, 4.0])
 def test_the_interval_holds_the_true_difference_as_often_as_it_says(spread: float) -> None:
     rng = np.random.default_rng(0)
@@ -32,4 +41,4 @@ def test_the_interval_holds_the_true_difference_as_often_as_it_says(spread: floa
 
     held = np.mean([interval is not None and interval[0] <= 1.0 <= interval[1] for interval in found])
 
-    assert 0.94 <= held <= 0.99
+    assert 0.93 <= held <= 0.99

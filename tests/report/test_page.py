@@ -68,6 +68,17 @@ def test_every_name_in_a_page_is_given_once(compared: Path) -> None:
     assert len(names) == len(set(names))
 
 
+def test_what_a_comparison_measured_of_a_run_stands_in_its_own_page(run: Path, tmp_path: Path) -> None:
+    measured = {"bleu": 61.5, "exact_match": 0.25, "prompts": 12, "references": 30}
+    shutil.copytree(run, tmp_path / "run")
+    write_json(tmp_path / "run" / "evaluation.json", {"text": measured})
+
+    written = page(write_report([tmp_path / "run"]))
+
+    assert "<td>61.5</td>" in written
+    assert "12 completions, 30 references" in written
+
+
 def test_a_text_of_the_data_stays_a_text(content: RunContent) -> None:
     evil = "<script>alert(1)</script><img src=x onerror=alert(2)>"
     sample = {"prompt": evil, "wanted": evil, "before": evil, "after": evil}

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 
 from peftkit.errors import FieldError
-from peftkit.planning.hardware import Hardware
+from peftkit.planning.devices import device_named
 from peftkit.recipe.loader import load_recipe
 from peftkit.recipe.schema import Recipe
-from peftkit.training.arguments import training_arguments
+from peftkit.training.arguments import products_as_before, training_arguments
 
-CPU = Hardware("cpu", "a CPU", 10**10, 1, 2)
+CPU, T4 = device_named("cpu"), device_named("t4")
 
 
 def recipe_of(path: Path, method: str = "lora", *overrides: str) -> Recipe:
@@ -41,6 +43,31 @@ def test_what_the_recipe_says_arrives(recipe_path: Path, tmp_path: Path) -> None
     assert not arguments.bf16
     assert not arguments.fp16
     assert arguments.report_to == []
+
+
+def test_training_takes_the_decisions_that_are_printed(recipe_path: Path, tmp_path: Path) -> None:
+    built = [training_arguments(recipe_of(recipe_path), device, "fp32", tmp_path) for device in (CPU, T4)]
+    own = training_arguments(
+        recipe_of(recipe_path, "lora", "training.dataloader_pin_memory=false", "training.dataloader_num_workers=1"),
+        T4,
+        "fp32",
+        tmp_path,
+    )
+
+    assert [arguments.dataloader_pin_memory for arguments in (*built, own)] == [False, True, False]
+    assert [arguments.dataloader_num_workers for arguments in (*built, own)] == [0, 0, 1]
+    assert [arguments.tf32 for arguments in (*built, own)] == [False, False, False]
+    assert [arguments.use_cpu for arguments in (*built, own)] == [True, False, False]
+
+
+def test_a_run_leaves_the_products_of_its_process_as_they_were() -> None:
+    backends: Any = torch.backends
+    before = backends.fp32_precision
+
+    with products_as_before():
+        backends.fp32_precision = "tf32"
+
+    assert backends.fp32_precision == before
 
 
 def test_a_combination_that_transformers_refuses_is_an_error_about_training(recipe_path: Path, tmp_path: Path) -> None:

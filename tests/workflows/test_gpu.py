@@ -6,13 +6,17 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from peftkit.merging.merge import merge
+from peftkit.models.device import detect_hardware
+from peftkit.planning.precision import choose_precision
 from peftkit.recipe.loader import load_recipe
 from peftkit.runs.folder import RunFolder
+from peftkit.training.arguments import products_as_before, training_arguments
 from peftkit.workflows.run import run
 
 pytestmark = [
@@ -68,3 +72,18 @@ def test_an_adapter_trained_on_a_gpu_is_merged_exactly(recipe_path: Path, tmp_pa
 
     assert receipt.proof is not None
     assert receipt.proof.relative_error < 1e-5
+
+
+def test_tf32_is_on_beside_bf16_while_training_and_exact_products_come_back(recipe_path: Path, tmp_path: Path) -> None:
+    backends: Any = torch.backends
+    before = backends.fp32_precision
+    hardware = detect_hardware()
+    precision = choose_precision("auto", hardware).choice
+
+    with products_as_before():
+        arguments = training_arguments(load_recipe(recipe_path).recipe, hardware, precision, tmp_path)
+        during = backends.fp32_precision
+
+    assert arguments.tf32 is hardware.is_ampere
+    assert during == ("tf32" if hardware.is_ampere else before)
+    assert backends.fp32_precision == before

@@ -1,0 +1,133 @@
+"""`peftkit plan`: what a recipe will take, before it is trained."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
+
+import click
+
+from peftkit import console
+from peftkit.cli import options
+from peftkit.cli.decisions import print_decisions
+from peftkit.errors import RunError
+from peftkit.recipe.library import find_recipe
+from peftkit.recipe.loader import load_recipe
+
+if TYPE_CHECKING:
+    from peftkit.planning.plan import Plan
+
+__all__ = ["command"]
+
+_PARTS = ("weights", "gradients", "optimizer", "activations", "logits", "runtime")
+
+
+@click.command("plan")
+@click.argument("recipe")
+@options.method
+@click.option("--all-methods", is_flag=True, help="Plan full, lora and qlora.")
+@click.option("--dry", is_flag=True, help="Measure nothing: compute memory from the model's structure alone.")
+@click.option(
+    "--seconds",
+    type=click.FloatRange(min=1),
+    default=20.0,
+    show_default=True,
+    help="About how long the steps of each method are measured.",
+)
+@options.overrides
+@options.as_json
+def command(
+    recipe: str,
+    method: str | None,
+    all_methods: bool,
+    dry: bool,
+    seconds: float,
+    overrides: tuple[str, ...],
+    as_json: bool,
+) -> None:
+    """Tell what RECIPE will take: parameters, memory, time and room on the disk.
+
+    Its own first steps are trained, on its own data, in a folder that is thrown away, with its longest rows and its
+    validation data; memory and time are measured on them. --dry looks at the model's structure alone. Where it does
+    not fit, the changes are named with which it would. Status 1 says that it does not.
+
+    \b
+    Examples:
+      peftkit plan my.yaml
+      peftkit plan my.yaml --all-methods
+      peftkit plan gpt2-wikitext2 --dry --method qlora
+    """
+    if all_methods and method:
+        raise click.UsageError("--all-methods plans each method: leave --method out.")
+    place = find_recipe(recipe)
+    file = load_recipe(place, method=method, overrides=overrides)
+
+    from peftkit.models.base import take_quiet
+    from peftkit.workflows.plan import plan, plan_methods
+
+    take_quiet()
+    if all_methods:
+        given = [part for change in overrides for part in ("--set", change)]
+        plans = plan_methods([str(place), *given, *(["--dry"] if dry else ["--seconds", str(seconds)])])
+    else:
+        plans = [plan(file, seconds=None if dry else seconds)]
+    if as_json:
+        console.print_json({"recipe": recipe, "plans": [each.to_json() for each in plans]})
+    else:
+        _show(plans)
+    concerns = [concern for each in plans for concern in _concerns(each)]
+    if concerns:
+        raise RunError(" ".join(concerns), where=recipe)
+
+
+def _show(plans: Sequence[Plan]) -> None:
+    first = plans[0]
+    console.print_table(None, ["", *(each.method for each in plans)], list(_rows(plans)), numeric=True)
+    console.print_text("")
+    how = "Measured on the run's own steps" if first.measured else "Computed from the model's structure"
+    console.print_text(f"{how}, on {first.device} in {first.precision}.")
+    if len(plans) == 1:
+        console.print_text("")
+        print_decisions(first.decisions)
+
+
+def _rows(plans: Sequence[Plan]) -> Iterator[list[str]]:
+    yield ["trained parameters", *(f"{each.trainable_parameters:,}" for each in plans)]
+    yield ["all parameters", *(f"{each.total_parameters:,}" for each in plans)]
+    yield ["steps", *(f"{each.steps:,}" for each in plans)]
+    yield ["epochs", *(f"{each.epochs:.3g}" for each in plans)]
+    if any(each.train_tokens for each in plans):
+        yield ["tokens", *(f"{each.train_tokens or 0:,}" for each in plans)]
+    yield ["peak memory", *(console.size(each.peak_memory_bytes) for each in plans)]
+    for part in _PARTS:
+        yield [f"  {part}", *(console.size(each.memory[part]) for each in plans)]
+    yield ["memory there is", *(console.size(each.limit_bytes) for each in plans)]
+    yield ["checkpoints", *(_checkpoints(each) for each in plans)]
+    yield ["disk needed", *(console.size(each.disk.total) for each in plans)]
+    yield ["disk free", *(console.size(each.free_bytes) for each in plans)]
+    if any(each.train_seconds for each in plans):
+        yield ["time", *(_time(each) for each in plans)]
+
+
+def _checkpoints(plan: Plan) -> str:
+    if not plan.disk.checkpoints:
+        return "none"
+    return f"{plan.disk.checkpoints} of {console.size(plan.disk.checkpoint_bytes)}"
+
+
+def _time(plan: Plan) -> str:
+    time = plan.train_seconds
+    if time is None:
+        return ""
+    if time.low is None or time.high is None:
+        return console.duration(time.seconds)
+    return f"{console.duration(time.seconds)} ({console.duration(time.low)} to {console.duration(time.high)})"
+
+
+def _concerns(plan: Plan) -> Iterator[str]:
+    if plan.peak_memory_bytes > plan.limit_bytes:
+        fits = "; or ".join(f"{fit.change} (about {console.size(fit.peak_bytes)})" for fit in plan.would_fit)
+        remedy = f"It would with {fits}." if fits else "Lower data.max_length, or use a smaller base."
+        yield f"{plan.method} does not fit into memory. {remedy}"
+    if plan.disk.total > plan.free_bytes:
+        yield f"{plan.method} does not fit on the disk. Lower training.save_total_limit, or name another output."

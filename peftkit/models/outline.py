@@ -1,0 +1,166 @@
+"""What a model takes, known from its structure on the meta device: no weight is read, and nothing is computed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn import functional
+from torch.overrides import TorchFunctionMode
+from transformers.modeling_utils import AttentionInterface
+
+from peftkit.models.attach import embedding_modules
+from peftkit.models.kernels import use_fast_kernels
+from peftkit.planning.hardware import Hardware
+from peftkit.planning.precision import ChosenPrecision
+from peftkit.recipe.hyperparameters import Quantization
+
+__all__ = ["activation_bytes", "held_bytes", "kept_for_backward", "weight_bytes"]
+
+_NAME = "peftkit_outline"
+_LOW = (torch.addmm, torch.matmul, torch.bmm, functional.linear, torch.Tensor.matmul)
+_HIGH = (functional.layer_norm, torch.layer_norm, functional.softmax, torch.rsqrt, torch.pow, torch.Tensor.pow)
+"""What autocast computes in half precision, and what in float32, of what decoders are made of."""
+
+_BYTES_4_BIT = 0.5 + 4 / 64
+_BYTES_4_BIT_TWICE = 0.5 + 1 / 64 + 4 / (64 * 256)
+"""Of a weight in 4 bits: half a byte, a scale for each 64, and the scale of 256 scales (Dettmers et al. 2023)."""
+
+
+def weight_bytes(structure: Any, quantization: Quantization | None) -> int:
+    """Bytes of a model's weights in the number types that it is held in, its linear layers as they are quantised."""
+    held = {id(parameter): parameter.numel() * parameter.element_size() for parameter in structure.parameters()}
+    if quantization is not None:
+        for name, module in structure.named_modules():
+            weight = getattr(module, "weight", None)
+            if weight is not None and weight.dim() == 2 and not weight.requires_grad and _is_rounded(structure, name):
+                held[id(weight)] = int(weight.numel() * _bytes_of_a_weight(quantization))
+    return sum(held.values())
+
+
+def _is_rounded(structure: Any, name: str) -> bool:
+    inner = structure.get_base_model() if hasattr(structure, "peft_config") else structure
+    return not any(name == kept or name.endswith(f".{kept}") for kept in embedding_modules(inner))
+
+
+def _bytes_of_a_weight(quantization: Quantization) -> float:
+    if quantization.load_in_8bit:
+        return 1.0
+    return _BYTES_4_BIT_TWICE if quantization.bnb_4bit_use_double_quant else _BYTES_4_BIT
+
+
+def activation_bytes(model: Any, rows: int, tokens: int, precision: ChosenPrecision, hardware: Hardware) -> int:
+    """Bytes that a model on the meta device keeps for the backward pass of a batch of [rows, tokens].
+
+    That is all up to the hidden states; the logits are a loss's own. The model is changed as training would change it,
+    and is used up.
+    """
+    use_fast_kernels(model, hardware)
+    inner = model.get_base_model() if hasattr(model, "peft_config") else model
+    keeps_dropped = hardware.device == "cpu"
+    AttentionInterface.register(_NAME, _Attention(keeps_dropped))
+    inner.set_attn_implementation(_NAME)
+    inner.config.pad_token_id = None  # with one, the model looks at its inputs
+    ids = torch.zeros(rows, tokens, dtype=torch.long, device="meta")
+    body = getattr(inner, inner.base_model_prefix)
+    model.train()
+    with kept_for_backward(model) as kept, _Autocast(precision):
+        body(input_ids=ids, use_cache=False)
+    return sum(kept.values())
+
+
+def held_bytes(model: Any) -> int:
+    """Bytes of a model's tensors as they are held, each storage once."""
+    tensors = (*model.parameters(), *model.buffers())
+    return sum({_storage(tensor): tensor.untyped_storage().nbytes() for tensor in tensors}.values())
+
+
+@contextmanager
+def kept_for_backward(model: Any) -> Iterator[Mapping[Any, int]]:
+    """Bytes of what is kept for the backward pass within the block, by its storage, without the model's own tensors."""
+    own = {_storage(tensor) for tensor in (*model.parameters(), *model.buffers())}
+    kept: dict[Any, int] = {}
+
+    def count(tensor: torch.Tensor) -> torch.Tensor:
+        if _storage(tensor) not in own:
+            kept[_storage(tensor)] = tensor.untyped_storage().nbytes()
+        return tensor.detach()  # the tensor itself would hold the step that it was saved in, and that one it
+
+    with torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
+        yield kept
+
+
+def _storage(tensor: torch.Tensor) -> int:
+    """What tells storages apart, those without memory too."""
+    return int(tensor.untyped_storage()._cdata)
+
+
+class _Autocast(TorchFunctionMode):
+    """Number types as autocast chooses them, which has no part on the meta device."""
+
+    def __init__(self, precision: ChosenPrecision) -> None:
+        super().__init__()
+        self._half = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision)
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        del types
+        dtype = None
+        if self._half is not None:
+            dtype = self._half if func in _LOW else torch.float32 if func in _HIGH else None
+        if dtype is not None:
+            args = tuple(_cast(value, dtype) for value in args)
+            kwargs = {name: _cast(value, dtype) for name, value in (kwargs or {}).items()}
+        return func(*args, **(kwargs or {}))
+
+
+def _cast(value: Any, dtype: torch.dtype) -> Any:
+    is_float = isinstance(value, torch.Tensor) and value.is_floating_point()
+    return value.to(dtype) if is_float else value
+
+
+class _Attention:
+    """Attention that keeps what a fused kernel keeps: its inputs, its result, a number for each row of scores.
+
+    With dropout, peftkit's own on a CPU keeps its inputs and a byte for each score that it computes, about half of all.
+    """
+
+    def __init__(self, keeps_dropped: bool) -> None:
+        self._keeps_dropped = keeps_dropped
+
+    def __call__(
+        self,
+        module: nn.Module,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        attention_mask: torch.Tensor | None,
+        dropout: float = 0.0,
+        **options: Any,
+    ) -> tuple[torch.Tensor, None]:
+        del module, attention_mask, options
+        attended = _Fused.apply(query, key, value, bool(dropout) and self._keeps_dropped)  # type: ignore[no-untyped-call]
+        return attended.transpose(1, 2).contiguous(), None
+
+
+class _Fused(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, keeps_dropped: bool
+    ) -> torch.Tensor:
+        rows, heads, tokens, _ = query.shape
+        result = torch.empty_like(query)
+        if keeps_dropped:
+            kept = [query.new_empty(rows, heads, tokens, (tokens + 1) // 2, dtype=torch.bool)]
+        else:
+            kept = [result, query.new_empty(rows, heads, tokens, dtype=torch.float32)]
+        ctx.save_for_backward(query, key, value, *kept)
+        return result
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        raise NotImplementedError  # nothing is computed on the meta device

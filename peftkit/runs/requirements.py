@@ -1,0 +1,120 @@
+"""The installed libraries, beside what peftkit requires and what it was tested with."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from importlib.metadata import PackageNotFoundError, requires
+from pathlib import Path
+from typing import Any, Literal
+
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+from packaging.version import Version
+
+from peftkit.errors import RunError
+from peftkit.runs.versions import version_of
+
+__all__ = ["Library", "check_complete", "examine_library", "installed_libraries", "pinned_versions"]
+
+State = Literal["tested", "newer", "older", "unknown", "unfit", "missing"]
+
+_PACKAGE = Path(__file__).resolve().parents[1]
+# An installed package carries the list inside it; a checkout has it beside it, where pip is pointed at it.
+_FILES = (_PACKAGE / "assets" / "constraints.txt", _PACKAGE.parent / "constraints.txt")
+
+
+@dataclass(frozen=True)
+class Library:
+    """One library that peftkit requires."""
+
+    name: str
+    installed: str | None
+    """Its version; None where it is not there."""
+
+    required: str
+    """As `>=2.13`; empty where any will do."""
+
+    tested: str | None
+    """The version that peftkit was tested with; None where that is not known."""
+
+    state: State
+    """`tested`: the very version. `newer` and `older` than that, as is allowed. `unknown`: nothing is known to have
+    been tested. `unfit`: not what is required."""
+
+    @property
+    def pin(self) -> str:
+        """What to give to pip, quoted for a shell."""
+        return f"'{self.name}=={self.tested}'" if self.tested else f"'{self.name}{self.required}'"
+
+    @property
+    def advice(self) -> str | None:
+        """What to do; None where there is nothing to do."""
+        return {
+            "newer": f"If something fails: pip install {self.pin}",
+            "unfit": f"peftkit requires {self.required}: pip install {self.pin}",
+            "missing": f"pip install {self.pin}",
+        }.get(self.state)
+
+    def record(self) -> dict[str, Any]:
+        """The library for programs."""
+        return {**asdict(self), "advice": self.advice}
+
+
+def installed_libraries() -> list[Library]:
+    """Every library that peftkit requires, as its own package says; none where peftkit itself is not installed."""
+    tested = pinned_versions()
+    return [
+        examine_library(wanted, version_of(wanted.name), tested.get(canonicalize_name(wanted.name)))
+        for wanted in _required()
+    ]
+
+
+def check_complete(libraries: Sequence[Library]) -> None:
+    """See that every library is there.
+
+    Raises:
+        RunError: some are missing; all of them are named.
+    """
+    missing = [library for library in libraries if library.state == "missing"]
+    if missing:
+        names, pins = ", ".join(library.name for library in missing), " ".join(library.pin for library in missing)
+        raise RunError(f"{names}: not installed.", where="doctor", remedy=f"Run pip install {pins}.")
+
+
+def examine_library(wanted: Requirement, installed: str | None, tested: str | None) -> Library:
+    """Compare what is installed of a library with what is required and what was tested."""
+    return Library(wanted.name, installed, str(wanted.specifier), tested, _state(wanted, installed, tested))
+
+
+def _state(wanted: Requirement, installed: str | None, tested: str | None) -> State:
+    if installed is None:
+        return "missing"
+    if not wanted.specifier.contains(installed, prereleases=True):
+        return "unfit"
+    if tested is None:
+        return "unknown"
+    public = Version(Version(installed).public)  # without what a build adds, as +cpu
+    if public == Version(tested):
+        return "tested"
+    return "newer" if public > Version(tested) else "older"
+
+
+def pinned_versions() -> dict[str, str]:
+    """The version of each library that peftkit was tested with, by its normal name; empty where the list is gone."""
+    file = next((file for file in _FILES if file.is_file()), None)
+    lines = file.read_text(encoding="utf-8").splitlines() if file else []
+    pins = (line.partition("==") for line in lines if "==" in line and not line.startswith("#"))
+    return {canonicalize_name(name): pin.strip() for name, _, pin in pins}
+
+
+def _required() -> Iterator[Requirement]:
+    """The libraries that peftkit's package names, without those of its extras."""
+    try:
+        lines = requires("peftkit") or []
+    except PackageNotFoundError:
+        return
+    for line in lines:
+        wanted = Requirement(line)
+        if wanted.marker is None or wanted.marker.evaluate({"extra": ""}):
+            yield wanted

@@ -1,0 +1,168 @@
+"""What a recipe will take: memory, time and room on the disk, before a run begins."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import get_args
+
+import psutil
+
+from peftkit import console
+from peftkit.errors import RunError
+from peftkit.models.attach import count_embeddings, count_parameters
+from peftkit.models.attention import kernels_of
+from peftkit.models.loss import logits_bytes
+from peftkit.models.outline import activation_bytes, weight_bytes
+from peftkit.planning.decisions import decide
+from peftkit.planning.disk import disk_need
+from peftkit.planning.duration import duration
+from peftkit.planning.memory import StepMemory, what_fits
+from peftkit.planning.plan import Plan
+from peftkit.planning.schedule import Schedule
+from peftkit.recipe.loader import RecipeFile
+from peftkit.recipe.schema import Method
+from peftkit.runs.folder import RunFolder
+from peftkit.training.memory import memory_limit
+from peftkit.training.rehearsal import Rehearsal, rehearse
+from peftkit.training.signals import stopping_at_signals
+from peftkit.workflows.job import Job, prepare_job
+
+__all__ = ["estimate", "plan", "plan_methods"]
+
+_HOPELESS = 2
+"""Where the estimate is so many times what there is, measuring would only end in a failure."""
+
+
+def plan(file: RecipeFile, *, seconds: float | None) -> Plan:
+    """What a recipe will take.
+
+    Args:
+        file: the recipe.
+        seconds: how long its steps are measured, in this process, whose peak memory they are; None computes all of it.
+
+    Raises:
+        InputError: recipe, base or data are wrong.
+        RunError: a step that was measured failed.
+    """
+    job = prepare_job(file)
+    found = estimate(job)
+    if seconds is None:
+        return found
+    if found.peak_memory_bytes > _HOPELESS * found.limit_bytes:
+        console.warning(f"{found.method} is not measured: it would need far more memory than there is.")
+        return found
+    console.info(f"measuring {found.method} for about {seconds:.0f} s")
+    return _measured(found, job, _rehearsed(job, seconds))
+
+
+def plan_methods(arguments: Sequence[str]) -> list[Plan]:
+    """What a recipe takes by each method, each in a process of its own: memory once used is never taken back.
+
+    Args:
+        arguments: of `peftkit plan`, without the method.
+
+    Raises:
+        RunError: one of them failed, and has said why.
+    """
+    plans: list[Plan] = []
+    for method in get_args(Method):
+        command = [sys.executable, "-m", "peftkit", "plan", *arguments, "--method", method, "--json"]
+        done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
+        if done.returncode:
+            raise RunError(f"cannot be planned by method {method}; its message stands above.", where=arguments[0])
+        plans += [Plan.from_json(values) for values in json.loads(done.stdout)["plans"]]
+    return plans
+
+
+def estimate(job: Job) -> Plan:
+    """What a run will take, from its structure and its data alone."""
+    recipe, training, hardware = job.recipe, job.recipe.training, job.hardware
+    model = job.start.outline(recipe, job.base_dtype)
+    trainable, total = count_parameters(model)
+    embeddings, kernels = count_embeddings(model), kernels_of(model)
+    lengths = job.data.train.sequences.lengths
+    longest, rows = int(lengths.max()), training.per_device_train_batch_size
+    step = StepMemory(
+        base_bytes=weight_bytes(model, recipe.base_quantization),
+        trainable=trainable,
+        total=total,
+        embeddings=embeddings,
+        row_bytes=activation_bytes(model, rows, longest, job.precision, hardware) // rows,
+        rows=rows,
+        layers=int(getattr(model.config, "num_hidden_layers", 1)),
+        limit_bytes=memory_limit(hardware),
+        optim=training.optim,
+        logits_bytes=logits_bytes(model.config.vocab_size, rows * longest),
+        runtime_bytes=psutil.Process().memory_info().rss if hardware.device == "cpu" else 0,
+    )
+    memory = step.parts(rows, checkpointing=training.activation_checkpointing)
+    schedule = Schedule(training, job.data.train.length)
+    peak = sum(memory.values())
+    return Plan(
+        method=recipe.method,
+        device=hardware.name,
+        precision=job.precision,
+        measured=False,
+        trainable_parameters=trainable,
+        total_parameters=total,
+        sequences=job.data.train.length,
+        steps=schedule.steps,
+        epochs=schedule.epochs,
+        train_tokens=_train_tokens(job, schedule),
+        memory=memory,
+        peak_memory_bytes=peak,
+        limit_bytes=step.limit_bytes,
+        would_fit=what_fits(step, recipe) if peak > step.limit_bytes else [],
+        disk=disk_need(training, trainable, job.data.train.length, count_embeddings(model, trained=True)),
+        free_bytes=_free_bytes(job.file.output),
+        train_seconds=None,
+        decisions=decide(hardware, recipe, need=step, packed=job.data.train.packed, **kernels),
+        warnings=list(job.warnings),
+    )
+
+
+def _train_tokens(job: Job, schedule: Schedule) -> int | None:
+    if job.data.train.length is None:
+        return None
+    return round(job.data.train.counts.tokens * schedule.steps / schedule.steps_per_epoch)
+
+
+def _free_bytes(folder: Path) -> int:
+    parent = next(parent for parent in folder.absolute().parents if parent.is_dir())
+    return shutil.disk_usage(parent).free
+
+
+def _measured(found: Plan, job: Job, rehearsal: Rehearsal) -> Plan:
+    """A plan with what was measured in the place of what was computed."""
+    known = {
+        "weights": rehearsal.weights_bytes,
+        "gradients": found.memory["gradients"],
+        "optimizer": found.memory["optimizer"],
+        "activations": max(0, rehearsal.activations_bytes - found.memory["logits"] // 2),
+        "logits": found.memory["logits"],
+    }
+    runtime = max(0, rehearsal.peak_memory_bytes - sum(known.values()))
+    return replace(
+        found,
+        measured=True,
+        trainable_parameters=rehearsal.trainable,
+        total_parameters=rehearsal.total,
+        memory={**known, "runtime": runtime},
+        peak_memory_bytes=rehearsal.peak_memory_bytes,
+        train_seconds=duration(rehearsal.pace, Schedule(job.recipe.training, job.data.train.length)),
+    )
+
+
+def _rehearsed(job: Job, seconds: float) -> Rehearsal:
+    with tempfile.TemporaryDirectory(prefix="peftkit-plan-") as name, console.silenced():
+        folder, manifest = RunFolder(Path(name) / "run"), job.manifest()
+        model = job.load()
+        with folder.created(job.file.resolved_yaml(), manifest), stopping_at_signals() as stop:
+            return rehearse(model, job.work(folder, manifest, stop), seconds)

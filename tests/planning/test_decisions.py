@@ -1,0 +1,151 @@
+"""Each decision on each kind of machine; a recipe has the last word; what would change a result is only suggested."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from typing import Any
+
+import pytest
+
+from peftkit.errors import FieldError
+from peftkit.planning.decisions import choose_attention, choose_checkpointing, choose_optimizer, decide
+from peftkit.planning.devices import device_named
+from peftkit.planning.hardware import Decision, Hardware
+from peftkit.planning.memory import StepMemory
+from peftkit.planning.precision import Dtype
+from peftkit.recipe.hyperparameters import Training
+from peftkit.recipe.schema import Base, Data, Recipe, Source
+
+GB = 10**9
+CPU, MPS, T4, A100, H100 = (device_named(name) for name in ("cpu", "mps", "t4", "a100", "h100"))
+AMX_CPU = Hardware("cpu", "a CPU with AMX", 24 * GB, 1, 2, cpu_bf16=True)
+SDPA = ("sdpa",)
+FLEX = ("flex_attention", "sdpa")
+
+TABLE: dict[str, tuple[Hardware, tuple[Any, ...]]] = {
+    # precision, base weights, TF32, attention, optimizer, checkpointing, torch.compile, workers, pinned memory
+    "cpu": (CPU, ("fp32", "float32", False, SDPA, "adamw_torch_fused", False, False, 0, False)),
+    "cpu with bf16": (AMX_CPU, ("fp32", "float32", False, SDPA, "adamw_torch_fused", False, False, 0, False)),
+    "t4": (T4, ("fp16", "float32", False, SDPA, "adamw_torch_fused", False, False, 0, True)),
+    "v100": (device_named("v100"), ("fp16", "float32", False, SDPA, "adamw_torch_fused", False, False, 0, True)),
+    "rtx3060": (device_named("rtx3060"), ("bf16", "bfloat16", True, FLEX, "adamw_torch_fused", False, False, 0, True)),
+    "rtx4090": (device_named("rtx4090"), ("bf16", "bfloat16", True, FLEX, "adamw_torch_fused", False, False, 0, True)),
+    "a100": (A100, ("bf16", "bfloat16", True, FLEX, "adamw_torch_fused", False, False, 0, True)),
+    "h100": (H100, ("bf16", "bfloat16", True, FLEX, "adamw_torch_fused", False, False, 0, True)),
+    "24GB": (device_named("24GB"), ("bf16", "bfloat16", True, FLEX, "adamw_torch_fused", False, False, 0, True)),
+    "mps": (MPS, ("fp32", "float32", False, SDPA, "adamw_torch_fused", False, False, 0, False)),
+}
+
+
+def recipe_with(**training: Any) -> Recipe:
+    data = Data(train=Source(path="train.jsonl"))
+    return Recipe(name="r", base=Base(model="gpt2"), data=data, training=Training.model_validate(training))
+
+
+def step(limit: int, *, trainable: int = 100_000_000, row_bytes: int = GB) -> StepMemory:
+    """A step of eight rows of a model with 100 million weights, 12 layers and no embeddings."""
+    return StepMemory(400_000_000, trainable, 100_000_000, 0, row_bytes, 8, 12, limit)
+
+
+@pytest.mark.parametrize("name", TABLE)
+def test_every_decision_on_every_machine(name: str) -> None:
+    hardware, expected = TABLE[name]
+
+    decisions = decide(hardware)
+
+    assert tuple(decision.choice for decision in decisions) == expected
+    assert all(decision.reason and "\n" not in decision.reason and len(decision.reason) < 90 for decision in decisions)
+
+
+def test_what_a_recipe_sets_itself_wins_everywhere() -> None:
+    settings = {
+        "tf32": False,
+        "optim": "adamw_bnb_8bit",
+        "activation_checkpointing": True,
+        "torch_compile": True,
+        "dataloader_num_workers": 2,
+        "dataloader_pin_memory": False,
+    }
+
+    decisions = {decision.reason: decision.choice for decision in decide(A100, recipe_with(**settings))}
+
+    assert {f"the recipe sets training.{name}": value for name, value in settings.items()}.items() <= decisions.items()
+
+
+def test_a_value_that_is_set_to_its_default_is_the_recipes_own() -> None:
+    assert choose_optimizer(Training(optim="adamw_torch_fused"), CPU).reason == "the recipe sets training.optim"
+
+
+@pytest.mark.parametrize(
+    ("hardware", "base_dtype", "flash", "flex", "expected"),
+    [
+        (CPU, "float32", True, True, SDPA),
+        (MPS, "float32", True, True, SDPA),
+        (T4, "float32", True, True, SDPA),
+        (A100, "bfloat16", True, True, ("flash_attention_2", *FLEX)),
+        (A100, "bfloat16", False, True, FLEX),
+        (H100, "float32", True, True, FLEX),
+        (H100, "bfloat16", True, False, ("flash_attention_2", "sdpa")),
+        (H100, "float32", True, False, SDPA),
+    ],
+)
+def test_packed_documents_take_the_kernels_for_variable_lengths_where_there_are_any(
+    hardware: Hardware, base_dtype: Dtype, flash: bool, flex: bool, expected: tuple[str, ...]
+) -> None:
+    assert choose_attention(hardware, base_dtype, packed=True, flash=flash, flex=flex).choice == expected
+    assert choose_attention(hardware, base_dtype, packed=False, flash=flash, flex=flex).choice == SDPA
+
+
+@pytest.mark.parametrize(
+    ("hardware", "limit", "words"),
+    [
+        (T4, 12 * GB, None),  # 0.4 GB of weights, 1.2 of gradients and state, 8.8 of activations: it fits
+        (T4, 10 * GB, "its state of 800 MB is too much here: training.optim=adamw_bnb_8bit has 200 MB"),
+        (CPU, 10 * GB, "training.optim=adamw_bnb_8bit has 200 MB"),
+        (T4, int(9.7 * GB), "training.optim=paged_adamw_8bit moves it out of the GPU"),
+        (CPU, int(9.7 * GB), None),  # there is nothing to move it out of
+        (MPS, 10 * GB, None),  # bitsandbytes has no 8-bit optimizer there
+        (T4, 5 * GB, None),  # the state is not what is too much
+    ],
+)
+def test_an_optimizer_with_less_state_is_suggested_where_it_lets_a_step_fit_and_never_taken(
+    hardware: Hardware, limit: int, words: str | None
+) -> None:
+    decision = choose_optimizer(Training(), hardware, step(limit))
+
+    assert decision.choice == "adamw_torch_fused"
+    assert decision.reason.endswith(words or "to be comparable")
+
+
+@pytest.mark.parametrize("optim", ["adamw_bnb_8bit", "paged_adamw_8bit", "paged_lion_32bit"])
+def test_optimizers_of_bitsandbytes_are_refused_on_apples_gpus(optim: str) -> None:
+    with pytest.raises(FieldError, match=r"training\.optim: .* none for Apple's GPUs"):
+        choose_optimizer(Training(optim=optim), MPS)
+
+
+@pytest.mark.parametrize(
+    ("on", "limit", "words"),
+    [
+        (False, 12 * GB, "a step needs 10 GB of 12 GB without it"),
+        (False, 5 * GB, "a step needs 10 GB of 5.0 GB, and with training.activation_checkpointing=true 3.1 GB"),
+        (False, 3 * GB, "even with it a step needs 3.1 GB, and 3.0 GB are there"),
+        (True, 12 * GB, "training.activation_checkpointing; a step needs 10 GB of 12 GB without it"),
+        (True, 5 * GB, "a step needs 10 GB of 5.0 GB, and with it 3.1 GB"),
+    ],
+)
+def test_whether_checkpointing_is_needed_is_told_with_figures(on: bool, limit: int, words: str) -> None:
+    training = Training(activation_checkpointing=True) if on else Training()
+
+    decision = choose_checkpointing(training, step(limit))
+
+    assert decision.choice is on
+    assert decision.reason.endswith(words)
+
+
+def test_a_decision_reads_for_people_and_for_programs() -> None:
+    attention = choose_attention(A100, "bfloat16", packed=True, flash=False, flex=True)
+
+    assert attention.text == "flex_attention, else sdpa"
+    assert choose_checkpointing(Training()).text == "off"
+    assert Decision.from_json(json.loads(json.dumps(asdict(attention)))) == attention

@@ -1,0 +1,54 @@
+"""An installed library is compared with what is required and with what was tested."""
+
+from __future__ import annotations
+
+import pytest
+from packaging.requirements import Requirement
+
+from peftkit.errors import RunError
+from peftkit.runs.requirements import check_complete, examine_library, installed_libraries, pinned_versions
+
+WANTED = Requirement("torch>=2.13,<3")
+
+
+@pytest.mark.parametrize(
+    ("installed", "tested", "state", "advice"),
+    [
+        ("2.13.1", "2.13.1", "tested", None),
+        ("2.13.1+cpu", "2.13.1", "tested", None),
+        ("2.14.0", "2.13.1", "newer", "If something fails: pip install 'torch==2.13.1'"),
+        ("2.13.0", "2.13.1", "older", None),
+        ("2.14.0", None, "unknown", None),
+        ("2.12.0", "2.13.1", "unfit", "peftkit requires <3,>=2.13: pip install 'torch==2.13.1'"),
+        ("3.0.0", "2.13.1", "unfit", "peftkit requires <3,>=2.13: pip install 'torch==2.13.1'"),
+        (None, "2.13.1", "missing", "pip install 'torch==2.13.1'"),
+    ],
+)
+def test_a_version_is_told_apart_with_what_to_do(
+    installed: str | None, tested: str | None, state: str, advice: str | None
+) -> None:
+    library = examine_library(WANTED, installed, tested)
+
+    assert (library.state, library.advice) == (state, advice)
+
+
+def test_all_missing_libraries_are_named_with_one_command() -> None:
+    missing = [examine_library(Requirement(name), None, None) for name in ("torch>=2.13", "peft")]
+
+    with pytest.raises(RunError) as caught:
+        check_complete(missing)
+
+    assert str(caught.value) == "doctor: torch, peft: not installed. Run pip install 'torch>=2.13' 'peft'."
+
+
+def test_the_libraries_here_are_those_that_the_package_names_and_each_was_tested() -> None:
+    libraries = installed_libraries()
+
+    check_complete(libraries)
+    assert {"torch", "transformers", "peft", "bitsandbytes"} <= {library.name for library in libraries}
+    assert "pytest" not in {library.name for library in libraries}  # it belongs to an extra
+    assert all(library.tested for library in libraries)
+
+
+def test_a_pinned_library_is_found_by_its_normal_name() -> None:
+    assert {"huggingface-hub", "ruamel-yaml", "torch"} <= set(pinned_versions())
