@@ -22,6 +22,7 @@ from hypothesis import settings
 
 import peftkit as package
 from peftkit.data.grammar import Split, task
+from peftkit.hub import open_snapshot
 
 # the same examples every time, so that a failure comes from a change; a busy machine is no failure
 settings.register_profile("peftkit", deadline=None, derandomize=True)
@@ -220,3 +221,14 @@ def local_hub() -> Iterator[LocalHub]:
     hub.shutdown()
     thread.join()
     hub.server_close()
+
+
+@pytest.fixture
+def hub_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A cache of the hub's files for this process, empty, and nothing remembered of another."""
+    from huggingface_hub import constants  # which reads its settings from the environment once
+
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+    open_snapshot.cache_clear()
+    yield tmp_path / "cache"
+    open_snapshot.cache_clear()

@@ -13,6 +13,7 @@ import torch
 
 from peftkit.console import size
 from peftkit.errors import PeftkitError, RunError
+from peftkit.hub import cache_place
 from peftkit.models.base import locate_base
 from peftkit.models.device import detect_hardware
 from peftkit.models.quantise import load_quantised, native_library

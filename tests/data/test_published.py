@@ -9,11 +9,9 @@ from pathlib import Path
 import pyarrow
 import pyarrow.parquet
 import pytest
-from huggingface_hub import constants
 
 from peftkit.data.sources import open_rows
 from peftkit.errors import FieldError, UnfetchedError
-from peftkit.hub import open_snapshot
 from peftkit.recipe.schema import Data, Source
 
 FIRST, SECOND = "1" * 40, "2" * 40
@@ -33,13 +31,11 @@ configs:
 
 
 @pytest.fixture
-def snapshot(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Path]:
-    """Makes a commit of a data set in a cache of the test's own, with a branch or none that points to it."""
-    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
-    open_snapshot.cache_clear()
+def snapshot(hub_cache: Path) -> Callable[..., Path]:
+    """Makes a commit of a data set in the cache, with a branch that points to it."""
 
     def make(commit: str, files: dict[str, str], branch: str = "main") -> Path:
-        repository = tmp_path / "datasets--someone--rows"
+        repository = hub_cache / "datasets--someone--rows"
         for name, content in files.items():
             place = repository / "snapshots" / commit / name
             place.parent.mkdir(parents=True, exist_ok=True)

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from huggingface_hub import constants
 
 from peftkit.cli.app import main
 from peftkit.recipe.loader import load_recipe
@@ -116,11 +115,11 @@ def test_what_needs_no_fetching_is_said_so(tmp_path: Path) -> None:
     ]
 
 
+@pytest.mark.usefixtures("hub_cache")
 def test_everything_that_is_missing_is_told_at_once_with_its_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "empty"))
     Path("my.yaml").write_text(RECIPE, encoding="utf-8")
 
     fetched = fetch(load_recipe(Path("my.yaml")))
@@ -201,11 +200,11 @@ def test_a_stream_reads_from_the_hub_and_after_a_fetch_from_the_cache(machine: M
         pytest.param("compare my.yaml --seeds 1 --output out", "its message stands above", marks=pytest.mark.slow),
     ],
 )
+@pytest.mark.usefixtures("hub_cache")
 def test_every_command_says_what_is_missing_and_how_to_get_it(
     arguments: str, words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "empty"))
     Path("my.yaml").write_text(RECIPE, encoding="utf-8")
 
     with pytest.raises(SystemExit) as left:
