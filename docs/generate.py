@@ -72,6 +72,9 @@ def recipe_page() -> str:
         "# Recipe fields",
         "Made from the code by `python docs/generate.py`. The sections `training`, `lora` and `quantization` also take "
         "every other argument of the installed `TrainingArguments`, `LoraConfig` and `BitsAndBytesConfig` by its name.",
+        "Under a field stand the values that are usual, with who used them, and what other ones do. `new` is a base "
+        "made from `base.init`. `peftkit explain FIELD` says the same in the terminal, and of a library's argument "
+        "what the library says; with `--recipe my.yaml` also what a recipe sets, and whether that is usual.",
         *_section_parts("recipe", schema),
     ]
     for name in ("Base", "Init", "Lora", "Quantization", "Data", "Source", "Training", "Generation", "Expectation"):
@@ -90,8 +93,10 @@ def _section_parts(title: str, section: dict[str, Any]) -> Iterator[str]:
         default = (
             f", default `{json.dumps(field['default'])}`" if "default" in field and _is_plain(field["default"]) else ""
         )
-        meaning = " ".join(field["description"].split())
-        yield f"- **`{name}`** ({_type(field)}{required}{default}): {meaning}"
+        meaning, *beside = field["description"].splitlines()
+        yield "\n".join(
+            [f"- **`{name}`** ({_type(field)}{required}{default}): {meaning}", *(f"  - {line}" for line in beside)]
+        )
 
 
 def _type(field: dict[str, Any]) -> str:

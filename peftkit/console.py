@@ -133,6 +133,8 @@ def size(count: int) -> str:
 
 def duration(seconds: float) -> str:
     """A time for people, to two parts: 4.2 s, 12 min 30 s, 3 h 20 min."""
+    if seconds < 0.1:
+        return "under 0.1 s"
     if seconds < 60:
         return f"{seconds:.1f} s" if seconds < 10 else f"{seconds:.0f} s"
     minutes, rest = divmod(round(seconds), 60)

@@ -65,7 +65,14 @@ def test_a_library_is_imported_only_by_the_rooms_that_own_it(path: Path) -> None
 
 
 @pytest.mark.parametrize(
-    "arguments", [["--help"], ["train", "--help"], ["recipes", "list"], ["recipes", "check", "gpt2-wikitext2"]]
+    "arguments",
+    [
+        ["--help"],
+        ["train", "--help"],
+        ["recipes", "list"],
+        ["recipes", "check", "gpt2-wikitext2"],
+        ["explain", "save_steps", "--recipe", "gpt2-wikitext2"],
+    ],
 )
 def test_a_light_command_imports_no_heavy_library(arguments: list[str]) -> None:
     code = (

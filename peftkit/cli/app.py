@@ -24,6 +24,7 @@ __all__ = ["COMMANDS", "app", "main"]
 COMMANDS = (
     "quickstart",
     "recipes",
+    "explain",
     "data",
     "fetch",
     "plan",

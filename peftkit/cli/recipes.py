@@ -1,4 +1,4 @@
-"""`peftkit recipes`: choose a recipe, copy it, check it."""
+"""`peftkit recipes`: choose a recipe, copy it, make a new one, check it."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from peftkit import console
-from peftkit.cli import options
+from peftkit.cli import new_recipe, options
 from peftkit.errors import TargetError
 from peftkit.recipe.library import find_recipe, shipped_recipes
 from peftkit.recipe.loader import load_recipe
@@ -17,7 +17,10 @@ __all__ = ["command"]
 
 @click.group("recipes")
 def command() -> None:
-    """Choose a recipe, copy it, check it."""
+    """Choose a recipe, copy it, make a new one, check it."""
+
+
+command.add_command(new_recipe.command)
 
 
 @command.command("list")

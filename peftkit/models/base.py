@@ -22,6 +22,7 @@ from peftkit.storage import sha256_of_file, sha256_of_json
 
 __all__ = [
     "LocatedBase",
+    "base_at_hand",
     "locate_base",
     "open_tokenizer",
     "set_dropout",
@@ -144,6 +145,24 @@ def locate_base(base: Base, *, weights: bool = True, field: str = "base.model") 
     snapshot, names = find_hub_base(base, field, weights=weights)
     snapshot.bring(names)
     return LocatedBase(base.model, snapshot.folder, snapshot.commit)
+
+
+def base_at_hand(base: Base) -> LocatedBase | None:
+    """A base without its weights, if what else belongs to it is on this machine; nothing is fetched.
+
+    Raises:
+        FieldError: there is no such builtin base.
+    """
+    name = base.model or ""
+    if name.startswith(BUILTIN_PREFIX) or Path(name).expanduser().is_dir():
+        return locate_base(base, weights=False)
+    from huggingface_hub import snapshot_download
+
+    try:
+        folder = Path(snapshot_download(name, revision=base.revision, local_files_only=True))
+    except (OSError, ValueError):  # every error of the hub's client is one of these
+        return None
+    return LocatedBase(name, folder, folder.name) if (folder / "config.json").is_file() else None
 
 
 def _builtin_folder(reference: str) -> Path:

@@ -49,12 +49,11 @@ class Training(LibrarySection):
     owned: ClassVar = {**TRAINING_REMOVED, **TRAINING_OWNED}
 
     learning_rate: Annotated[float, Field(gt=0)] = 5e-5
-    """Size of a step, at its highest. Full fine-tuning takes 1e-5 to 5e-5 (Devlin et al. 2019, 5e-5 to 2e-5), LoRA
-    about ten times that: 2e-4 for GPT-2 medium (Hu et al. 2021, table 11)."""
+    """Size of an optimizer step, at its highest: the warm-up leads up to it, the schedule down from it."""
 
     per_device_train_batch_size: Positive = 8
     """Sequences per device in one forward pass. Times `gradient_accumulation_steps` and the number of devices, it is
-    the batch that one optimizer step sees. Larger needs more memory and gives steadier gradients."""
+    the batch that one optimizer step sees."""
 
     per_device_eval_batch_size: Positive = 8
     """Sequences per device in one evaluation pass. It changes memory and speed, never the result."""
@@ -63,43 +62,41 @@ class Training(LibrarySection):
     """Forward passes whose gradients are summed before one optimizer step: a larger batch in the same memory."""
 
     num_train_epochs: Annotated[float, Field(gt=0)] = 3.0
-    """Times the whole training set is seen. 1 to 5 is usual for fine-tuning; more overfits small data."""
+    """Times the whole training set is seen."""
 
     max_steps: int = -1
     """Optimizer steps to take, instead of counting epochs; -1 leaves it to `num_train_epochs`."""
 
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
     """Share of each weight taken off per step, times the learning rate (Loshchilov & Hutter 2019); biases and layer
-    norms are spared. 0.01 to 0.1 is usual."""
+    norms are spared."""
 
     warmup_steps: Annotated[float, Field(ge=0)] = 0
-    """Steps in which the learning rate rises from 0; below 1 it is a share of all steps. 0 to 10% of the steps is
-    usual: it keeps the first, badly scaled updates of Adam small."""
+    """Steps in which the learning rate rises from 0; below 1 it is a share of all steps."""
 
     max_grad_norm: Annotated[float, Field(ge=0)] = 1.0
     """Gradient clipping: a gradient whose norm over all trained weights is larger is scaled down to it (Pascanu et
-    al. 2013). 1.0 is usual; 0 turns it off."""
+    al. 2013); 0 turns it off."""
 
     optim: Annotated[str, AfterValidator(_optimizer)] = "adamw_torch_fused"
-    """Optimizer, by Transformers' name: `adamw_torch_fused` (AdamW, Loshchilov and Hutter 2019, as one kernel),
-    `adamw_torch` (the same in more steps), `adafactor`, `sgd`, or, with less memory, `adamw_bnb_8bit` and
-    `paged_adamw_8bit` (Dettmers et al. 2022)."""
+    """Optimizer, by Transformers' name: `adamw_torch_fused` (AdamW, Loshchilov & Hutter 2019, as one kernel),
+    `adamw_torch` (the same in more steps), or any other that Transformers has."""
 
     lr_scheduler_type: Annotated[str, AfterValidator(_scheduler)] = "linear"
-    """How the learning rate falls after the warm-up: `linear` to 0, `cosine`, `constant_with_warmup` and others."""
+    """How the learning rate falls after the warm-up, by Transformers' name."""
 
     adam_beta1: Share = 0.9
     """Memory of AdamW's mean of the gradients."""
 
     adam_beta2: Share = 0.999
-    """Memory of AdamW's mean of the squared gradients; 0.95 is usual for training from scratch."""
+    """Memory of AdamW's mean of the squared gradients."""
 
     adam_epsilon: Annotated[float, Field(gt=0)] = 1e-8
     """Keeps AdamW's division finite."""
 
     label_smoothing_factor: Share = 0.0
-    """Probability taken from the right token and spread over all (Szegedy et al. 2016). The LoRA paper uses 0.1 on
-    E2E. Evaluation never smooths."""
+    """Probability taken from the right token and spread over all (Szegedy et al. 2016). Evaluation does
+    not smooth."""
 
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 42
     """Start of every random choice: new weights, adapters, dropout and the order of the data."""
@@ -117,8 +114,7 @@ class Training(LibrarySection):
     """Checkpoints to keep, the newest ones; null keeps all."""
 
     activation_checkpointing: bool = False
-    """Compute activations again in the backward pass instead of keeping them: about a third slower, far less
-    memory (Chen et al. 2016)."""
+    """Compute activations again in the backward pass instead of keeping them (Chen et al. 2016)."""
 
     @model_validator(mode="after")
     def _steps_are_counted(self) -> Training:
@@ -137,13 +133,13 @@ class Lora(LibrarySection):
     owned = LORA_OWNED
 
     r: Positive = 8
-    """Rank: the width of the two small matrices that stand for the change of a weight. 4 to 16 is usual."""
+    """Rank: the width of the two small matrices that stand for the change of a weight."""
 
     lora_alpha: Annotated[float, Field(gt=0)] = 16
     """Scale: the change is multiplied by `lora_alpha / r`, or by `lora_alpha / sqrt(r)` with `use_rslora`."""
 
     lora_dropout: Share = 0.05
-    """Probability with which an adapter's inputs are dropped while training. 0 to 0.1 is usual."""
+    """Probability with which an adapter's inputs are dropped while training."""
 
     target_modules: str | list[str] = "auto"
     """Layers that get an adapter: `auto` (the attention's input projections: `c_attn` for GPT-2), `all-linear`
@@ -153,7 +149,7 @@ class Lora(LibrarySection):
     """Biases that are trained with the adapter."""
 
     use_rslora: bool = False
-    """Scale by `lora_alpha / sqrt(r)` (Kalajdzievski 2023), steadier at high ranks."""
+    """Scale by `lora_alpha / sqrt(r)` (Kalajdzievski 2023)."""
 
     use_dora: bool = False
     """Learn a weight's size apart from its direction (Liu et al. 2024)."""
@@ -186,7 +182,7 @@ class Quantization(LibrarySection):
     """The 4-bit numbers: `nf4`, made for normally distributed weights (Dettmers et al. 2023), or `fp4`."""
 
     bnb_4bit_use_double_quant: bool = True
-    """Quantise the scales too, which saves 0.37 bits for each weight (Dettmers et al. 2023)."""
+    """Quantise the scales of the 4-bit numbers too (Dettmers et al. 2023)."""
 
     @model_validator(mode="before")
     @classmethod

@@ -10,12 +10,24 @@ from __future__ import annotations
 import ast
 import functools
 import importlib.util
+import re
 import typing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-__all__ = ["LibraryClass", "enum_values"]
+__all__ = ["Argument", "LibraryClass", "enum_values"]
+
+
+@dataclass(frozen=True)
+class Argument:
+    """What a library says of one argument of a class."""
+
+    help: str | None
+    """Its documentation, on one line."""
+
+    default: Any
+    """Its default; a text of Python where that is no plain value, and None where there is none."""
 
 
 @dataclass(frozen=True)
@@ -28,6 +40,11 @@ class LibraryClass:
     def argument_types(self) -> dict[str, Any]:
         """Each argument's name and type; a type that only the library knows is `Any`."""
         return _argument_types(self.module, self.name)
+
+    def argument(self, name: str) -> Argument:
+        """What the library says of an argument: in the class's docstring or, where not there, beside the field."""
+        default, beside = _written(self.module, self.name).get(name, (None, None))
+        return Argument(_documented(self.module, self.name).get(name) or beside, default)
 
 
 @functools.cache
@@ -42,6 +59,53 @@ def _argument_types(module: str, name: str) -> dict[str, Any]:
         return {field: _evaluate(annotation) for field, annotation in fields.items()}
     constructor = next(node for node in body if isinstance(node, ast.FunctionDef) and node.name == "__init__")
     return {argument.arg: _evaluate(argument.annotation) for argument in constructor.args.args[1:]}
+
+
+@functools.cache
+def _written(module: str, name: str) -> dict[str, tuple[Any, str | None]]:
+    """Each argument's default, and the help that a field of a dataclass has in its metadata."""
+    body = _class_body(module, name)
+    found: dict[str, tuple[Any, str | None]] = {}
+    for node in body:
+        if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
+            found[node.target.id] = _field(node.value)
+        elif isinstance(node, ast.FunctionDef) and node.name == "__init__" and not found:
+            arguments = node.args.args
+            defaults = node.args.defaults
+            named = zip(arguments[len(arguments) - len(defaults) :], defaults, strict=True)
+            found |= {argument.arg: (_plain(default), None) for argument, default in named}
+    return found
+
+
+def _field(value: ast.expr | None) -> tuple[Any, str | None]:
+    """Default and help of `x: T = value`, where the value may be a call of `dataclasses.field`."""
+    if not isinstance(value, ast.Call):
+        return _plain(value), None
+    given = {keyword.arg: keyword.value for keyword in value.keywords}
+    metadata = _plain(given.get("metadata"))
+    text = metadata.get("help") if isinstance(metadata, dict) else None
+    return _plain(given.get("default")), " ".join(text.split()) if isinstance(text, str) else None
+
+
+def _plain(value: ast.expr | None) -> Any:
+    if value is None:
+        return None
+    try:
+        return ast.literal_eval(value)
+    except ValueError:
+        return ast.unparse(value)
+
+
+_ENTRY = re.compile(r"^ {4}(\w+) ?\(.*\).*:[ \t]*\n((?:(?: {8}.*)?\n)+)", re.MULTILINE)
+"""An argument in a class's docstring: its name and type on a line, and its text further in below."""
+
+
+@functools.cache
+def _documented(module: str, name: str) -> dict[str, str]:
+    nodes = _source_tree(module).body
+    found = next(node for node in nodes if isinstance(node, ast.ClassDef) and node.name == name)
+    text = f"{ast.get_docstring(found) or ''}\n"
+    return {argument: " ".join(entry.split()) for argument, entry in _ENTRY.findall(text)}
 
 
 @functools.cache

@@ -8,6 +8,7 @@ from typing import Any
 from pydantic import PydanticSchemaGenerationError, TypeAdapter
 from pydantic.errors import PydanticInvalidForJsonSchema
 
+from peftkit.recipe.fields import documented_fields
 from peftkit.recipe.hyperparameters import Lora, Quantization, Training
 from peftkit.recipe.schema import Recipe
 
@@ -17,8 +18,10 @@ __all__ = ["recipe_schema"]
 def recipe_schema() -> dict[str, Any]:
     """JSON Schema (draft 2020-12) of a recipe, with the arguments of the installed libraries that it may name."""
     schema = Recipe.model_json_schema()
-    for name, info in Recipe.model_fields.items():  # pydantic leaves it out beside a required section
-        schema["properties"][name].setdefault("description", info.description)
+    for fields in documented_fields().values():
+        for field in fields:
+            definition = schema if field.section is Recipe else schema["$defs"][field.section.__name__]
+            definition["properties"][field.name]["description"] = field.text
     for section in (Training, Lora, Quantization):
         definition = schema["$defs"][section.__name__]
         for name, kind in sorted(section.passed_through_types().items()):

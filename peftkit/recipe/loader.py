@@ -25,7 +25,7 @@ from peftkit.recipe.schema import UNUSED_SECTIONS, Method, Recipe
 from peftkit.recipe.source import read_source
 from peftkit.redaction import holds_secret
 
-__all__ = ["RecipeFile", "load_recipe"]
+__all__ = ["RecipeFile", "load_recipe", "parse_recipe"]
 
 _METHODS: tuple[str, ...] = get_args(Method)
 
@@ -102,7 +102,19 @@ def load_recipe(
         RecipeError: everything that is wrong, together.
         InputError: the file cannot be read.
     """
-    document = parse_document(read_source(path, "recipe", "See `peftkit recipes list`."), str(path))
+    text = read_source(path, "recipe", "See `peftkit recipes list`.")
+    return parse_recipe(text, path, method=method, overrides=overrides, output=output)
+
+
+def parse_recipe(
+    text: str, path: Path, *, method: str | None = None, overrides: Sequence[str] = (), output: Path | None = None
+) -> RecipeFile:
+    """The same of a text that stands, or is to stand, in a file.
+
+    Raises:
+        RecipeError: everything that is wrong, together.
+    """
+    document = parse_document(text, str(path))
     problems = list(_method_problems(document, str(path)))
     changes = _parse(overrides, problems)
     own = document.values.get("methods")

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
-from typing import Any, get_args, get_origin
+from typing import Any
 
 from pydantic import ValidationError
 
@@ -14,6 +13,7 @@ from peftkit.recipe.layers import Layers
 from peftkit.recipe.names import nearest
 from peftkit.recipe.schema import Recipe
 from peftkit.recipe.section import LibrarySection, Section
+from peftkit.recipe.tree import all_sections, field_names, section_at
 
 __all__ = ["describe", "found"]
 
@@ -114,7 +114,7 @@ def found(value: Any) -> str:
 
 def _unknown(path: Path, root: type[Section]) -> tuple[str, str]:
     """What to say about a name that its section does not have."""
-    section, name = _section(root, path[:-1]), str(path[-1])
+    section, name = section_at(root, path[:-1]), str(path[-1])
     what = f"there is no {name} in {dotted(path[:-1]) or f'a {root.__name__.lower()}'}."
     if section is None:
         return what, "Remove it."
@@ -123,7 +123,7 @@ def _unknown(path: Path, root: type[Section]) -> tuple[str, str]:
     home = _home(name, dotted(path[:-1]), root)
     if home:
         return what, home
-    guess = nearest(name, _fields(section))
+    guess = nearest(name, field_names(section))
     if guess:
         return what, f"Did you mean {guess}?"
     return what, f"There are: {', '.join(section.model_fields)}."
@@ -131,10 +131,10 @@ def _unknown(path: Path, root: type[Section]) -> tuple[str, str]:
 
 def _home(name: str, here: str, root: type[Section]) -> str | None:
     """What to do with a name that another section has, or refuses with a remedy; those below `here` come first."""
-    sections = sorted(_all_sections(root), key=lambda entry: not entry[0].startswith(f"{here}."))
+    sections = sorted(all_sections(root), key=lambda entry: not entry[0].startswith(f"{here}."))
     if here and name in root.model_fields and not sections[0][0].startswith(f"{here}."):
         return "It belongs at the top level."
-    homes = [home for home, section in sections if name in _fields(section)]
+    homes = [home for home, section in sections if name in field_names(section)]
     if homes:
         near = [home for home in homes if here and home.startswith(f"{here}.")]
         return f"It belongs in {' or '.join(near[:1] or homes[:2])}."
@@ -143,44 +143,3 @@ def _home(name: str, here: str, root: type[Section]) -> str | None:
             remedy = section.owned[name]
             return f"In {home}, use {remedy.removeprefix('Use ')}" if remedy.startswith("Use ") else remedy
     return None
-
-
-def _fields(section: type[Section]) -> Iterable[str]:
-    passed = section.passed_through_types() if issubclass(section, LibrarySection) else {}
-    return [*section.model_fields, *passed]
-
-
-def _sections(section: type[Section]) -> Iterable[tuple[str, type[Section]]]:
-    """The sections directly in a section, by field."""
-    for field, info in section.model_fields.items():
-        inner = _as_section(info.annotation)
-        if inner:
-            yield field, inner
-
-
-def _all_sections(section: type[Section]) -> Iterable[tuple[str, type[Section]]]:
-    """Every section below a section, by dotted path."""
-    for field, inner in _sections(section):
-        yield field, inner
-        yield from ((f"{field}.{deeper}", at) for deeper, at in _all_sections(inner))
-
-
-def _section(section: type[Section], path: Path) -> type[Section] | None:
-    """The section at a path."""
-    keyed = False
-    for part in path:
-        if isinstance(part, int) or keyed:  # an item of a list or a mapping of sections
-            keyed = False
-            continue
-        inner = dict(_sections(section)).get(str(part))
-        if inner is None:
-            return None
-        keyed = get_origin(section.model_fields[str(part)].annotation) is dict
-        section = inner
-    return section
-
-
-def _as_section(annotation: Any) -> type[Section] | None:
-    if isinstance(annotation, type) and issubclass(annotation, Section):
-        return annotation
-    return next((found for inner in get_args(annotation) if (found := _as_section(inner))), None)

@@ -10,7 +10,7 @@ from peftkit.recipe.evidence import TEXT_METRICS, Expectation, Generation
 from peftkit.recipe.hyperparameters import Lora, Quantization, Training
 from peftkit.recipe.section import Section, disagree
 
-__all__ = ["COLUMNS", "UNUSED_SECTIONS", "Base", "Data", "Init", "Method", "Precision", "Recipe", "Source"]
+__all__ = ["COLUMNS", "UNUSED_SECTIONS", "Base", "Data", "Format", "Init", "Method", "Precision", "Recipe", "Source"]
 
 Method = Literal["full", "lora", "qlora"]
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
@@ -35,13 +35,13 @@ class Init(Section):
     """The shape of a new GPT-2, made with random weights instead of loading a pretrained base."""
 
     n_layer: Positive = 12
-    """Layers: transformer blocks stacked on each other. GPT-2 small has 12, medium 24, large 36, xl 48."""
+    """Layers: transformer blocks stacked on each other."""
 
     n_head: Positive = 12
-    """Attention heads in each layer; `n_embd` must be a multiple of it. GPT-2 small has 12."""
+    """Attention heads in each layer; `n_embd` must be a multiple of it."""
 
     n_embd: Positive = 768
-    """Hidden size: the width of the vectors that run through the model. GPT-2 small has 768."""
+    """Hidden size: the width of the vectors that run through the model."""
 
     vocab_size: Positive = 50257
     """Tokens the model knows. A byte-level BPE tokenizer of this size is trained on the training text, so at least
@@ -73,8 +73,8 @@ class Base(Section):
     """Make a new GPT-2 of this shape instead of loading one. Only `method: full` can train it."""
 
     dropout: Annotated[float, Field(ge=0, lt=1)] | None = None
-    """Probability with which values are dropped after embeddings, attention and each block while training. GPT-2 was
-    trained with 0.1 (Radford et al. 2019). Unset: the base's own."""
+    """Probability with which values are dropped after embeddings, attention and each block while training. Unset:
+    the base's own."""
 
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     """Number type in which frozen weights of the base are held. `auto`: bfloat16 on a GPU that computes in it and

@@ -110,15 +110,17 @@ class Job:
         return replace(self, file=self.file.with_training(batch))
 
 
-def prepare_job(file: RecipeFile) -> Job:
+def prepare_job(file: RecipeFile, elsewhere: Hardware | None = None) -> Job:
     """Look at the machine, the base's structure and the data; nothing is written.
+
+    `elsewhere` is a machine that is not here, to plan for.
 
     Raises:
         InputError: recipe, base or data are wrong.
     """
     recipe = file.recipe
     with file.locating():
-        hardware = detect_hardware()
+        hardware = elsewhere or detect_hardware()
         decide(hardware, recipe)  # what this machine cannot do is refused here, at its line of the recipe
         precision = choose_precision(recipe.precision, hardware).choice
         base_dtype = choose_base_dtype(recipe.base.dtype, recipe.method, precision).choice

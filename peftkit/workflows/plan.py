@@ -10,7 +10,7 @@ import tempfile
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 import psutil
 
@@ -22,7 +22,8 @@ from peftkit.models.loss import logits_bytes
 from peftkit.models.outline import activation_bytes, weight_bytes
 from peftkit.planning.decisions import decide
 from peftkit.planning.disk import disk_need
-from peftkit.planning.duration import duration
+from peftkit.planning.duration import computed_duration, duration, operations_of_a_token
+from peftkit.planning.hardware import Hardware
 from peftkit.planning.memory import StepMemory, what_fits
 from peftkit.planning.plan import Plan
 from peftkit.planning.schedule import Schedule
@@ -39,18 +40,25 @@ __all__ = ["estimate", "plan", "plan_methods"]
 _HOPELESS = 2
 """Where the estimate is so many times what there is, measuring would only end in a failure."""
 
+_CONTEXT_BYTES = 500_000_000
+"""Of a GPU's own context with the kernels of the libraries, about."""
 
-def plan(file: RecipeFile, *, seconds: float | None) -> Plan:
+
+def plan(file: RecipeFile, *, seconds: float | None, elsewhere: Hardware | None = None) -> Plan:
     """What a recipe will take.
 
     Args:
         file: the recipe.
         seconds: how long its steps are measured, in this process, whose peak memory they are; None computes all of it.
+        elsewhere: a machine that is not here, for which all of it is computed; None for this one.
 
     Raises:
         InputError: recipe, base or data are wrong.
         RunError: a step that was measured failed.
     """
+    if elsewhere:
+        job = prepare_job(file, elsewhere)
+        return estimate(job, elsewhere.memory_bytes)
     job = prepare_job(file)
     found = estimate(job)
     if seconds is None:
@@ -74,15 +82,17 @@ def plan_methods(arguments: Sequence[str]) -> list[Plan]:
     plans: list[Plan] = []
     for method in get_args(Method):
         command = [sys.executable, "-m", "peftkit", "plan", *arguments, "--method", method, "--json"]
-        done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
+        heard = subprocess.PIPE if plans else None  # what is said of the data is the same each time
+        done = subprocess.run(command, stdout=subprocess.PIPE, stderr=heard, text=True, check=False)
         if done.returncode:
+            sys.stderr.write(done.stderr or "")
             raise RunError(f"cannot be planned by method {method}; its message stands above.", where=arguments[0])
         plans += [Plan.from_json(values) for values in json.loads(done.stdout)["plans"]]
     return plans
 
 
-def estimate(job: Job) -> Plan:
-    """What a run will take, from its structure and its data alone."""
+def estimate(job: Job, limit_bytes: int | None = None) -> Plan:
+    """What a run will take, from its structure and its data alone; unless it is said, this machine has the limit."""
     recipe, training, hardware = job.recipe, job.recipe.training, job.hardware
     model = job.start.outline(recipe, job.base_dtype)
     trainable, total = count_parameters(model)
@@ -97,10 +107,10 @@ def estimate(job: Job) -> Plan:
         row_bytes=activation_bytes(model, rows, longest, job.precision, hardware) // rows,
         rows=rows,
         layers=int(getattr(model.config, "num_hidden_layers", 1)),
-        limit_bytes=memory_limit(hardware),
+        limit_bytes=memory_limit(hardware) if limit_bytes is None else limit_bytes,
         optim=training.optim,
         logits_bytes=logits_bytes(model.config.vocab_size, rows * longest),
-        runtime_bytes=psutil.Process().memory_info().rss if hardware.device == "cpu" else 0,
+        runtime_bytes=psutil.Process().memory_info().rss if hardware.device == "cpu" else _CONTEXT_BYTES,
     )
     memory = step.parts(rows, checkpointing=training.activation_checkpointing)
     schedule = Schedule(training, job.data.train.length)
@@ -122,10 +132,19 @@ def estimate(job: Job) -> Plan:
         would_fit=what_fits(step, recipe) if peak > step.limit_bytes else [],
         disk=disk_need(training, trainable, job.data.train.length, count_embeddings(model, trained=True)),
         free_bytes=_free_bytes(job.file.output),
-        train_seconds=None,
+        train_seconds=computed_duration(hardware, job.precision, _operations(model, job, schedule)),
         decisions=decide(hardware, recipe, need=step, packed=job.data.train.packed, **kernels),
         warnings=list(job.warnings),
     )
+
+
+def _operations(model: Any, job: Job, schedule: Schedule) -> int | None:
+    """Sums and products of all steps together; None for a stream."""
+    tokens, (_, total) = _train_tokens(job, schedule), count_parameters(model)
+    if tokens is None:
+        return None
+    weights = total - count_embeddings(model) + model.get_output_embeddings().weight.numel()
+    return tokens * operations_of_a_token(weights, trains_all=job.recipe.method == "full")
 
 
 def _train_tokens(job: Job, schedule: Schedule) -> int | None:

@@ -1,0 +1,116 @@
+"""`peftkit explain`: what a field does, what is usual, and what a recipe sets."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import Any
+
+import click
+
+from peftkit import console
+from peftkit.cli import options
+from peftkit.recipe.advice import shown
+from peftkit.recipe.explain import Explained, explain_field, explain_recipe
+from peftkit.recipe.fields import RecipeField, documented_fields, find_fields
+from peftkit.recipe.library import find_recipe
+from peftkit.recipe.loader import RecipeFile, load_recipe
+
+__all__ = ["command"]
+
+
+@click.command("explain")
+@click.argument("field", required=False)
+@click.option("--recipe", metavar="RECIPE", help="Say what this recipe sets, and whether that is usual.")
+@options.method
+@options.overrides
+@options.as_json
+def command(
+    field: str | None, recipe: str | None, method: str | None, overrides: tuple[str, ...], as_json: bool
+) -> None:
+    """What FIELD does, which values are usual and who used them, and what higher and lower ones do.
+
+    FIELD is a name, as learning_rate, a path, as lora.r, or a section, as training. Arguments that peftkit passes on
+    to Transformers, PEFT or bitsandbytes are explained in the library's own words. Without FIELD, every documented
+    field is listed; with --recipe, everything that the recipe comes to: who set it, and why that is usual or not.
+
+    \b
+    Examples:
+      peftkit explain
+      peftkit explain learning_rate
+      peftkit explain lora --recipe my.yaml --method qlora
+      peftkit explain --recipe my.yaml
+    """
+    if (method or overrides) and not recipe:
+        raise click.UsageError("--method and --set change a recipe: give --recipe.")
+    fields = find_fields(field) if field else []
+    file = load_recipe(find_recipe(recipe), method=method, overrides=overrides) if recipe else None
+    if as_json:
+        console.print_json(_as_json(fields, file))
+    elif fields:
+        for number, found in enumerate(fields):
+            if number:
+                console.print_text("")
+            _print_field(found, file)
+    elif file:
+        _print_lines(explain_recipe(file), file)
+    else:
+        for home, group in documented_fields().items():
+            _print_summaries(f"\n{home}" if home else "recipe", group)
+
+
+def _print_field(field: RecipeField, file: RecipeFile | None) -> None:
+    console.print_text(f"{field.path}\n  {field.meaning}")
+    if field.inner:
+        console.print_text("")
+        if file:
+            _print_lines(explain_field(file, field), file)
+        else:
+            _print_summaries(None, field.inner)
+        return
+    parts = [("default", "none: it must be given" if field.required else shown(field.default))]
+    if field.library:
+        parts.append(("from", f"{field.library.name}, whose own words these are; peftkit passes it on as it is"))
+    parts += field.advice.lines() if field.advice else []
+    for line in explain_field(file, field) if file else []:
+        parts.append(("here", f"{shown(line.value)}, set by {line.set_by}: {line.why}"))
+    width = max(len(name) for name, _ in parts)
+    for name, text in parts:
+        console.print_text(f"  {name.ljust(width)}  {text}")
+
+
+def _print_summaries(title: str | None, fields: list[RecipeField]) -> None:
+    console.print_table(title, ["field", "what it is"], [[field.name, field.summary] for field in fields])
+
+
+def _print_lines(lines: list[Explained], file: RecipeFile) -> None:
+    """A recipe's fields as lines, for tables have no room for reasons."""
+    console.print_text(f"# {file.path}, method: {file.recipe.method}")
+    for line in lines:
+        place = line.set_by.replace(f"{file.path}:", "line ")
+        console.print_text(f"{line.field}: {shown(line.value)}  # {place}\n    {line.why}")
+
+
+def _as_json(fields: list[RecipeField], file: RecipeFile | None) -> dict[str, Any]:
+    """What is known of the fields that are asked for, of all of them by default, and what a recipe says in them."""
+    every = [field for group in documented_fields().values() for field in group]
+    asked = [each for field in fields for each in field.inner or [field]]
+    lines = [line for field in fields for line in explain_field(file, field)] if file else []
+    if file and not fields:
+        lines = explain_recipe(file)
+    return {
+        "fields": [_record(field) for field in asked or every],
+        "recipe": [asdict(line) for line in lines] if file else None,
+    }
+
+
+def _record(field: RecipeField) -> dict[str, Any]:
+    advice = field.advice
+    return {
+        "field": field.path,
+        "meaning": field.meaning,
+        "documented_by": field.library.name if field.library else "peftkit",
+        "required": field.required,
+        "default": field.default,
+        "usual": advice.usual_texts() if advice else [],
+        "effects": advice.effects if advice else {},
+    }

@@ -1,0 +1,284 @@
+"""The advice on every hyperparameter, by dotted field. Ranges and sources stand here alone."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Final
+
+from peftkit.recipe.advice import Advice, Between, Kind, Measure, OneOf
+from peftkit.recipe.schema import Recipe
+
+__all__ = ["ADVICE", "usual_rate"]
+
+_BERT = "Devlin et al. 2019, appendix A.3"
+_GPT2 = "Radford et al. 2019, table 2"
+_GPT3 = "Brown et al. 2020, appendix B"
+_LORA = "Hu et al. 2021, table 11"
+_QLORA = "Dettmers et al. 2023, appendix B.2"
+_ALPACA = "Taori et al. 2023"
+_PEFT = "PEFT's documentation of LoraConfig"
+
+
+def _effective_batch(recipe: Recipe) -> float:
+    training = recipe.training
+    return training.per_device_train_batch_size * training.gradient_accumulation_steps
+
+
+def _warmup_share(recipe: Recipe) -> float | None:
+    steps, total = recipe.training.warmup_steps, recipe.training.max_steps
+    return steps if steps < 1 else steps / total if total > 0 else None
+
+
+_BATCH = Measure("effective batch on one device", _effective_batch)
+_USUAL_BATCH = Between(8, 128, f"8 in {_LORA}; 16 to 32 in {_BERT}; 128 in {_ALPACA}")
+
+_RATES: Final = (
+    Between(2e-5, 5e-5, _BERT, ("full",)),
+    Between(1e-4, 5e-4, "Hu et al. 2021, appendix D", ("lora",)),
+    Between(1e-4, 2e-4, "Dettmers et al. 2023, appendix B", ("qlora",)),
+    Between(6e-5, 6e-4, "Brown et al. 2020, table 2.1", ("new",)),
+)
+
+_BASE: Mapping[str, Advice] = {
+    "base.dropout": Advice(
+        (Between(0, 0.1, "0.1 in Radford et al. 2018, section 4.1, and in Transformers' GPT2Config"),),
+        higher="less overfitting on small data, and slower learning",
+        lower="faster learning, and more overfitting where data is small or seen often",
+    ),
+    "base.dtype": Advice(
+        (OneOf(("auto",), "Dettmers et al. 2023, section 3, compute in bfloat16"),),
+        named={
+            "float32": "frozen weights exact, in 4 bytes each",
+            "bfloat16": "frozen weights in 2 bytes each, to about 3 digits; slow on a CPU that does not compute in it",
+            "float16": "frozen weights in 2 bytes each, and numbers above 65,504 overflow",
+        },
+    ),
+    "base.init.n_layer": Advice(
+        (Between(12, 48, _GPT2),),
+        higher="a deeper model: it learns more from much data; memory and time grow in proportion",
+        lower="a smaller and faster model that learns less; right where there is little data",
+    ),
+    "base.init.n_head": Advice(
+        (Between(12, 96, "Brown et al. 2020, table 2.1, each head 64 to 128 wide"),),
+        higher="more places that a token can look at together, through heads that are each narrower",
+        lower="fewer places that a token can look at together, through heads that are each wider",
+    ),
+    "base.init.n_embd": Advice(
+        (Between(768, 1600, _GPT2),),
+        higher="a wider model; its parameters and time grow with the square",
+        lower="a smaller and faster model that learns less; right where there is little data",
+    ),
+    "base.init.n_positions": Advice(
+        (Between(512, 2048, "512 in Radford et al. 2018; 1,024 in Radford et al. 2019; 2,048 in Brown et al. 2020"),),
+        higher="longer texts can be seen; places that no training text reaches stay untrained",
+        lower="less memory; longer texts can never be seen whole",
+    ),
+    "base.init.vocab_size": Advice(
+        (Between(32000, 50257, "32,000 in Touvron et al. 2023 (Llama 2), section 2.2; 50,257 in Radford et al. 2019"),),
+        higher="fewer tokens for a text, and larger embeddings, whose rare tokens small data does not train",
+        lower="more tokens for a text, and smaller embeddings; right where there is little data",
+    ),
+}
+
+_LORA_FIELDS: Mapping[str, Advice] = {
+    "lora.r": Advice(
+        (Between(4, 64, "4 to 16 for GPT-2 medium in Hu et al. 2021, appendix H.2; 64 in Dettmers et al. 2023, B.2"),),
+        higher="the adapter can learn more, and takes more memory and disk, in proportion",
+        lower="a smaller adapter that can learn less; Hu et al. 2021, table 6, lose little down to 1",
+    ),
+    "lora.lora_alpha": Advice(
+        (Between(0.25, 8, f"16 for r 64 in {_QLORA}; 32 for r 4 in {_LORA}"),),
+        higher="larger changes of the base from the same adapter, much as a higher learning rate",
+        lower="smaller changes of the base, much as a lower learning rate",
+        measure=Measure("lora_alpha / r", lambda recipe: recipe.lora.lora_alpha / recipe.lora.r),
+    ),
+    "lora.lora_dropout": Advice(
+        (Between(0, 0.1, f"0.1 in {_LORA}; 0.1 up to 13B parameters and 0.05 above in {_QLORA}"),),
+        higher="less overfitting on small data, and slower learning",
+        lower="faster learning, and more overfitting where data is small or seen often",
+    ),
+    "lora.target_modules": Advice(
+        (
+            OneOf(
+                ("auto",),
+                "attention alone, as in Hu et al. 2021, section 4.2; c_attn holds key, query and value",
+                ("lora",),
+            ),
+            OneOf(("auto", "all-linear"), f"every linear layer in {_QLORA}", ("qlora",)),
+        ),
+        named={
+            "all-linear": "every layer but the head learns: needed to match full fine-tuning in "
+            "Dettmers et al. 2023, figure 2; more memory",
+        },
+    ),
+    "lora.bias": Advice(
+        (OneOf(("none",), "Hu et al. 2021, section 4.2, train no biases"),),
+        named={
+            "all": f"every bias learns too; the base is no longer the same with the adapter off ({_PEFT})",
+            "lora_only": f"biases of the adapted layers learn too; the base changes with the adapter off ({_PEFT})",
+        },
+    ),
+    "lora.use_rslora": Advice(
+        (OneOf((False,), _PEFT),),
+        named={"true": "high ranks go on learning, which `lora_alpha / r` stops (Kalajdzievski 2023)"},
+    ),
+    "lora.use_dora": Advice(
+        (OneOf((False,), _PEFT),),
+        named={"true": "better at low ranks in Liu et al. 2024; slower, with more memory"},
+    ),
+    "lora.modules_to_save": Advice(
+        (OneOf((None,), _PEFT),),
+        named={
+            "a list": "as for a head or embeddings of new tokens; the adapter grows by these modules' whole weights"
+        },
+    ),
+}
+
+_QUANTIZATION: Mapping[str, Advice] = {
+    "quantization.load_in_4bit": Advice(
+        (OneOf((True,), "Dettmers et al. 2023, section 3"),),
+        named={"true": "about half a byte for each weight", "false": "needs load_in_8bit: a byte for each weight"},
+    ),
+    "quantization.load_in_8bit": Advice(
+        (OneOf((False,), "4 bits do as well as 8 and 16 in Dettmers et al. 2023, table 3"),),
+        named={"true": "twice the memory of 4 bits, and a smaller rounding error"},
+    ),
+    "quantization.bnb_4bit_quant_type": Advice(
+        (OneOf(("nf4",), "lower perplexity than fp4 in Dettmers et al. 2023, table 2"),),
+        named={"fp4": "a larger rounding error of weights that are normally distributed"},
+    ),
+    "quantization.bnb_4bit_use_double_quant": Advice(
+        (OneOf((True,), "no loss found in Dettmers et al. 2023, section 4"),),
+        named={"true": "0.37 bits less for each weight", "false": "0.37 bits more for each weight"},
+    ),
+}
+
+_DATA: Mapping[str, Advice] = {
+    "data.max_length": Advice(
+        (Between(128, 1024, f"512 in {_ALPACA} and in the code of Hu et al. 2021; 1,024 is all that GPT-2 sees"),),
+        higher="longer documents stay whole; activations take more memory, in proportion",
+        lower="less memory; longer documents are split or cut, as `truncation` says",
+    ),
+    "data.packing": Advice(
+        (),
+        named={
+            "true": "no step is spent on padding (Krell et al. 2021); a batch holds more documents",
+            "false": "one document in a sequence, filled up with padding to the longest of its batch",
+        },
+    ),
+    "precision": Advice(
+        (OneOf(("auto",), "16-bit products with fp32 weights, Micikevicius et al. 2018; bf16, Kalamkar et al. 2019"),),
+        named={
+            "fp32": "exact; on a GPU slower, with more memory",
+            "bf16": "as wide a range as fp32's with fewer digits; needs a GPU that has it",
+            "fp16": "a narrow range: small gradients need scaling, which skips steps that overflow",
+        },
+    ),
+}
+
+_TRAINING: Mapping[str, Advice] = {
+    "training.learning_rate": Advice(
+        _RATES,
+        higher="faster learning, until the loss becomes unsteady or what the base knew is lost; models "
+        "below 100 million parameters stand more",
+        lower="steadier and slower: too low, the run ends before it has learned",
+    ),
+    "training.per_device_train_batch_size": Advice(
+        (_USUAL_BATCH,),
+        higher="steadier gradients and fewer steps an epoch; more memory",
+        lower="less memory and more steps an epoch, each noisier",
+        measure=_BATCH,
+    ),
+    "training.gradient_accumulation_steps": Advice(
+        (_USUAL_BATCH,),
+        higher="steadier gradients and fewer steps an epoch, in the same memory",
+        lower="more steps an epoch, each noisier",
+        measure=_BATCH,
+    ),
+    "training.num_train_epochs": Advice(
+        (Between(2, 5, f"2 to 4 in {_BERT}; 3 in {_ALPACA}; 5 in {_LORA}", ("full", "lora", "qlora")),),
+        higher="more is learned of the training data, by heart too: watch the validation loss",
+        lower="less time and less overfitting; small data may not be learned",
+    ),
+    "training.max_steps": Advice(
+        (),
+        higher="a longer run, with the schedule stretched to it",
+        lower="a shorter run, with the schedule shrunk",
+    ),
+    "training.weight_decay": Advice(
+        (Between(0, 0.1, f"0 to 0.01 in {_LORA}; 0.1 in {_GPT3}"),),
+        higher="trained weights are kept small: less overfitting, and less learned",
+        lower="trained weights grow as they like; in a short run it hardly shows",
+    ),
+    "training.warmup_steps": Advice(
+        (Between(0, 0.1, "0.06 for LoRA in Hu et al. 2021, table 9; 0.01 in Devlin et al. 2019, appendix A.2"),),
+        higher="the first updates of AdamW, badly scaled, stay small for longer; less time at the full rate",
+        lower="the full rate sooner: too soon, the loss may jump at the start",
+        measure=Measure("share of all steps", _warmup_share),
+    ),
+    "training.max_grad_norm": Advice(
+        (Between(0.3, 1.0, f"0.3 in {_QLORA}; 1.0 in {_GPT3}"),),
+        higher="single bad batches move the weights more (Pascanu et al. 2013)",
+        lower="single bad batches move the weights less; too low, every step is cut short",
+        named={"0": "no clipping at all"},
+    ),
+    "training.optim": Advice(
+        (OneOf(("adamw_torch_fused", "adamw_torch"), f"AdamW in {_LORA}"),),
+        named={
+            "adafactor": "state of rows and columns alone: nearly no memory (Shazeer & Stern 2018)",
+            "adamw_bnb_8bit": "state in 8 bits: a quarter of AdamW's memory (Dettmers et al. 2022)",
+            "paged_adamw_8bit": "state in 8 bits, moved off the GPU where it is full (Dettmers et al. 2023)",
+            "paged_adamw_32bit": "state moved off the GPU where it is full (Dettmers et al. 2023, section 3)",
+            "sgd": "no state, and other learning rates: the usual ones are AdamW's",
+        },
+    ),
+    "training.lr_scheduler_type": Advice(
+        (
+            OneOf(("cosine",), _GPT3, ("new",)),
+            OneOf(
+                ("linear", "constant", "constant_with_warmup", "cosine"),
+                f"linear in {_LORA}; constant in {_QLORA}; cosine in {_GPT3}",
+            ),
+        ),
+        named={
+            "linear": "falls evenly to 0: small, settling steps at the end",
+            "cosine": "stays high for longer and falls faster in the middle",
+            "constant": "does not fall: a run can be made longer, and its end is noisier",
+        },
+    ),
+    "training.adam_beta1": Advice(
+        (Between(0.9, 0.9, "Kingma & Ba 2015, section 2"),),
+        higher="smoother, and slower to turn",
+        lower="quicker to turn, and noisier",
+    ),
+    "training.adam_beta2": Advice(
+        (Between(0.95, 0.999, f"0.95 in {_GPT3}; 0.999 in Kingma & Ba 2015, section 2"),),
+        higher="step sizes change slowly, and a sudden large gradient is met with too large a step",
+        lower="step sizes follow the last gradients, which large batches and new weights need",
+    ),
+    "training.adam_epsilon": Advice(
+        (Between(1e-8, 1e-6, "1e-8 in Kingma & Ba 2015, section 2; 1e-6 in Liu et al. 2019 (RoBERTa), table 9"),),
+        higher="weights with small gradients move less",
+        lower="weights with next to no gradient move as far as others",
+    ),
+    "training.label_smoothing_factor": Advice(
+        (Between(0, 0.1, f"0 to 0.1 in {_LORA}; 0.1 in Szegedy et al. 2016, section 7"),),
+        higher="less certain of each token; the training loss is no longer comparable with a loss without it",
+        lower="more certain of each token",
+    ),
+    "training.activation_checkpointing": Advice(
+        (OneOf((False,), "Transformers' TrainingArguments; true where memory is short, Chen et al. 2016"),),
+        named={"true": "one more forward pass for each backward pass: slower, in far less memory"},
+    ),
+    "training.seed": Advice(
+        (),
+        named={"another": "another result by chance: runs are compared over several seeds (Dodge et al. 2020)"},
+    ),
+}
+
+ADVICE: Final[Mapping[str, Advice]] = {**_BASE, **_LORA_FIELDS, **_QUANTIZATION, **_DATA, **_TRAINING}
+
+
+def usual_rate(kind: Kind) -> Between:
+    """The learning rates that are usual for what is trained."""
+    return next(rates for rates in _RATES if kind in rates.kinds)

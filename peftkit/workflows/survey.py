@@ -1,0 +1,191 @@
+"""What can be seen of data and of a base before there is a recipe."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+
+from peftkit import console
+from peftkit.data.corpus import Corpus, Part, load_corpus, shape_of
+from peftkit.data.mixing import hold_out
+from peftkit.data.sources import BUILTIN, open_rows
+from peftkit.errors import BaseError, DataError, FieldError, InputError, RowsError
+from peftkit.models.attach import count_parameters
+from peftkit.models.base import LocatedBase, base_at_hand
+from peftkit.models.start import positions
+from peftkit.recipe.names import printable
+from peftkit.recipe.references import DATA_SUFFIXES
+from peftkit.recipe.schema import Base, Data, Format, Source
+
+__all__ = ["SurveyedBase", "SurveyedData", "survey_base", "survey_data"]
+
+_ROWS_SEEN: Final = 1000
+"""Rows that are tokenised for the lengths of the documents."""
+
+_SHARE, _SHARE_OF_FEW = 0.05, 0.1
+"""Held out for validation; of less than a thousand rows more, so that the loss is not one of chance."""
+
+_VALIDATION_NAMES = ("validation", "valid", "val", "dev")
+_SIZE = re.compile(r"(?<![\d.a-z])(\d+(?:\.\d+)?)([bm])(?![a-z0-9])")
+_REMEDY = "Check the file; where its columns have other names, set data.columns in a copy of a shipped recipe."
+
+
+@dataclass(frozen=True)
+class SurveyedBase:
+    """What is known of a base; None for what is not.
+
+    `located` has its configuration, and perhaps no weights.
+    """
+
+    model: str
+    parameters: int | None = None
+    known_from: str | None = None
+    """Where the number of parameters was read."""
+
+    located: LocatedBase | None = None
+    positions: int | None = None
+    """Tokens that it can see."""
+
+    tokenizer: Any = None
+
+
+@dataclass(frozen=True)
+class SurveyedData:
+    """What is known of data; None for what is not."""
+
+    train: Source
+    validation: Source | None
+    """A validation part that stands beside the training part."""
+
+    format: Format
+    why: str | None = None
+    """How the format was recognised."""
+
+    longest: int | None = None
+    """Tokens that 99% of the first documents do not exceed."""
+
+    share: float | None = None
+    """What to hold out where there is no validation part; None too where too few documents differ."""
+
+
+def survey_base(model: str) -> SurveyedBase:
+    """Look at a base: its configuration where it is on this machine, and its name where it is not.
+
+    Raises:
+        InputError: there is no such folder or builtin base, or it cannot be opened.
+    """
+    if model.startswith((".", "/", "~")) and not Path(model).expanduser().is_dir():
+        raise InputError("there is no such folder.", where=printable(model), remedy="Name a folder or a hub model.")
+    if not model.strip():
+        raise InputError("is empty.", where="--base", remedy="Name a folder or a hub model.")
+    located = base_at_hand(Base(model=model))
+    if located is None:
+        size = _SIZE.search(model.rpartition("/")[2].lower())
+        parameters = int(float(size[1]) * (10**9 if size[2] == "b" else 10**6)) if size else None
+        return SurveyedBase(model, parameters, "its name" if size else None)
+    config = located.config()
+    return SurveyedBase(
+        model=model,
+        parameters=count_parameters(located.structure(config))[1],
+        known_from="its configuration",
+        located=located,
+        positions=positions(config),
+        tokenizer=_tokenizer(located),
+    )
+
+
+def _tokenizer(located: LocatedBase) -> Any:
+    try:
+        return located.tokenizer()
+    except BaseError:  # of a hub model of which only the configuration is in the cache
+        return None
+
+
+def survey_data(answer: str, wanted: Format, tokenizer: Any) -> SurveyedData:
+    """Look at the first rows of a file; of a data set of the hub, nothing is fetched.
+
+    Args:
+        answer: a file, or a data set as `NAME` or `NAME:CONFIGURATION`.
+        wanted: the format, or `auto` to recognise it.
+        tokenizer: of the base; None where it is not at hand, and lengths stay unknown.
+
+    Raises:
+        InputError: there is no such file, or its rows cannot be used.
+    """
+    file = _file(answer)
+    train, validation = _files(file) if file else _dataset(answer)
+    if file is None and train.dataset != BUILTIN:
+        return SurveyedData(train, None, wanted, share=_SHARE)
+    seen = train.model_copy(update={"limit": _ROWS_SEEN})
+    data = Data(train=seen, format=wanted, on_bad_rows="skip")
+    try:
+        rows = open_rows(train, data, "data.train").total
+        share = _SHARE if rows is None or rows >= _ROWS_SEEN else _SHARE_OF_FEW
+        if tokenizer is None:
+            shape, why = shape_of(open_rows(seen, data, "data.train"), data, "data.train")
+            return SurveyedData(train, validation, _format(shape.format), why, share=None if validation else share)
+        corpus = load_corpus(seen, data, tokenizer, "data.train")
+    except RowsError:
+        raise
+    except (FieldError, DataError) as error:
+        raise InputError(error.what, where=printable(answer), remedy=_REMEDY) from error
+    if corpus.reading.bad:
+        console.warning(f"{corpus.reading.bad:,} of the first {corpus.reading.rows:,} rows of {answer} cannot be used.")
+    lengths = corpus.documents.lengths
+    can_split = validation is None and _can_hold_out(corpus, share, data.seed)
+    return SurveyedData(
+        train=train,
+        validation=validation,
+        format=_format(corpus.reading.format),
+        why=corpus.reading.why,
+        longest=int(np.quantile(lengths, 0.99, method="higher")) if len(lengths) else None,
+        share=share if can_split else None,
+    )
+
+
+def _can_hold_out(corpus: Corpus, share: float, seed: int) -> bool:
+    try:
+        hold_out([Part.whole(corpus)], share, seed)
+    except FieldError:
+        return False
+    return True
+
+
+def _file(answer: str) -> Path | None:
+    """The file that an answer names; None if it names a data set."""
+    path = Path(answer).expanduser()
+    suffixed = path.suffix.lower() in DATA_SUFFIXES
+    if not path.is_file() and (suffixed or path.is_dir() or answer.startswith((".", "/", "~"))):
+        what = "is a folder, not a file." if path.is_dir() else "there is no such file."
+        raise InputError(what, where=printable(answer), remedy="Name a data file or a data set.")
+    if path.is_file() and not suffixed:
+        remedy = f"Use {', '.join(DATA_SUFFIXES)}."
+        raise InputError("is of no kind that can be read.", where=printable(answer), remedy=remedy)
+    if not answer.strip():
+        raise InputError("is empty.", where="--data", remedy="Name a data file or a data set.")
+    return path.resolve() if path.is_file() else None
+
+
+def _files(train: Path) -> tuple[Source, Source | None]:
+    """The file, and the one beside it that has `validation` or the like in its name where this one has `train`."""
+    others = [train.with_name(train.name.replace("train", name)) for name in _VALIDATION_NAMES]
+    found = next((other for other in others if other != train and other.is_file()), None)
+    return Source(path=str(train)), Source(path=str(found)) if found else None
+
+
+def _dataset(answer: str) -> tuple[Source, Source | None]:
+    if answer.startswith(BUILTIN):
+        name = answer.removeprefix(BUILTIN).lstrip(":") or "task"
+        train = Source(dataset=BUILTIN, name=name, split="train")
+        return train, train.model_copy(update={"split": "validation"})
+    dataset, _, name = answer.partition(":")
+    return Source(dataset=dataset, name=name or None, split="train"), None
+
+
+def _format(name: str) -> Format:
+    found: Format = name  # type: ignore[assignment]  # of the shapes, which are the formats
+    return found

@@ -1,0 +1,110 @@
+"""What a recipe sets, who set it, and whether that is usual."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from peftkit.recipe.explain import Explained, explain_field, explain_recipe
+from peftkit.recipe.fields import find_fields
+from peftkit.recipe.library import find_recipe
+from peftkit.recipe.loader import load_recipe
+
+
+def explained(path: Path, field: str, *overrides: str, method: str | None = None) -> Explained:
+    """What is said of one field of a recipe."""
+    (found,) = find_fields(field)
+    (line,) = explain_field(load_recipe(path, method=method, overrides=overrides), found)
+    return line
+
+
+@pytest.mark.parametrize(
+    ("change", "verdict", "words"),
+    [
+        ("training.learning_rate=2e-4", "usual", "as usual, 1e-4 to 5e-4 (Hu et al. 2021"),
+        ("training.learning_rate=3e-3", "above", "above the usual 1e-4 to 5e-4"),
+        ("training.learning_rate=1e-6", "below", "too low, the run ends before it has learned"),
+        ("training.gradient_accumulation_steps=8", "usual", "effective batch on one device 32: as usual, 8 to 128"),
+        ("training.gradient_accumulation_steps=1", "below", "effective batch on one device 4: below"),
+        ("training.warmup_steps=3", "above", "share of all steps 0.5: above the usual 0 to 0.1"),
+        ("training.max_grad_norm=0", "below", "no clipping at all"),
+        ("training.optim=sgd", "other", "beside the usual adamw_torch_fused or adamw_torch"),
+        ("lora.lora_alpha=4", "usual", "lora_alpha / r 1: as usual, 0.25 to 8"),
+        ("lora.use_dora=true", "other", "better at low ranks"),
+        ("base.dropout=null", None, "Probability with which values are dropped"),
+        ("training.save_total_limit=3", None, "Checkpoints to keep"),
+    ],
+)
+def test_a_value_is_judged_beside_the_usual_ones(
+    change: str, verdict: str | None, words: str, recipe_path: Path
+) -> None:
+    line = explained(recipe_path, change.partition("=")[0], change)
+
+    assert line.verdict == verdict
+    assert words in line.why
+    assert line.set_by == f"--set {line.field}"
+
+
+@pytest.mark.parametrize(
+    ("field", "changes", "words"),
+    [
+        ("num_train_epochs", [], "not used: max_steps says"),
+        ("max_steps", ["training.max_steps=-1"], "not set: num_train_epochs says"),
+        ("adam_beta1", ["training.optim=sgd"], "not used by optim: sgd"),
+        ("bnb_4bit_quant_type", ["method=qlora", "quantization.load_in_8bit=true"], "not used: load_in_8bit"),
+        ("bnb_4bit_quant_type", [], "not used by method: lora"),
+        ("lora.r", ["method=full"], "not used by method: full"),
+    ],
+)
+def test_a_field_that_does_not_act_is_said_not_to(
+    field: str, changes: list[str], words: str, recipe_path: Path
+) -> None:
+    line = explained(recipe_path, field, *changes)
+
+    assert line.verdict is None
+    assert words in line.why
+
+
+def test_the_usual_values_are_those_of_what_is_trained(recipe_path: Path) -> None:
+    whys = [explained(recipe_path, "learning_rate", method=method).why for method in ("full", "lora", "qlora")]
+    new = explained(find_recipe("gpt2-from-scratch"), "learning_rate")
+
+    assert [why.partition("the usual ")[2].partition(" (")[0] for why in whys] == [
+        "2e-5 to 5e-5", "1e-4 to 5e-4", "1e-4 to 2e-4"]  # fmt: skip
+    assert new.why.startswith("as usual, 6e-5 to 6e-4")
+
+
+def test_a_share_of_steps_that_the_recipe_does_not_give_is_not_judged() -> None:
+    line = explained(find_recipe("gpt2-wikitext2"), "warmup_steps")
+
+    assert line.verdict is None
+    assert line.why.endswith("known once the data is read")
+
+
+def test_every_line_says_who_set_it(recipe_path: Path) -> None:
+    text = recipe_path.read_text(encoding="utf-8") + "methods: {qlora: {lora: {r: 16}}}\n"
+    recipe_path.write_text(text, encoding="utf-8")
+    file = load_recipe(recipe_path, method="qlora", overrides=["training.seed=7"])
+
+    lines = {line.field: line for line in explain_recipe(file)}
+
+    assert lines["method"].set_by == "--method"
+    assert lines["training.seed"].set_by == "--set training.seed"
+    assert lines["training.learning_rate"].set_by == f"{recipe_path}:12"
+    assert (lines["lora.r"].value, lines["lora.r"].set_by) == (16, f"{recipe_path}:{text.count(chr(10))}")
+    assert lines["training.weight_decay"].set_by == "default"
+    assert "base.revision" not in lines
+
+
+def test_fields_of_sources_and_arguments_that_are_passed_on_have_lines_too(recipe_path: Path) -> None:
+    folder = recipe_path.parent
+    mixed = f"[{{path: {folder}/train.jsonl, weight: 1}}, {{path: {folder}/validation.jsonl, weight: 2}}]"
+    file = load_recipe(recipe_path, overrides=[f"data.train={mixed}", "training.eval_delay=1"])
+
+    lines = {line.field: line.value for line in explain_recipe(file)}
+    of_train = explain_field(file, find_fields("data.train")[0])
+
+    assert (lines["data.train.1.weight"], lines["training.eval_delay"]) == (2, 1)
+    assert [line.field for line in of_train] == [
+        "data.train.0.path", "data.train.0.weight", "data.train.1.path", "data.train.1.weight"]  # fmt: skip
