@@ -19,7 +19,7 @@ from peftkit import console
 from peftkit.errors import FieldError, InputError, UnfetchedError
 from peftkit.storage import is_full
 
-__all__ = ["CARD_FILES", "Repo", "Snapshot", "cache_place", "open_snapshot"]
+__all__ = ["CARD_FILES", "Repo", "Snapshot", "cache_place", "cached_folder", "open_snapshot"]
 
 CARD_FILES = ("README.md", ".huggingface.yaml", "dataset_infos.json")
 """What may say which of a data set's files belong to which configuration and split."""
@@ -113,6 +113,14 @@ def open_snapshot(repo: Repo) -> Snapshot:
     if refusal is not None and not _is_offline(refusal):
         _warn_once(f"{_unreachable(refusal)}, so what is in its cache is used.")
     return Snapshot(repo, folder, refusal)
+
+
+def cached_folder(repo: Repo) -> Path | None:
+    """The folder of what the cache has of a repository, without asking the hub; None where that is nothing."""
+    try:
+        return _download(repo, repo.revision, _FIRST[repo.kind], local=True)
+    except (OSError, ValueError):  # what the hub's client raises where it does not ask
+        return None
 
 
 def cache_place() -> Path:

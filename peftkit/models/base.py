@@ -14,6 +14,7 @@ from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedConfig
 
 from peftkit.errors import BaseError, FieldError
+from peftkit.hub import Repo, cached_folder
 from peftkit.models.published import find_hub_base
 from peftkit.models.weights import weight_files
 from peftkit.recipe.references import BUILTIN_PREFIX
@@ -156,13 +157,8 @@ def base_at_hand(base: Base) -> LocatedBase | None:
     name = base.model or ""
     if name.startswith(BUILTIN_PREFIX) or Path(name).expanduser().is_dir():
         return locate_base(base, weights=False)
-    from huggingface_hub import snapshot_download
-
-    try:
-        folder = Path(snapshot_download(name, revision=base.revision, local_files_only=True))
-    except (OSError, ValueError):  # every error of the hub's client is one of these
-        return None
-    return LocatedBase(name, folder, folder.name) if (folder / "config.json").is_file() else None
+    folder = cached_folder(Repo("model", name, base.revision, "base.model"))
+    return LocatedBase(name, folder, folder.name) if folder and (folder / "config.json").is_file() else None
 
 
 def _builtin_folder(reference: str) -> Path:
