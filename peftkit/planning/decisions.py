@@ -128,7 +128,9 @@ def choose_optimizer(training: Training, hardware: Hardware, need: StepMemory | 
 def _thriftier(training: Training, hardware: Hardware, need: StepMemory) -> str | None:
     """The optimizer with less state after which a step would fit, with the figures; None where there is none."""
     on = training.activation_checkpointing
-    now, small = (replace(need, optim=optim).parts(need.rows, checkpointing=on) for optim in (training.optim, EIGHT_BIT))
+    now, small = (
+        replace(need, optim=optim).parts(need.rows, checkpointing=on) for optim in (training.optim, EIGHT_BIT)
+    )
     state, less = now["optimizer"], small["optimizer"]
     excess = sum(now.values()) - need.limit_bytes
     if excess <= 0 or less >= state:
