@@ -83,6 +83,8 @@ def plan_methods(arguments: Sequence[str]) -> list[Plan]:
     for method in get_args(Method):
         command = [sys.executable, "-m", "peftkit", "plan", *arguments, "--method", method, "--json"]
         heard = subprocess.PIPE if plans else None  # what is said of the data is the same each time
+        if plans:
+            console.info(f"and {method}")
         done = subprocess.run(command, stdout=subprocess.PIPE, stderr=heard, text=True, check=False)
         if done.returncode:
             sys.stderr.write(done.stderr or "")
