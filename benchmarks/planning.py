@@ -27,7 +27,7 @@ name: planned
 base: {{model: "{base}"}}
 data:
   train: {{path: {text}}}
-  validation: {{path: {text}, limit: 200}}
+  validation: {{path: {text}, limit: 40}}
   format: text
   max_length: {length}
 training:
@@ -81,8 +81,8 @@ def main() -> None:
         shapes = [
             ("embedded", "builtin:tiny-gpt2", 64, 32, 200),
             ("embedded", "builtin:tiny-gpt2", 128, 32, 150),
-            ("gpt2", str(work / "gpt2"), 128, 4, 40),
-            ("gpt2", str(work / "gpt2"), 512, 2, 24),
+            ("gpt2", str(work / "gpt2"), 128, 4, 24),
+            ("gpt2", str(work / "gpt2"), 512, 2, 16),
         ]
         print("| base | rows of tokens | method | planned | peak | ratio | dry | planned | time | ratio |")
         print("|---|---|---|--:|--:|--:|--:|--:|--:|--:|")
