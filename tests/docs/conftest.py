@@ -28,7 +28,10 @@ EMBEDDED = Path(package.__file__).parent / "assets" / "tiny-gpt2"
 NAMED_FILE = re.compile(r"^```yaml\n# ([\w.-]+\.yaml)\n(.*?)^```", re.MULTILINE | re.DOTALL)
 """A block that shows a whole file, whose name stands in its first line."""
 
-FEWER = {"n_trials: 20": "n_trials: 2"}
+MADE = re.compile(r"^peftkit recipes (?:copy \S+|new) (\S+)", re.MULTILINE)
+"""A command that makes a recipe, which therefore must not be there before."""
+
+FEWER = {"n_trials: 20": "n_trials: 2", "num_train_epochs: 3": "num_train_epochs: 0.2"}
 """What is made smaller in a page's files, so that its test ends soon."""
 
 FINISHED = {"mine": 42, "first": 42, "second": 7, "polite": 42, "brief": 7}
@@ -103,8 +106,8 @@ def folder_of(tmp_path: Path, finished_runs: Mapping[str, Path]) -> Callable[[Pa
     def prepare(page: Path) -> Path:
         text = page.read_text(encoding="utf-8")
         _write_files(tmp_path, page)
-        if " my.yaml" in re.findall(r"recipes (?:copy|new) \S*( my\.yaml)", text):
-            (tmp_path / "my.yaml").unlink()
+        for made in MADE.findall(text):
+            (tmp_path / made).unlink(missing_ok=True)
         for name, run in finished_runs.items():
             if f"runs/{name}" in text and f"--output runs/{name}" not in text:
                 shutil.copytree(run, tmp_path / "runs" / name)
@@ -118,14 +121,14 @@ def folder_of(tmp_path: Path, finished_runs: Mapping[str, Path]) -> Callable[[Pa
 
 def _write_files(folder: Path, page: Path) -> None:
     """Write the data that pages speak of, and the files that they show: those of the page itself come last."""
-    rows = [{"prompt": row["prompt"], "completion": row["completion"]} for row in task("train")[:160]]
+    rows = [{"prompt": row["prompt"], "completion": row["completion"]} for row in task("train")[:200]]
     held_out = task("validation")[:16]
     sentences = "".join(row["completion"].strip() + "\n" for row in rows[:40])
     questions = [
         {"prompt": row["prompt"], "choices": [row["completion"], other["completion"]], "answer": 0}
         for row, other in zip(held_out[:4], held_out[4:8], strict=True)
     ]
-    _write_rows(folder / "train.jsonl", rows)
+    _write_rows(folder / "train.jsonl", rows[:100])
     _write_rows(folder / "questions.jsonl", questions)
     for name in ("validation.jsonl", "test.jsonl", "held-out.jsonl"):
         _write_rows(folder / name, held_out)
@@ -134,11 +137,17 @@ def _write_files(folder: Path, page: Path) -> None:
     with (folder / "guide.csv").open("w", encoding="utf-8", newline="") as file:
         facts = [(row["prompt"].strip(), row["completion"]) for row in rows]
         csv.writer(file).writerows([("facts", "sentence"), *facts])
-    for shown in (ROOT / "README.md", ROOT / "docs" / "comparing.md", page):
-        for name, text in NAMED_FILE.findall(shown.read_text(encoding="utf-8")):
-            for many, few in FEWER.items():
-                text = text.replace(many, few)
-            (folder / name).write_text(text, encoding="utf-8")
+    files = {
+        name: text
+        for shown in (ROOT / "README.md", ROOT / "docs" / "comparing.md", page)
+        for name, text in NAMED_FILE.findall(shown.read_text(encoding="utf-8"))
+    }
+    if page.parent.name == "tutorials":  # all but the first go on with what that one has copied
+        files["my.yaml"] = (ROOT / "recipes" / "quickstart.yaml").read_text(encoding="utf-8")
+    for name, text in files.items():
+        for many, few in FEWER.items():
+            text = text.replace(many, few)
+        (folder / name).write_text(text, encoding="utf-8")
 
 
 def _write_rows(path: Path, rows: list[dict[str, object]]) -> None:

@@ -36,6 +36,14 @@ NOT_RUN = {
 FEWER = {"--seeds 3": "--seeds 1", "=4,8,16": "=4,8", "1e-5,5e-5,2e-4": "1e-5,2e-4"}
 """What is made smaller in a command, so that its test ends soon."""
 
+SAID = {
+    "docs/tutorials/choose.md": ["Did you mean learning_rate?"],
+    "docs/tutorials/merge.md": ["opened without PEFT and bitsandbytes", "would be private"],
+    "docs/tutorials/resume.md": ["nothing is left to do", "finished"],
+    "docs/tutorials/story.md": ["nothing is left to do", "more than chance", "opened without PEFT and bitsandbytes"],
+}
+"""What a page promises that its commands say."""
+
 WITH_COMMANDS = [name for name, path in PAGES.items() if "```sh\n" in path.read_text(encoding="utf-8")]
 
 
@@ -52,6 +60,7 @@ def test_the_commands_of_a_page_run_in_their_order(
     done = run(["bash", "-exc", script], folder, environment)
 
     assert done.returncode == 0, done.stderr[-3000:]
+    assert [words for words in SAID.get(name, []) if words not in done.stdout + done.stderr] == []
 
 
 @pytest.mark.slow
