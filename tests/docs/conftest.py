@@ -11,7 +11,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -31,7 +31,11 @@ NAMED_FILE = re.compile(r"^```yaml\n# ([\w.-]+\.yaml)\n(.*?)^```", re.MULTILINE 
 MADE = re.compile(r"^peftkit recipes (?:copy \S+|new) (\S+)", re.MULTILINE)
 """A command that makes a recipe, which therefore must not be there before."""
 
-FEWER = {"n_trials: 20": "n_trials: 2", "num_train_epochs: 3": "num_train_epochs: 0.2"}
+FEWER = {
+    "n_trials: 20": "n_trials: 2",
+    "num_train_epochs: 3": "num_train_epochs: 0.2",
+    "split: validation}": "split: validation, limit: 8}",
+}
 """What is made smaller in a page's files, so that its test ends soon."""
 
 FINISHED = {"mine": 42, "first": 42, "second": 7, "polite": 42, "brief": 7}
@@ -43,7 +47,7 @@ RECORDS = ("peftkit.json", "sample.json", "manifest.json", "README.md")
 
 @pytest.fixture(scope="session")
 def environment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
-    """Of a shell in which `peftkit` is ready at once, and in whose cache of the hub the embedded base stands as gpt2."""
+    """Of a shell in which `peftkit` is ready at once, and whose cache of the hub has the embedded base as gpt2."""
     home, commands = tmp_path_factory.mktemp("hub"), tmp_path_factory.mktemp("bin")
     repository = home / "hub" / "models--gpt2"
     _write_long_base(repository / "snapshots" / ("0" * 40))
@@ -75,7 +79,7 @@ def _write_long_base(folder: Path) -> None:
 def _write_commands(folder: Path) -> Path:
     """Write `peftkit`, and the `python` that its own processes start, as commands that ask at the socket returned."""
     socket = folder / "socket"
-    python = f'exec {shlex.quote(sys.executable)}'
+    python = f"exec {shlex.quote(sys.executable)}"
     ask = f"{python} -S -E {shlex.quote(str(WARM))} ask {socket}"
     scripts = {
         "peftkit": f'{ask} "$@"',
@@ -121,7 +125,7 @@ def folder_of(tmp_path: Path, finished_runs: Mapping[str, Path]) -> Callable[[Pa
 
 def _write_files(folder: Path, page: Path) -> None:
     """Write the data that pages speak of, and the files that they show: those of the page itself come last."""
-    rows = [{"prompt": row["prompt"], "completion": row["completion"]} for row in task("train")[:200]]
+    rows = [{"prompt": row["prompt"], "completion": row["completion"]} for row in task("train")[:160]]
     held_out = task("validation")[:16]
     sentences = "".join(row["completion"].strip() + "\n" for row in rows[:40])
     questions = [
@@ -150,5 +154,5 @@ def _write_files(folder: Path, page: Path) -> None:
         (folder / name).write_text(text, encoding="utf-8")
 
 
-def _write_rows(path: Path, rows: list[dict[str, object]]) -> None:
+def _write_rows(path: Path, rows: Sequence[Mapping[str, object]]) -> None:
     path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")

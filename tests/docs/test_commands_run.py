@@ -86,7 +86,9 @@ def test_what_is_not_run_is_on_a_page() -> None:
 def test_only_blocks_for_a_shell_begin_lines_with_a_command(name: str) -> None:
     others = [text for kind, text in BLOCK.findall(PAGES[name].read_text("utf-8")) if kind not in ("sh", "slurm")]
 
-    assert [line for text in others for line in text.splitlines() if re.match(r"(\$ )?(python -m )?peftkit ", line)] == []
+    assert [
+        line for text in others for line in text.splitlines() if re.match(r"(\$ )?(python -m )?peftkit ", line)
+    ] == []
 
 
 @pytest.mark.parametrize("name", PAGES)

@@ -11,6 +11,7 @@ import os
 import shutil
 import socket
 import sys
+from pathlib import Path
 from typing import NoReturn
 
 STREAMS = (0, 1, 2)
@@ -77,7 +78,7 @@ def ask(path: str, arguments: list[str]) -> int:
     """Have a command run, and give its exit status."""
     with socket.socket(socket.AF_UNIX) as server:
         server.connect(path)
-        message = json.dumps([os.getcwd(), dict(os.environ), arguments]).encode()
+        message = json.dumps([str(Path.cwd()), dict(os.environ), arguments]).encode()
         socket.send_fds(server, [message], STREAMS)
         return server.recv(1)[0]
 
