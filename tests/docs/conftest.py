@@ -57,12 +57,11 @@ def environment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, 
     own = {"PATH": path, "HF_HOME": str(home), "HF_HUB_OFFLINE": "1", "COLUMNS": "120"}
     environment = {**os.environ, **own}
     socket = _write_commands(commands)
-    with subprocess.Popen([sys.executable, WARM, "serve", socket], env=environment) as server:
+    with subprocess.Popen([sys.executable, WARM, "serve", socket], env=environment, stdin=subprocess.PIPE) as server:
         while not socket.exists():
             assert server.poll() is None, "the libraries could not be imported"
             time.sleep(0.1)
         yield environment
-        server.kill()
 
 
 def _write_long_base(folder: Path) -> None:
@@ -124,7 +123,13 @@ def folder_of(tmp_path: Path, finished_runs: Mapping[str, Path]) -> Callable[[Pa
 
 
 def _write_files(folder: Path, page: Path) -> None:
-    """Write the data that pages speak of, and the files that they show: those of the page itself come last."""
+    """Write what a page's commands find in their folder."""
+    _write_data(folder)
+    _write_shown(folder, page)
+
+
+def _write_data(folder: Path) -> None:
+    """Write the data that pages speak of."""
     rows = [{"prompt": row["prompt"], "completion": row["completion"]} for row in task("train")[:160]]
     held_out = task("validation")[:16]
     sentences = "".join(row["completion"].strip() + "\n" for row in rows[:40])
@@ -141,6 +146,14 @@ def _write_files(folder: Path, page: Path) -> None:
     with (folder / "guide.csv").open("w", encoding="utf-8", newline="") as file:
         facts = [(row["prompt"].strip(), row["completion"]) for row in rows]
         csv.writer(file).writerows([("facts", "sentence"), *facts])
+
+
+def _write_rows(path: Path, rows: Sequence[Mapping[str, object]]) -> None:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+
+
+def _write_shown(folder: Path, page: Path) -> None:
+    """Write the files that pages show: those of the README serve all, but where a page shows its own."""
     files = {
         name: text
         for shown in (ROOT / "README.md", ROOT / "docs" / "comparing.md", page)
@@ -152,7 +165,3 @@ def _write_files(folder: Path, page: Path) -> None:
         for many, few in FEWER.items():
             text = text.replace(many, few)
         (folder / name).write_text(text, encoding="utf-8")
-
-
-def _write_rows(path: Path, rows: Sequence[Mapping[str, object]]) -> None:
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")

@@ -10,8 +10,10 @@ from pathlib import Path
 
 import click
 import pytest
+from ruamel.yaml import YAML
 
 from peftkit.cli.app import app
+from peftkit.recipe.schema import Recipe
 
 ROOT = Path(__file__).resolve().parents[2]
 GENERATED = ("commands.md", "hardware.md", "recipe.md")
@@ -21,7 +23,7 @@ PAGES = {
     if path.name not in GENERATED
 }
 
-BLOCK = re.compile(r"^```(\w*)\n(.*?)^```", re.MULTILINE | re.DOTALL)
+BLOCK = re.compile(r"^ *```(\w*)\n(.*?)^ *```", re.MULTILINE | re.DOTALL)
 
 NOT_RUN = {
     "pip install -c constraints.txt": "the tests run in what it installed, as `.ci/run` does from nothing",
@@ -74,6 +76,16 @@ def test_the_python_of_a_page_runs_after_a_merge(
     done = run(["python", "-c", "".join(blocks(PAGES[name], "python"))], folder, environment)
 
     assert done.returncode == 0, done.stderr[-3000:]
+
+
+@pytest.mark.parametrize("name", ["docs/comparing.md", "docs/data.md"])
+def test_the_parts_of_a_recipe_that_a_page_shows_are_right(name: str) -> None:
+    parts = [text for text in blocks(PAGES[name], "yaml") if not text.startswith("# ")]
+    whole = {"name": "whole", "base": {"model": "gpt2"}, "data": {"train": {"path": "a.jsonl"}, "validation": 0.1}}
+
+    recipes = [Recipe.model_validate(whole | YAML(typ="safe").load(part)) for part in parts]
+
+    assert recipes
 
 
 def test_what_is_not_run_is_on_a_page() -> None:

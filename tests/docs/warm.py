@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import select
 import shutil
 import socket
 import sys
@@ -18,8 +19,8 @@ STREAMS = (0, 1, 2)
 """Standard input, output and error, which the fork takes over from the asker."""
 
 
-def serve(path: str) -> NoReturn:
-    """Answer one asker after the other, each by a fork, until killed."""
+def serve(path: str) -> None:
+    """Answer one asker after the other, each by a fork, until standard input is closed."""
     import importlib
     import pkgutil
 
@@ -33,7 +34,7 @@ def serve(path: str) -> NoReturn:
     with socket.socket(socket.AF_UNIX) as server:
         server.bind(path)
         server.listen()
-        while True:
+        while sys.stdin not in select.select([server, sys.stdin], [], [])[0]:
             asker, _ = server.accept()
             if os.fork() == 0:
                 _answer(asker)
@@ -84,4 +85,6 @@ def ask(path: str, arguments: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(ask(sys.argv[2], sys.argv[3:]) if sys.argv[1] == "ask" else serve(sys.argv[2]))
+    if sys.argv[1] == "ask":
+        sys.exit(ask(sys.argv[2], sys.argv[3:]))
+    serve(sys.argv[2])
