@@ -104,6 +104,9 @@ def opened(run: Path, base: Path) -> Any:
     if json.loads((run / "manifest.json").read_text())["method"] == "qlora":
         rounded = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True)
     model = AutoModelForCausalLM.from_pretrained(base, quantization_config=rounded)
+    for module in model.modules():
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False  # it would compute in bf16, which training did not
     return PeftModel.from_pretrained(model, run / "adapter").eval()
 
 
@@ -185,7 +188,7 @@ def check(folder: Path) -> None:
         agree("interval", entry["against_best"]["high"], float(interval.high))
     for what, most in worst.items():
         print(f"{what}: differs by {most:.2e} at most")
-    if max(worst.values()) > 0.02:
+    if max(worst.values()) > 1e-4:
         raise SystemExit("the table is not that of the run folders")
 
 

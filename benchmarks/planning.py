@@ -27,7 +27,7 @@ name: planned
 base: {{model: "{base}"}}
 data:
   train: {{path: {text}}}
-  validation: {{path: {text}, limit: 200}}
+  validation: 0.01
   format: text
   max_length: {length}
 training:
@@ -79,10 +79,10 @@ def main() -> None:
         make_base(work / "gpt2", arguments.tokenizer, 12)
         text = arguments.text.resolve()
         shapes = [
-            ("embedded", "builtin:tiny-gpt2", 64, 32, 200),
-            ("embedded", "builtin:tiny-gpt2", 128, 32, 150),
-            ("gpt2", str(work / "gpt2"), 128, 4, 40),
-            ("gpt2", str(work / "gpt2"), 512, 2, 24),
+            ("embedded", "builtin:tiny-gpt2", 64, 32, 80),
+            ("embedded", "builtin:tiny-gpt2", 128, 32, 50),
+            ("gpt2", str(work / "gpt2"), 128, 4, 14),
+            ("gpt2", str(work / "gpt2"), 512, 2, 10),
         ]
         print("| base | rows of tokens | method | planned | peak | ratio | dry | planned | time | ratio |")
         print("|---|---|---|--:|--:|--:|--:|--:|--:|--:|")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -148,6 +149,7 @@ def _is_plain(value: Any) -> bool:
 
 
 if __name__ == "__main__":
+    argparse.ArgumentParser(description=__doc__).parse_args()  # there is nothing to choose
     (FOLDER / "commands.md").write_text(commands_page(), encoding="utf-8")
     (FOLDER / "hardware.md").write_text(hardware_page(), encoding="utf-8")
     (FOLDER / "recipe.md").write_text(recipe_page(), encoding="utf-8")

@@ -4,6 +4,7 @@
     ├── InputError               exit 2   the recipe, the data or the command line is wrong
     │   ├── RecipeError          exit 2   every problem of one recipe, together
     │   ├── FieldError           exit 2   one recipe field that the machine, the base or the data cannot meet
+    │   │   └── UnfetchedError   exit 2   a model or data set of the hub that is not on this machine
     │   ├── DataError            exit 2   a data file
     │   │   └── RowsError        exit 2   rows that cannot be used, the first of them each named
     │   ├── BaseError            exit 2   a base model that cannot be used as the recipe asks
@@ -19,6 +20,7 @@ They are raised where the cause is known. Only the command line turns them into 
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -105,6 +107,32 @@ class FieldError(InputError):
     def __init__(self, field: str, what: str, *, remedy: str | None = None) -> None:
         self.field = field
         super().__init__(what, where=field, remedy=remedy)
+
+    def remedy_for(self, recipe: str, options: str = "") -> str | None:
+        """What to do about it, where the recipe's file is known, and the options that belong to it."""
+        del recipe, options
+        return self.remedy
+
+
+class UnfetchedError(FieldError):
+    """A model or data set of the hub that is not on this machine, and that cannot be fetched now.
+
+    Args:
+        field: where the recipe names it.
+        what: which it is, and why it cannot be fetched.
+        command: what fetches it, where no recipe does.
+    """
+
+    def __init__(self, field: str, what: str, command: str) -> None:
+        super().__init__(field, what, remedy=_fetching(command))
+
+    def remedy_for(self, recipe: str, options: str = "") -> str:
+        """The command that fetches all that the recipe needs."""
+        return _fetching(f"peftkit fetch {shlex.quote(recipe)}{options}")
+
+
+def _fetching(command: str) -> str:
+    return f"Where there is a network, run `{command}`."
 
 
 class DataError(InputError):

@@ -9,11 +9,20 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from hashlib import sha1
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from threading import Thread
+from urllib.parse import unquote, urlsplit
 
 import pytest
 from hypothesis import settings
+
+import peftkit as package
+from peftkit.data.grammar import Split, task
+from peftkit.hub import open_snapshot
 
 # the same examples every time, so that a failure comes from a change; a busy machine is no failure
 settings.register_profile("peftkit", deadline=None, derandomize=True)
@@ -25,6 +34,8 @@ os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
 os.environ["PEFTKIT_CACHE"] = tempfile.mkdtemp(prefix="peftkit-tests-")
 atexit.register(shutil.rmtree, os.environ["PEFTKIT_CACHE"], ignore_errors=True)
 
+EMBEDDED = Path(package.__file__).parent / "assets" / "tiny-gpt2"
+SPLITS: tuple[Split, ...] = ("train", "validation")
 RECIPE = """\
 name: small
 method: lora
@@ -67,10 +78,8 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 def write_recipe(tmp_path: Path) -> Path:
     """Write `small.yaml` and its data into a folder."""
-    from peftkit.data.grammar import task
-
-    for split in ("train", "validation"):
-        rows = task("train" if split == "train" else "validation")[:24]
+    for split in SPLITS:
+        rows = task(split)[:24]
         (tmp_path / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     path = tmp_path / "small.yaml"
     path.write_text(RECIPE, encoding="utf-8")
@@ -86,3 +95,140 @@ def peftkit(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
         return subprocess.run(command, cwd=tmp_path, input=stdin, capture_output=True, text=True, check=False)
 
     return call
+
+
+@dataclass
+class HubRepository:
+    """What the local hub has under one name."""
+
+    files: dict[str, bytes]
+    refusal: tuple[int, str] | None = None
+    """Status and error code of every answer, as the hub's `GatedRepo`."""
+
+    only_files: bool = False
+    """Whether what the repository is may be asked nevertheless, as of one that is gated."""
+
+    claimed: dict[str, int] = field(default_factory=dict)
+    """Bytes of further files, which it only says it has."""
+
+    @property
+    def commit(self) -> str:
+        """As git names commits: by what is in them."""
+        return sha1(b"".join(name.encode() + content for name, content in self.files.items())).hexdigest()
+
+
+CARD = b"""\
+---
+configs:
+- config_name: small
+  data_files:
+  - {split: train, path: small/train.jsonl}
+  - {split: validation, path: small/validation.jsonl}
+- config_name: large
+  data_files: large/*.jsonl
+---
+"""
+
+
+class LocalHub(ThreadingHTTPServer):
+    """Answers what the real client asks about models and data sets, and remembers it."""
+
+    daemon_threads = True
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), _HubAnswer)
+        self.repositories: dict[str, HubRepository] = {}
+        """By their place: `models/user/name` or `datasets/user/name`."""
+
+        self.sent: list[str] = []
+        """The files that went out."""
+
+    def environment(self, home: Path, **more: str) -> dict[str, str]:
+        """What a process needs to see this hub, and no other cache or token."""
+        own = {"HF_ENDPOINT": f"http://127.0.0.1:{self.server_port}", "HF_HOME": str(home), "HF_HUB_OFFLINE": "0"}
+        return {**os.environ, **own, "HF_HUB_DISABLE_XET": "1", **more}
+
+
+class _HubAnswer(BaseHTTPRequestHandler):
+    server: LocalHub
+
+    def log_message(self, *_: object) -> None:
+        """Stay quiet."""
+
+    def do_HEAD(self) -> None:
+        self._answer()
+
+    def do_GET(self) -> None:
+        self._answer()
+
+    def _answer(self) -> None:
+        path = unquote(urlsplit(self.path).path).strip("/")
+        asks_about = path.startswith("api/")
+        path = path.removeprefix("api/")
+        path = path if path.startswith(("models/", "datasets/")) else f"models/{path}"
+        kind, user, name, *rest = [*path.split("/"), "", ""]
+        rest = rest[: path.count("/") - 2]
+        repository = self.server.repositories.get(f"{kind}/{user}/{name}")
+        if repository is None:
+            self._say(b"", 404, {"X-Error-Code": "RepoNotFound"})
+        elif repository.refusal and not (asks_about and repository.only_files):
+            self._say(b"", repository.refusal[0], {"X-Error-Code": repository.refusal[1]})
+        elif len(rest) > 1 and rest[1] not in ("main", repository.commit):
+            self._say(b"", 404, {"X-Error-Code": "RevisionNotFound"})
+        elif rest[:1] == ["tree"]:
+            sizes = {name: len(content) for name, content in repository.files.items()} | repository.claimed
+            self._say_json([{"type": "file", "path": n, "size": size, "oid": "0" * 40} for n, size in sizes.items()])
+        elif rest[:1] == ["resolve"]:
+            self._send(repository, "/".join(rest[2:]))
+        else:
+            siblings = [{"rfilename": name} for name in repository.files]
+            self._say_json({"id": f"{user}/{name}", "sha": repository.commit, "private": False, "siblings": siblings})
+
+    def _send(self, repository: HubRepository, name: str) -> None:
+        if name not in repository.files:
+            self._say(b"", 404, {"X-Error-Code": "EntryNotFound"})
+            return
+        content = repository.files[name]
+        if self.command == "GET":
+            self.server.sent.append(name)
+        self._say(content, headers={"ETag": f'"{sha1(content).hexdigest()}"', "X-Repo-Commit": repository.commit})
+
+    def _say_json(self, value: object) -> None:
+        self._say(json.dumps(value).encode(), headers={"Content-Type": "application/json"})
+
+    def _say(self, content: bytes, status: int = 200, headers: dict[str, str] | None = None) -> None:
+        self.send_response(status)
+        for name, value in {**(headers or {}), "Content-Length": str(len(content))}.items():
+            self.send_header(name, value)
+        self.end_headers()
+        if self.command != "HEAD":
+            self.wfile.write(content)
+
+
+@pytest.fixture
+def local_hub() -> Iterator[LocalHub]:
+    """A hub on this machine, with the embedded base and two configurations of a small data set."""
+    hub = LocalHub()
+    other_weights = {"pytorch_model.bin": b"a pickle", "onnx/model.onnx": b"a graph", "consolidated.safetensors": b""}
+    base = {path.name: path.read_bytes() for path in EMBEDDED.iterdir()}
+    hub.repositories["models/someone/tiny"] = HubRepository({**base, **other_weights})
+    rows = {split: "".join(json.dumps(row) + "\n" for row in task(split)[:24]).encode() for split in SPLITS}
+    files = {f"small/{split}.jsonl": content for split, content in rows.items()}
+    hub.repositories["datasets/someone/rows"] = HubRepository({"README.md": CARD, **files, "large/rows.jsonl": b"{}"})
+    thread = Thread(target=hub.serve_forever, daemon=True)
+    thread.start()
+    yield hub
+    hub.shutdown()
+    thread.join()
+    hub.server_close()
+
+
+@pytest.fixture
+def hub_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A cache of the hub's files for this process, empty, and nothing remembered of another."""
+    from huggingface_hub import constants  # which reads its settings from the environment once
+
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+    open_snapshot.cache_clear()
+    yield tmp_path / "cache"
+    open_snapshot.cache_clear()

@@ -27,6 +27,7 @@ COMMANDS = (
     "recipes",
     "explain",
     "data",
+    "fetch",
     "plan",
     "train",
     "evaluate",

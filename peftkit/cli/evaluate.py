@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -83,7 +84,7 @@ def command(
     quantization: str | None,
     as_json: bool,
 ) -> None:
-    """Measure TARGET: a run, an adapter, a model or a base.
+    """Measure TARGET: a run, an adapter, a model or a base, which the hub's name and @REVISION may stand for.
 
     Its perplexity, without options on the validation data of the recipe that it was made from; the error is that of
     other documents of the kind. Of a text that is longer than a window, each token is predicted from what is
@@ -107,7 +108,8 @@ def command(
         raise click.UsageError("--max-new-tokens, --num-beams and --save belong to --generate: give it too.")
     if save and save.exists():
         raise InputError("exists already.", where=str(save), remedy="Name a new file with --save.")
-    given = load_recipe(find_recipe(recipe)).recipe if recipe else None
+    file = load_recipe(find_recipe(recipe)) if recipe else None
+    given = file.recipe if file else None
 
     from peftkit.adapters.target import find_target
     from peftkit.models.base import take_quiet
@@ -123,7 +125,8 @@ def command(
     data = _limited(measured, limit) if limit else measured
     generation = (given.generation if given else Generation()).model_copy(update=changes) if generates else None
     measures = Measures(generation, save, max_length, stride, baseline, choices, forgetting)
-    result = evaluate_target(target, data, measures, options.given_base(base, quantization))
+    with file.locating() if file else nullcontext():
+        result = evaluate_target(target, data, measures, options.given_base(base, quantization))
     if as_json:
         console.print_json(asdict(result))
     else:

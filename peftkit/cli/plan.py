@@ -15,6 +15,7 @@ from peftkit.recipe.library import find_recipe
 from peftkit.recipe.loader import load_recipe
 
 if TYPE_CHECKING:
+    from peftkit.planning.duration import Duration
     from peftkit.planning.plan import Plan
 
 __all__ = ["command"]
@@ -114,8 +115,11 @@ def _rows(plans: Sequence[Plan]) -> Iterator[list[str]]:
     yield ["checkpoints", *(_checkpoints(each) for each in plans)]
     yield ["disk needed", *(console.size(each.disk.total) for each in plans)]
     yield ["disk free", *(console.size(each.free_bytes) for each in plans)]
-    if any(each.train_seconds for each in plans):
-        yield ["time", *(_time(each) for each in plans)]
+    times = [each.train_seconds for each in plans]
+    if any(times):
+        yield ["time", *(console.duration(time.seconds) if time else "" for time in times)]
+        for name, bound in (("  at least", "low"), ("  at most", "high")):
+            yield [name, *(_bound(time, bound) for time in times)]
 
 
 def _checkpoints(plan: Plan) -> str:
@@ -124,13 +128,9 @@ def _checkpoints(plan: Plan) -> str:
     return f"{plan.disk.checkpoints} of {console.size(plan.disk.checkpoint_bytes)}"
 
 
-def _time(plan: Plan) -> str:
-    time = plan.train_seconds
-    if time is None:
-        return ""
-    if time.low is None or time.high is None:
-        return console.duration(time.seconds)
-    return f"{console.duration(time.seconds)} ({console.duration(time.low)} to {console.duration(time.high)})"
+def _bound(time: Duration | None, name: str) -> str:
+    seconds = getattr(time, name, None)
+    return "" if seconds is None else console.duration(seconds)
 
 
 def _concerns(plan: Plan) -> Iterator[str]:

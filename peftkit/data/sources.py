@@ -16,7 +16,7 @@ from peftkit.recipe.references import DATA_SUFFIXES
 from peftkit.recipe.schema import Data, Source
 from peftkit.storage import sha256_of_file
 
-__all__ = ["BUILTIN", "Rows", "open_rows"]
+__all__ = ["BUILTIN", "Rows", "open_rows", "split_of"]
 
 BUILTIN = "builtin:grammar"
 _GRAMMAR = Path(grammar.__file__)
@@ -30,7 +30,7 @@ class Rows:
     """What errors call the source."""
 
     identity: dict[str, Any]
-    """What tells these rows from any others: the files' hashes, or the name and revision of a data set."""
+    """What tells these rows from any others: the files' hashes, or the name and commit of a data set."""
 
     total: int | None
     """About how many rows there are."""
@@ -52,7 +52,7 @@ def open_rows(source: Source, data: Data, field: str, *, streaming: bool = False
         return _from_files(source, data, field, streaming)
     if source.dataset == BUILTIN:
         return _from_grammar(source, field)
-    return _from_hub(source, field, streaming)
+    return _from_dataset(source, field, streaming)
 
 
 def _from_files(source: Source, data: Data, field: str, streaming: bool) -> Rows:
@@ -76,7 +76,7 @@ def _from_files(source: Source, data: Data, field: str, streaming: bool) -> Rows
 
 
 def _from_grammar(source: Source, field: str) -> Rows:
-    split: grammar.Split = "validation" if _split(source, field) == "validation" else "train"
+    split: grammar.Split = "validation" if split_of(source, field) == "validation" else "train"
     identity = {"dataset": BUILTIN, "name": source.name, "split": split, "sha256": sha256_of_file(_GRAMMAR)}
     if source.name == "corpus":
         return _listed(
@@ -87,24 +87,24 @@ def _from_grammar(source: Source, field: str) -> Rows:
     raise FieldError(f"{field}.name", f"{BUILTIN} has no {source.name}.", remedy="Use corpus or task.")
 
 
-def _from_hub(source: Source, field: str, streaming: bool) -> Rows:
+def _from_dataset(source: Source, field: str, streaming: bool) -> Rows:
     import datasets  # takes a second, and files do without
 
-    split = _split(source, field)
+    from peftkit.data.published import LIBRARY_ERRORS, find_published, unreadable
+
+    split = split_of(source, field)
+    identity: dict[str, Any] = {"dataset": source.dataset, "name": source.name, "split": split}
     try:
-        found: Any = datasets.load_dataset(
-            source.dataset, source.name, split=split, revision=source.revision, streaming=streaming
-        )
-    except (ValueError, OSError, RuntimeError, datasets.exceptions.DatasetsError) as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        remedy = "Check name, split and network, or name a file with path."
-        if "scripts are no longer supported" in reason:
-            remedy = "Its files need a script, which is never run; try revision: refs/convert/parquet, the hub's copy."
-        raise FieldError(f"{field}.dataset", f"{source.dataset} cannot be had: {reason}", remedy=remedy) from error
-    identity: dict[str, Any] = source.model_dump(include={"dataset", "name", "revision"}, exclude_none=True)
-    identity["split"] = split
-    if not streaming:
-        identity["fingerprint"] = found._fingerprint
+        if Path(str(source.dataset)).is_dir():
+            found: Any = datasets.load_dataset(source.dataset, source.name, split=split, streaming=streaming)
+            identity |= {} if streaming else {"fingerprint": found._fingerprint}
+        else:
+            published = find_published(source, split, field)
+            found = published.open(streaming=streaming)
+            identity["revision"] = published.snapshot.commit
+    except LIBRARY_ERRORS as error:
+        raise unreadable(str(source.dataset), f"{field}.dataset", error) from error
+    identity = {name: value for name, value in identity.items() if value is not None}
     return _listed(source, identity, None if streaming else len(found), lambda: found)
 
 
@@ -126,6 +126,6 @@ def _at_most(total: int | None, limit: int | None) -> int | None:
     return total if limit is None else min(limit, total) if total is not None else limit
 
 
-def _split(source: Source, field: str) -> str:
+def split_of(source: Source, field: str) -> str:
     """The split that is named, or else the one that the field is for."""
     return source.split or ("validation" if field.startswith("data.validation") else "train")

@@ -15,12 +15,13 @@ from peftkit import console
 from peftkit.adapters.files import CONFIG_NAME, WEIGHTS_NAME, Adapter
 from peftkit.adapters.lora import meaning_of
 from peftkit.adapters.soundness import check_sound, unchecked
-from peftkit.errors import FieldError, TargetError
+from peftkit.errors import FieldError, TargetError, UnfetchedError
 from peftkit.models.attach import embedding_modules, tied_modules
 from peftkit.models.base import LocatedBase, locate_base
 from peftkit.models.quantise import load_base
 from peftkit.recipe.hyperparameters import Quantization
 from peftkit.recipe.schema import Base
+from peftkit.runs.folder import RunFolder
 
 __all__ = ["AS_RECORDED", "Footing", "GivenBase", "check_fit", "find_footing", "model_footing", "put_adapter"]
 
@@ -89,7 +90,8 @@ def find_footing(adapter: Adapter, given: GivenBase = AS_RECORDED) -> Footing:
             "records how its base was quantised.", where=str(adapter.folder), remedy="Leave out --quantization."
         )
     own = record.recipe.base
-    base = _locate(adapter, own if given.model is None else Base(model=given.model))
+    as_trained = own.model_copy(update={"revision": record.base["revision"]})  # a branch may have moved on since
+    base = _locate(adapter, as_trained if given.model is None else Base(model=given.model))
     if base.fingerprint != record.base["sha256"]:
         raise TargetError(
             f"was trained on another {record.base['model']} than {base.folder}.",
@@ -172,6 +174,11 @@ def _locate(adapter: Adapter, base: Base) -> LocatedBase:
         raise TargetError(f"its base is not there: there is no folder {place}.", where=where, remedy=remedy)
     try:
         return locate_base(base)
+    except UnfetchedError as error:
+        recipe = RunFolder(adapter.folder.parent).recipe
+        own = recipe.is_file() and base.revision
+        fetching = error.remedy_for(str(recipe), f" --set base.revision={base.revision}") if own else error.remedy
+        raise TargetError(f"its base cannot be opened: {error.what}", where=where, remedy=fetching) from error
     except FieldError as error:
         raise TargetError(f"its base cannot be opened: {error.what}", where=where, remedy=remedy) from error
 

@@ -14,12 +14,14 @@ from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedConfig
 
 from peftkit.errors import BaseError, FieldError
+from peftkit.hub import Repo, cached_folder
+from peftkit.models.published import find_hub_base
 from peftkit.models.weights import weight_files
+from peftkit.recipe.references import BUILTIN_PREFIX
 from peftkit.recipe.schema import Base
 from peftkit.storage import sha256_of_file, sha256_of_json
 
 __all__ = [
-    "BUILTIN_PREFIX",
     "LocatedBase",
     "base_at_hand",
     "locate_base",
@@ -28,11 +30,8 @@ __all__ = [
     "take_quiet",
 ]
 
-BUILTIN_PREFIX = "builtin:"
 _ASSETS = Path(__file__).resolve().parents[1] / "assets"
 _DROPOUT_NAMES = ("resid_pdrop", "embd_pdrop", "attn_pdrop", "attention_dropout", "hidden_dropout", "embedding_dropout")
-# What Transformers needs from a hub repository; weights in any other form than safetensors can run code when opened.
-_WANTED_FILES = ("*.safetensors", "*.safetensors.index.json", "*.json", "*.txt", "*.model")
 
 
 @dataclass(frozen=True)
@@ -111,7 +110,7 @@ class LocatedBase:
     @cached_property
     def file_hashes(self) -> dict[str, str]:
         """SHA-256 of the configuration and of every weight file, by name."""
-        files = [*sorted(self.folder.glob("*.safetensors")), self.folder / "config.json"]
+        files = [*weight_files(self.folder), self.folder / "config.json"]
         with ThreadPoolExecutor() as pool:  # hashing lets other threads run
             return dict(zip([file.name for file in files], pool.map(sha256_of_file, files), strict=True))
 
@@ -125,26 +124,28 @@ class LocatedBase:
         }
 
 
-def locate_base(base: Base, *, weights: bool = True) -> LocatedBase:
+def locate_base(base: Base, *, weights: bool = True, field: str = "base.model") -> LocatedBase:
     """Find a base's folder; for a hub name, in the cache or by fetching it, without its weights if these can wait.
 
     Raises:
-        FieldError: there is no such base, or it cannot be fetched.
+        FieldError: there is no such base, or it cannot be fetched; `field` is where the recipe names it.
     """
     if base.model is None:
-        raise FieldError("base.model", "is not set; a base made from init has no files.")
+        raise FieldError(field, "is not set; a base made from init has no files.")
     if base.model.startswith(BUILTIN_PREFIX):
         return LocatedBase(base.model, _builtin_folder(base.model), None)
     if Path(base.model).expanduser().is_dir():
         folder = Path(base.model).expanduser().resolve()
         if weights and not any(folder.glob("*.safetensors")):
             raise FieldError(
-                "base.model",
+                field,
                 f"{base.model} holds no .safetensors file.",
                 remedy="Save the model with save_pretrained of a current Transformers; pickled weights are not opened.",
             )
         return LocatedBase(str(folder), folder, None)
-    return _fetch(base.model, base.revision, weights)
+    snapshot, names = find_hub_base(base, field, weights=weights)
+    snapshot.bring(names)
+    return LocatedBase(base.model, snapshot.folder, snapshot.commit)
 
 
 def base_at_hand(base: Base) -> LocatedBase | None:
@@ -156,13 +157,8 @@ def base_at_hand(base: Base) -> LocatedBase | None:
     name = base.model or ""
     if name.startswith(BUILTIN_PREFIX) or Path(name).expanduser().is_dir():
         return locate_base(base, weights=False)
-    from huggingface_hub import snapshot_download
-
-    try:
-        folder = Path(snapshot_download(name, revision=base.revision, local_files_only=True))
-    except (OSError, ValueError):  # every error of the hub's client is one of these
-        return None
-    return LocatedBase(name, folder, folder.name) if (folder / "config.json").is_file() else None
+    folder = cached_folder(Repo("model", name, base.revision, "base.model"))
+    return LocatedBase(name, folder, folder.name) if folder and (folder / "config.json").is_file() else None
 
 
 def _builtin_folder(reference: str) -> Path:
@@ -171,22 +167,6 @@ def _builtin_folder(reference: str) -> Path:
         names = sorted(path.parent.name for path in _ASSETS.glob("*/config.json"))
         raise FieldError("base.model", f"there is no {reference}.", remedy=f"There are: {', '.join(names) or 'none'}.")
     return folder
-
-
-def _fetch(name: str, revision: str | None, weights: bool) -> LocatedBase:
-    """A hub model's snapshot folder; without a network it is what the cache has."""
-    from huggingface_hub import snapshot_download
-
-    wanted = [pattern for pattern in _WANTED_FILES if weights or not pattern.endswith(".safetensors")]
-    try:
-        folder = snapshot_download(name, revision=revision, allow_patterns=wanted, ignore_patterns=["*/*"])
-    except (OSError, ValueError) as error:  # every error of the hub's client is one of these
-        raise FieldError(
-            "base.model",
-            f"{name!r} is no folder here and cannot be fetched from the hub: {_first_line(error)}",
-            remedy="Check the name and the network, name a folder, or use builtin:tiny-gpt2.",
-        ) from error
-    return LocatedBase(name, Path(folder), Path(folder).name)
 
 
 def open_tokenizer(folder: Path) -> Any:

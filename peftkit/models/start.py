@@ -11,7 +11,7 @@ import torch
 
 from peftkit.errors import FieldError
 from peftkit.models.attach import attach_adapter, resolve_targets
-from peftkit.models.base import LocatedBase, locate_base, open_tokenizer
+from peftkit.models.base import LocatedBase, locate_base
 from peftkit.models.initialise import initialise_model, train_tokenizer
 from peftkit.models.quantise import load_base
 from peftkit.planning.precision import Dtype
@@ -88,7 +88,8 @@ def new_start(recipe: Recipe, init: Init, texts: Iterable[str]) -> Start:
     _check_length(recipe, init.n_positions)
     if init.tokenizer is None:
         return Start(train_tokenizer(texts, init), [], None, None)
-    return Start(open_tokenizer(locate_base(Base(model=init.tokenizer), weights=False).folder), [], None, None)
+    located = locate_base(Base(model=init.tokenizer), weights=False, field="base.init.tokenizer")
+    return Start(located.tokenizer(), [], None, None)
 
 
 def padding_id(tokenizer: Any) -> int:

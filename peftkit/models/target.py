@@ -37,7 +37,7 @@ def open_target(target: Target, device: str, given: GivenBase = AS_RECORDED) -> 
         return Opened(model.eval(), tokenizer, target)
     if given != AS_RECORDED:
         raise TargetError("is a whole model, which has no base.", where=target.folder, remedy="Leave out --base.")
-    return _whole(model_footing(Base(model=target.folder)), device, target)
+    return _whole(model_footing(_named(target.folder)), device, target)
 
 
 def open_base(base: Base, device: str) -> Opened:
@@ -60,6 +60,12 @@ def open_adapter(folder: Path, device: str, given: GivenBase = AS_RECORDED) -> t
     check_fit(adapter, footing)
     tokenizer = open_tokenizer(folder) if has_tokenizer(folder) else footing.base.tokenizer()
     return put_adapter(footing.load(device), adapter), tokenizer
+
+
+def _named(name: str) -> Base:
+    """A folder, or a name of the hub, which may say `@` and a revision."""
+    model, _, revision = (name, "", "") if Path(name).expanduser().exists() else name.partition("@")
+    return Base(model=model, revision=revision or None)
 
 
 def _whole(footing: Footing, device: str, target: Target) -> Opened:

@@ -13,11 +13,12 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from peftkit.errors import BaseError
+from peftkit.models.published import WEIGHTS_NAME
 from peftkit.storage import read_json
 
 __all__ = ["BaseWeights", "StoredWeight", "is_transposed", "weight_files"]
 
-_SINGLE, _INDEX = "model.safetensors", "model.safetensors.index.json"
+_INDEX = "model.safetensors.index.json"
 _FLOATS = ("F64", "F32", "F16", "BF16")
 
 
@@ -89,8 +90,8 @@ def weight_files(folder: Path) -> list[Path]:
     Raises:
         BaseError: there are none, or the index is damaged or names a file elsewhere.
     """
-    if (folder / _SINGLE).is_file():
-        return [folder / _SINGLE]
+    if (folder / WEIGHTS_NAME).is_file():
+        return [folder / WEIGHTS_NAME]
     try:
         names = sorted(set(read_json(folder / _INDEX)["weight_map"].values()))
         strange = next((name for name in names if Path(name).name != name), None)

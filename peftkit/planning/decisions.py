@@ -13,6 +13,7 @@ from peftkit.console import size
 from peftkit.errors import FieldError
 from peftkit.planning.hardware import Decision, Hardware, set_by_recipe
 from peftkit.planning.memory import StepMemory
+from peftkit.planning.optimizers import EIGHT_BIT
 from peftkit.planning.precision import Dtype, choose_base_dtype, choose_precision, choose_tf32
 from peftkit.recipe.hyperparameters import Training
 from peftkit.recipe.schema import Base, Data, Recipe, Source
@@ -30,7 +31,6 @@ __all__ = [
 
 Attention = Literal["flash_attention_2", "flex_attention", "sdpa"]
 
-_8BIT = "adamw_bnb_8bit"
 _PAGED = "paged_adamw_8bit"
 
 _ANY: Final = Recipe(name="any", base=Base(model="any"), data=Data(train=Source(path="any")))
@@ -128,13 +128,15 @@ def choose_optimizer(training: Training, hardware: Hardware, need: StepMemory | 
 def _thriftier(training: Training, hardware: Hardware, need: StepMemory) -> str | None:
     """The optimizer with less state after which a step would fit, with the figures; None where there is none."""
     on = training.activation_checkpointing
-    now, small = (replace(need, optim=optim).parts(need.rows, checkpointing=on) for optim in (training.optim, _8BIT))
+    now, small = (
+        replace(need, optim=optim).parts(need.rows, checkpointing=on) for optim in (training.optim, EIGHT_BIT)
+    )
     state, less = now["optimizer"], small["optimizer"]
     excess = sum(now.values()) - need.limit_bytes
     if excess <= 0 or less >= state:
         return None
     if excess <= state - less and hardware.device != "mps":
-        return f"its state of {size(state)} is too much here: training.optim={_8BIT} has {size(less)}"
+        return f"its state of {size(state)} is too much here: training.optim={EIGHT_BIT} has {size(less)}"
     if excess <= state and hardware.device == "cuda":
         return f"its state of {size(state)} is too much here: training.optim={_PAGED} moves it out of the GPU"
     return None

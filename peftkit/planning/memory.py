@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
-from peftkit.planning.optimizers import optimizer_bytes
+from peftkit.planning.optimizers import EIGHT_BIT, optimizer_bytes
 from peftkit.recipe.schema import Recipe
 
 __all__ = ["Fit", "StepMemory", "halved_batch", "what_fits"]
@@ -115,6 +115,9 @@ def _changes(step: StepMemory, recipe: Recipe) -> Iterator[Fit]:
             break
     if not training.activation_checkpointing:
         yield _fit_or_one_row(step, "training.activation_checkpointing=true", checkpointing=True)
+    small = replace(step, optim=EIGHT_BIT)
+    if recipe.method == "full" and small.peak_bytes(0) < step.peak_bytes(0):
+        yield _fit_or_one_row(small, f"training.optim={EIGHT_BIT}")
     if recipe.base.init is not None:
         return  # a new base has nothing that an adapter could be put on
     adapter = int(step.total * _ADAPTER_SHARE)

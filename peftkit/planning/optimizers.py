@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-__all__ = ["optimizer_bytes"]
+__all__ = ["EIGHT_BIT", "optimizer_bytes"]
+
+EIGHT_BIT = "adamw_bnb_8bit"
+"""AdamW with a quarter of the state (Dettmers et al. 2022)."""
 
 _FLOAT = 4
 _STATES = {"adafactor": 0, "sgd": 0, "adagrad": 1, "rmsprop": 1, "lion": 1, "ademamix": 3}

@@ -8,7 +8,7 @@ from pathlib import Path as FilePath
 from typing import Any
 
 from peftkit.recipe.document import Path, dotted
-from peftkit.recipe.references import is_folder
+from peftkit.recipe.references import BUILTIN_PREFIX, is_folder
 
 __all__ = ["Layers", "Origin", "absolute_paths"]
 
@@ -129,7 +129,7 @@ def _inside(folder: FilePath, name: str) -> FilePath:
 
 def _model(folder: FilePath, name: str) -> str:
     """A name that is a folder's, or can be nothing else, as an absolute path; the hub's names as they are."""
-    if name.startswith("builtin:") or not name:
+    if name.startswith(BUILTIN_PREFIX) or not name:
         return name
     place = _inside(folder, name)
     return str(place) if is_folder(place) or name.startswith((".", "/", "~")) else name

@@ -52,7 +52,13 @@ class RecipeFile:
         try:
             yield
         except FieldError as error:
-            raise RecipeError([Problem(self.where(error.field), error.field, error.what, error.remedy)]) from error
+            raise RecipeError([self.problem(error)]) from error
+
+    def problem(self, error: FieldError) -> Problem:
+        """An error about a field, with the place where the field was written."""
+        where = self.where(error.field)
+        options = f" {where}=…" if where.startswith("--set") else ""
+        return Problem(where, error.field, error.what, error.remedy_for(str(self.path), options))
 
     def with_format(self, found: Any) -> RecipeFile:
         """The recipe with the data format that `auto` turned out to be."""

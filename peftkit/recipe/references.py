@@ -9,13 +9,15 @@ from typing import Any
 from peftkit.errors import FieldError
 from peftkit.recipe.names import printable
 
-__all__ = ["DATA_SUFFIXES", "is_folder", "reference_errors"]
+__all__ = ["BUILTIN_PREFIX", "DATA_SUFFIXES", "is_folder", "reference_errors"]
 
 DATA_SUFFIXES = (".txt", ".jsonl", ".json", ".csv", ".tsv", ".parquet")
 """Files that data can be read from."""
 
 _ASSETS = Path(__file__).resolve().parents[1] / "assets"
-_BUILTIN = "builtin:"
+BUILTIN_PREFIX = "builtin:"
+"""What a name of something that is part of peftkit begins with."""
+
 _BUILTIN_DATA = ("builtin:grammar",)
 _RELATIVE = "Paths are relative to the recipe's folder; those of --set to the working directory."
 
@@ -32,7 +34,7 @@ def reference_errors(values: dict[str, Any]) -> Iterator[FieldError]:
         model = _at(values, *section.split("."), name)
         if isinstance(model, str):
             yield from _model_errors(model, f"{section}.{name}")
-            if _at(values, *section.split("."), "revision") and model.startswith((_BUILTIN, "/")):
+            if _at(values, *section.split("."), "revision") and model.startswith((BUILTIN_PREFIX, "/")):
                 what = "cannot act on a base that is no hub model."
                 yield FieldError(f"{section}.revision", what, remedy="Remove it.")
 
@@ -66,7 +68,7 @@ def _source_errors(source: dict[str, Any], field: str) -> Iterator[FieldError]:
                 remedy=f"Use {', '.join(DATA_SUFFIXES)}.",
             )
     dataset = source.get("dataset")
-    if isinstance(dataset, str) and dataset.startswith(_BUILTIN) and dataset not in _BUILTIN_DATA:
+    if isinstance(dataset, str) and dataset.startswith(BUILTIN_PREFIX) and dataset not in _BUILTIN_DATA:
         remedy = f"Use {', '.join(_BUILTIN_DATA)}."
         yield FieldError(f"{field}.dataset", f"there is no {printable(dataset)}.", remedy=remedy)
 
@@ -84,8 +86,8 @@ def _wrong_with_file(path: Path) -> str | None:
 
 
 def _model_errors(model: str, field: str) -> Iterator[FieldError]:
-    if model.startswith(_BUILTIN):
-        names = sorted(f"{_BUILTIN}{path.parent.name}" for path in _ASSETS.glob("*/config.json"))
+    if model.startswith(BUILTIN_PREFIX):
+        names = sorted(f"{BUILTIN_PREFIX}{path.parent.name}" for path in _ASSETS.glob("*/config.json"))
         if model not in names:
             remedy = f"There are: {', '.join(names) or 'none'}."
             yield FieldError(field, f"there is no {printable(model)}.", remedy=remedy)

@@ -118,7 +118,8 @@ def comparison_plot(content: ComparisonContent, key: str) -> Plot | None:
         axes.tick_params(axis="y", length=0)
         _scale(axes, values, of="x")
         told = "; ".join(f"{name} {small(statistic.mean)}" for name, statistic in measured)
-        title = f"{metric_name(by).capitalize()} of each entry, with the standard error and each seed"
+        name = metric_name(by)
+        title = f"{name[0].upper()}{name[1:]} of each entry, with the standard error and each seed"
         return drawn(figure, key, title, f"{told}.")
 
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -150,7 +151,6 @@ def train(model: Any, work: Work) -> TrainingResult:
 def build_trainer(model: Any, work: Work) -> tuple[TokenTrainer, Progress]:
     """The Trainer, and the progress that it counts on, which begins at nothing or at the checkpoint's."""
     recipe, data = work.recipe, work.data
-    os.environ.setdefault("TENSORBOARD_LOGGING_DIR", str(work.folder.tensorboard))
     progress = Progress(work.run_id) if work.checkpoint is None else Progress.read(work.checkpoint)
     conduct = Conduct(
         folder=work.folder,
@@ -166,14 +166,15 @@ def build_trainer(model: Any, work: Work) -> tuple[TokenTrainer, Progress]:
         adopt=work.adopt,
     )
     arguments = (recipe, work.hardware, work.precision, work.folder.checkpoints, work.processes.count)
-    trainer = TokenTrainer(
-        conduct,
-        Shards(model, work.processes, work.hardware) if work.is_sharded else Weights(model),
-        args=training_arguments(*arguments),
-        train_dataset=data.train.dataset,
-        eval_dataset=data.validation.dataset if data.validation else None,
-        data_collator=Collator(work.pad_token_id, flat=model.config._attn_implementation == _FLASH),
-    )
+    with _tracking_in(work.folder):
+        trainer = TokenTrainer(
+            conduct,
+            Shards(model, work.processes, work.hardware) if work.is_sharded else Weights(model),
+            args=training_arguments(*arguments),
+            train_dataset=data.train.dataset,
+            eval_dataset=data.validation.dataset if data.validation else None,
+            data_collator=Collator(work.pad_token_id, flat=model.config._attn_implementation == _FLASH),
+        )
     trainer.remove_callback(PrinterCallback)  # it prints each log as a dictionary
     return trainer, progress
 
@@ -188,6 +189,20 @@ def _watch(trainer: TokenTrainer, report: ProgressReport, work: Work) -> None:
     metrics = work.folder.metrics
     kept = work.checkpoint.path / metrics.name if work.checkpoint else None
     write_text(metrics, kept.read_text(encoding="utf-8") if kept else "")
+
+
+@contextlib.contextmanager
+def _tracking_in(folder: RunFolder) -> Iterator[None]:
+    """Let TensorBoard's files stand in the run folder, unless the environment says where; it is asked once."""
+    name = "TENSORBOARD_LOGGING_DIR"
+    if name in os.environ:
+        yield
+        return
+    os.environ[name] = str(folder.tensorboard)
+    try:
+        yield
+    finally:
+        del os.environ[name]
 
 
 def _final_evaluation(trainer: TokenTrainer) -> dict[str, float]:

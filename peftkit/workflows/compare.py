@@ -113,6 +113,7 @@ def _train(cell: Cell, output: Path, which: str, *, may_fail: bool = False) -> b
     """Train one run to its end, or see that it has come there; gives whether it has.
 
     Raises:
+        InputError: recipe, base or data are wrong.
         RunError: it failed, and must not.
     """
     folder = RunFolder(output / cell.name)
@@ -125,7 +126,8 @@ def _train(cell: Cell, output: Path, which: str, *, may_fail: bool = False) -> b
     status = run_apart(["train", *cell.arguments(), "--output", str(folder.path), *going_on])
     if status and not (may_fail and status == 1):
         remedy = "Mend it, and give the same command again: finished runs stay."
-        raise RunError(f"{cell.name} failed; its message stands above.", where=str(folder.path), remedy=remedy)
+        error = InputError if status == 2 else RunError
+        raise error(f"{cell.name} failed; its message stands above.", where=str(folder.path), remedy=remedy)
     return not status
 
 
@@ -168,7 +170,8 @@ def _evaluate(cells: Sequence[Cell], output: Path) -> None:
     """Let every run write the completions, and the untouched base; what was measured already stays."""
     recipe = cells[0].file.recipe
     if recipe.base.model:
-        _written(recipe.base.model, f"{recipe.base.model} before any fine-tuning", recipe, output / _BASE_NAME)
+        base = f"{recipe.base.model}@{recipe.base.revision}" if recipe.base.revision else recipe.base.model
+        _written(base, f"{recipe.base.model} before any fine-tuning", recipe, output / _BASE_NAME)
     for cell in cells:
         folder = RunFolder(output / cell.name)
         _written(str(folder.path), cell.name, cell.file.recipe, folder.evaluation)

@@ -13,6 +13,7 @@ import torch
 
 from peftkit.console import size
 from peftkit.errors import PeftkitError, RunError
+from peftkit.hub import cache_place
 from peftkit.models.base import locate_base
 from peftkit.models.device import detect_hardware
 from peftkit.models.quantise import load_quantised, native_library
@@ -25,7 +26,7 @@ from peftkit.redaction import redact
 from peftkit.runs.requirements import Library
 from peftkit.runs.versions import installed_versions
 from peftkit.storage import cache_folder
-from peftkit.workflows.surroundings import reach_hub, room_at, weights_folder
+from peftkit.workflows.surroundings import reach_hub, room_at
 
 __all__ = ["Check", "Report", "examine"]
 
@@ -91,7 +92,7 @@ def examine(libraries: Sequence[Library]) -> Report:
             for bits, to in widths.items()
         ),
         _try("keep tokenised data", _describe_cache),
-        _try("keep fetched models", lambda: room_at(weights_folder()), needed=False),
+        _try("keep fetched models", lambda: room_at(cache_place()), needed=False),
         _try("write here", lambda: room_at(Path.cwd()), needed=False),
         _try("reach the hub", reach_hub, needed=False),
     ]

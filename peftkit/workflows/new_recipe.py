@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from peftkit import console
-from peftkit.models.base import BUILTIN_PREFIX
 from peftkit.models.outline import activation_bytes
 from peftkit.planning.choice import BATCH, Choice, choose_method, in_words, length_for, rows_that_fit
 from peftkit.planning.hardware import Hardware
@@ -18,6 +17,7 @@ from peftkit.recipe.draft import Draft, Reasoned, draft_text
 from peftkit.recipe.fields import find_fields
 from peftkit.recipe.library import find_recipe
 from peftkit.recipe.loader import load_recipe, parse_recipe
+from peftkit.recipe.references import BUILTIN_PREFIX
 from peftkit.recipe.schema import Format, Method, Source
 from peftkit.storage import write_text
 from peftkit.workflows.survey import SurveyedBase, SurveyedData, survey_base, survey_data

@@ -83,6 +83,8 @@ def plan_methods(arguments: Sequence[str]) -> list[Plan]:
     for method in get_args(Method):
         command = [sys.executable, "-m", "peftkit", "plan", *arguments, "--method", method, "--json"]
         heard = subprocess.PIPE if plans else None  # what is said of the data is the same each time
+        if plans:
+            console.info(f"and {method}")
         done = subprocess.run(command, stdout=subprocess.PIPE, stderr=heard, text=True, check=False)
         if done.returncode:
             sys.stderr.write(done.stderr or "")
@@ -114,6 +116,7 @@ def estimate(job: Job, limit_bytes: int | None = None) -> Plan:
         runtime_bytes=psutil.Process().memory_info().rss if hardware.device == "cpu" else _CONTEXT_BYTES,
     )
     memory = step.parts(rows, checkpointing=training.activation_checkpointing)
+    as_it_is = replace(step, row_bytes=memory["activations"] // rows)
     schedule = Schedule(training, job.data.train.length)
     peak = sum(memory.values())
     return Plan(
@@ -130,7 +133,7 @@ def estimate(job: Job, limit_bytes: int | None = None) -> Plan:
         memory=memory,
         peak_memory_bytes=peak,
         limit_bytes=step.limit_bytes,
-        would_fit=what_fits(step, recipe) if peak > step.limit_bytes else [],
+        would_fit=what_fits(as_it_is, recipe) if peak > step.limit_bytes else [],
         disk=disk_need(training, trainable, job.data.train.length, count_embeddings(model, trained=True)),
         free_bytes=_free_bytes(job.file.output),
         train_seconds=computed_duration(hardware, job.precision, _operations(model, job, schedule)),

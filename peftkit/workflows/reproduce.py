@@ -9,7 +9,7 @@ from pathlib import Path
 from safetensors import safe_open
 
 from peftkit import console
-from peftkit.errors import ChangedError, RunError, TargetError
+from peftkit.errors import ChangedError, InputError, RunError, TargetError
 from peftkit.evaluation.perplexity import Difference
 from peftkit.evaluation.statistics import statistic
 from peftkit.recipe.loader import RecipeFile, load_recipe
@@ -64,7 +64,8 @@ def reproduce(path: Path, output: Path) -> Reproduction:
     Raises:
         TargetError: the run is not finished.
         ChangedError: its data or its base is not what it was.
-        RunError: the second run failed.
+        InputError: the second run could not begin.
+        RunError: it failed.
     """
     folder, again = RunFolder(path), RunFolder(output)
     before = folder.read()
@@ -74,8 +75,10 @@ def reproduce(path: Path, output: Path) -> Reproduction:
     file = load_recipe(folder.recipe, output=output)
     changes = _changes(file, before, path)
     console.info(f"training {path} again, in {output}")
-    if run_apart(["train", str(folder.recipe), "--output", str(output), "--resume"]):
-        raise RunError("the second run failed; its message stands above.", where=str(output))
+    status = run_apart(["train", str(folder.recipe), "--output", str(output), "--resume"])
+    if status:
+        error = InputError if status == 2 else RunError
+        raise error("the second run failed; its message stands above.", where=str(output))
     now = again.read()
     largest = _largest_difference(folder, again, before)
     same = largest == 0.0

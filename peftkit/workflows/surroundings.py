@@ -14,7 +14,7 @@ from typing import TypeVar
 from peftkit.console import size
 from peftkit.errors import RunError
 
-__all__ = ["reach_hub", "room_at", "weights_folder"]
+__all__ = ["reach_hub", "room_at"]
 
 _PATIENCE_SECONDS = 3.0
 Answer = TypeVar("Answer")
@@ -30,13 +30,6 @@ def room_at(folder: Path) -> str:
     if not existing.is_dir() or not os.access(existing, os.W_OK):
         raise RunError(f"{existing} cannot be written to", remedy="Change its rights, or use another folder.")
     return f"{folder}, {size(shutil.disk_usage(existing).free)} free"
-
-
-def weights_folder() -> Path:
-    """Where the hub's client keeps what it has fetched."""
-    from huggingface_hub import constants
-
-    return Path(constants.HF_HUB_CACHE)
 
 
 def reach_hub() -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 
@@ -9,8 +10,8 @@ import pytest
 import torch
 
 import peftkit
-from peftkit.errors import BaseError, FieldError
-from peftkit.models.base import LocatedBase, locate_base
+from peftkit.errors import BaseError, FieldError, UnfetchedError
+from peftkit.models.base import LocatedBase, base_at_hand, locate_base
 from peftkit.recipe.schema import Base
 
 EMBEDDED = Path(peftkit.__file__).parent / "assets" / "tiny-gpt2"
@@ -93,3 +94,19 @@ def test_a_changed_weight_changes_the_fingerprint(folder: Path) -> None:
 def test_a_base_that_is_nowhere_is_an_error_about_its_field(model: str) -> None:
     with pytest.raises(FieldError, match=r"base\.model"):
         locate_base(Base(model=model))
+
+
+def test_a_base_of_the_hub_is_at_hand_without_its_weights(hub_cache: Path) -> None:
+    commit = "1" * 40
+    repository = hub_cache / "models--someone--tiny"
+    folder = Path(shutil.copytree(EMBEDDED, repository / "snapshots" / commit))
+    (repository / "trees").mkdir()
+    listed = {path.name: {"size": path.stat().st_size, "blob_id": "0" * 40} for path in folder.iterdir()}
+    (repository / "trees" / f"{commit}.json").write_text(json.dumps({"format_version": 1, "files": listed}))
+    (folder / "model.safetensors").unlink()
+    base = Base(model="someone/tiny", revision=commit)
+
+    assert base_at_hand(base) == LocatedBase("someone/tiny", folder, commit)
+    assert base_at_hand(Base(model="someone/other")) is None
+    with pytest.raises(UnfetchedError, match=r"not whole on this machine \(model\.safetensors is missing\)"):
+        locate_base(base)

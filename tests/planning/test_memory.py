@@ -148,6 +148,7 @@ def test_where_there_is_room_for_all_changes_they_are_named_in_their_order() -> 
     assert changes(what_fits(FULL, recipe("full"))) == [
         "training.per_device_train_batch_size=4 with gradient_accumulation_steps=2",
         "training.activation_checkpointing=true",
+        "training.optim=adamw_bnb_8bit",
         "method=lora",
         "method=qlora",
     ]
@@ -191,6 +192,7 @@ def test_where_no_batch_fits_other_changes_do() -> None:
 
     assert changes(what_fits(step, recipe("full"))) == [
         "training.activation_checkpointing=true and one row at a time",
+        "training.optim=adamw_bnb_8bit and one row at a time",
         "method=lora",
         "method=qlora",
     ]
@@ -240,9 +242,9 @@ def test_each_change_can_be_set_as_it_is_named(recipe_path: Path) -> None:
     before = load_recipe(recipe_path, overrides=["method=full"]).recipe
     after = [load_recipe(recipe_path, overrides=["method=full", change]).recipe for change in named]
 
-    assert [each.training.per_device_train_batch_size for each in after] == [2, 4, 4, 4]
-    assert [each.training.activation_checkpointing for each in after] == [False, True, False, False]
-    assert [before.method, *(each.method for each in after)] == ["full", "full", "full", "lora", "qlora"]
+    assert [each.training.per_device_train_batch_size for each in after] == [2, 4, 4, 4, 4]
+    assert [each.training.activation_checkpointing for each in after] == [False, True, False, False, False]
+    assert [before.method, *(each.method for each in after)] == ["full", "full", "full", "full", "lora", "qlora"]
 
 
 def test_processes_that_share_the_weights_need_a_part_of_what_belongs_to_these() -> None:

@@ -248,7 +248,9 @@ def test_8_bit_states_are_kept_in_8_bits(path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "value", [object(), {1, 2}, b"bytes", 1j, Path("a"), len, torch.float32, np.array([None])], ids=repr
+    "value",
+    [object(), {1, 2}, b"bytes", 1j, Path("a"), len, torch.float32, np.array([None])],
+    ids=lambda value: type(value).__name__,
 )
 def test_what_is_no_such_value_is_refused_wherever_it_stands(path: Path, value: Any) -> None:
     with pytest.raises(TypeError):

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from peftkit.planning.devices import device_named
 from peftkit.planning.plan import Plan
 from peftkit.recipe.loader import load_recipe
 from peftkit.workflows.job import prepare_job
@@ -40,6 +41,28 @@ def test_what_is_measured_is_what_a_step_takes_and_nothing_is_left_behind(recipe
     assert found.train_seconds.low is not None
     assert 0 < found.train_seconds.low <= found.train_seconds.seconds <= (found.train_seconds.high or 0)
     assert sorted(path.name for path in recipe_path.parent.iterdir()) == before
+
+
+def test_another_machine_decides_for_itself_and_has_its_own_limit(recipe_path: Path) -> None:
+    old, new = (plan(load_recipe(recipe_path), seconds=None, elsewhere=device_named(name)) for name in ("t4", "h100"))
+
+    assert [(each.device, each.precision, each.limit_bytes) for each in (old, new)] == [
+        ("T4", "fp16", 16 * 10**9), ("H100", "bf16", 80 * 10**9)]  # fmt: skip
+    assert old.train_seconds is not None
+    assert new.train_seconds is not None
+    assert new.train_seconds.seconds < old.train_seconds.seconds
+    assert old.fits
+    assert new.fits
+
+
+def test_where_it_does_not_fit_each_change_that_is_named_would(recipe_path: Path) -> None:
+    large = load_recipe(recipe_path, method="full", overrides=["training.per_device_train_batch_size=512"])
+
+    found = plan(large, seconds=None, elsewhere=device_named("1GB"))
+
+    assert not found.fits
+    assert found.would_fit[0].change.startswith("training.per_device_train_batch_size=")
+    assert all(fit.peak_bytes <= found.limit_bytes < found.peak_memory_bytes for fit in found.would_fit)
 
 
 def test_a_plan_is_read_again_from_its_json(recipe_path: Path) -> None:
