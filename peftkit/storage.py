@@ -29,6 +29,7 @@ __all__ = [
     "complete_folder",
     "file_fault",
     "folder_hashes",
+    "free_bytes",
     "is_free",
     "is_full",
     "manifest_faults",
@@ -149,6 +150,12 @@ def append_json_line(path: Path, value: Any) -> None:
         except OSError:
             file.truncate(length)
             raise
+
+
+def free_bytes(folder: Path) -> int:
+    """Bytes that can be written to the disk of a folder, which may not be there yet."""
+    place = folder.absolute()
+    return shutil.disk_usage(next(each for each in (place, *place.parents) if each.is_dir())).free
 
 
 def is_free(place: Path) -> bool:

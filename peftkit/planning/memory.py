@@ -53,6 +53,11 @@ class StepMemory:
     shares: int = 1
     """Processes that hold the weights, their gradients and the optimizer's state together."""
 
+    @property
+    def checkpointed_share(self) -> float:
+        """Of what a row keeps, the part that is left with activation checkpointing."""
+        return min(1.0, 2 / self.layers)
+
     def parts(
         self, rows: int, *, checkpointing: bool = False, base: int | None = None, trained: int | None = None
     ) -> dict[str, int]:
@@ -68,7 +73,7 @@ class StepMemory:
             trained: parameters that are trained, where these are others.
         """
         trained = self.trainable if trained is None else trained
-        row = self.row_bytes * min(1.0, 2 / self.layers) if checkpointing else self.row_bytes
+        row = self.row_bytes * self.checkpointed_share if checkpointing else self.row_bytes
         return {
             "weights": (self.base_bytes if base is None else base) // self.shares,
             "gradients": _FLOAT * trained // self.shares,

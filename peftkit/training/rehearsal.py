@@ -12,7 +12,6 @@ from torch.utils.data import Subset
 from transformers import TrainerCallback, set_seed
 
 from peftkit.data.prepare import Prepared
-from peftkit.models.attach import count_embeddings, count_parameters
 from peftkit.models.kernels import use_fast_kernels
 from peftkit.models.loss import evaluate_loss
 from peftkit.models.outline import held_bytes, kept_for_backward
@@ -40,10 +39,6 @@ class Rehearsal:
     activations_bytes: int
     """Kept for the backward pass of the longest batch, the logits included."""
 
-    trainable: int
-    total: int
-    embeddings: int
-
 
 def rehearse(model: Any, work: Work, seconds: float) -> Rehearsal:
     """Train a model for about so many seconds as `train` would, with its longest batches, and measure that.
@@ -66,15 +61,11 @@ def rehearse(model: Any, work: Work, seconds: float) -> Rehearsal:
         save = _save_seconds(trainer) if work.recipe.training.save_strategy != "no" else 0.0
     finally:
         trainer.finish_checkpoints()
-    trainable, total = count_parameters(model)
     return Rehearsal(
         pace=Pace(watch.step_seconds, evaluation, save),
         peak_memory_bytes=peak_memory_bytes(work.hardware),
         weights_bytes=held_bytes(model),
         activations_bytes=kept,
-        trainable=trainable,
-        total=total,
-        embeddings=count_embeddings(model, trained=True),
     )
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -18,6 +17,7 @@ from peftkit.models.published import find_hub_base
 from peftkit.recipe.loader import RecipeFile
 from peftkit.recipe.references import BUILTIN_PREFIX
 from peftkit.recipe.schema import Base, Recipe, Source
+from peftkit.storage import free_bytes
 
 __all__ = ["Fetch", "Item", "fetch"]
 
@@ -174,7 +174,7 @@ def _check_room(orders: Sequence[_Order]) -> None:
     for order in orders:
         absent |= order.absent()  # a file that two need is fetched once
     place = cache_place().absolute()
-    free = shutil.disk_usage(next(folder for folder in (place, *place.parents) if folder.is_dir())).free
+    free = free_bytes(place)
     if sum(absent.values()) > free:
         raise InputError(
             f"{console.size(sum(absent.values()))} are to be fetched, but the disk has {console.size(free)} free.",

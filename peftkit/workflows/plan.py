@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 import subprocess
 import sys
 import tempfile
@@ -30,6 +29,7 @@ from peftkit.planning.schedule import Schedule
 from peftkit.recipe.loader import RecipeFile
 from peftkit.recipe.schema import Method
 from peftkit.runs.folder import RunFolder
+from peftkit.storage import free_bytes
 from peftkit.training.memory import memory_limit
 from peftkit.training.rehearsal import Rehearsal, rehearse
 from peftkit.training.signals import stopping_at_signals
@@ -116,7 +116,9 @@ def estimate(job: Job, limit_bytes: int | None = None) -> Plan:
         runtime_bytes=psutil.Process().memory_info().rss if hardware.device == "cpu" else _CONTEXT_BYTES,
     )
     memory = step.parts(rows, checkpointing=training.activation_checkpointing)
-    as_it_is = replace(step, row_bytes=memory["activations"] // rows)
+    as_it_is = step
+    if training.activation_checkpointing:
+        as_it_is = replace(step, row_bytes=int(step.row_bytes * step.checkpointed_share))
     schedule = Schedule(training, job.data.train.length)
     peak = sum(memory.values())
     return Plan(
@@ -135,7 +137,7 @@ def estimate(job: Job, limit_bytes: int | None = None) -> Plan:
         limit_bytes=step.limit_bytes,
         would_fit=what_fits(as_it_is, recipe) if peak > step.limit_bytes else [],
         disk=disk_need(training, trainable, job.data.train.length, count_embeddings(model, trained=True)),
-        free_bytes=_free_bytes(job.file.output),
+        free_bytes=free_bytes(job.file.output),
         train_seconds=computed_duration(hardware, job.precision, _operations(model, job, schedule)),
         decisions=decide(hardware, recipe, need=step, packed=job.data.train.packed, **kernels),
         warnings=list(job.warnings),
@@ -157,11 +159,6 @@ def _train_tokens(job: Job, schedule: Schedule) -> int | None:
     return round(job.data.train.counts.tokens * schedule.steps / schedule.steps_per_epoch)
 
 
-def _free_bytes(folder: Path) -> int:
-    parent = next(parent for parent in folder.absolute().parents if parent.is_dir())
-    return shutil.disk_usage(parent).free
-
-
 def _measured(found: Plan, job: Job, rehearsal: Rehearsal) -> Plan:
     """A plan with what was measured in the place of what was computed."""
     known = {
@@ -175,8 +172,6 @@ def _measured(found: Plan, job: Job, rehearsal: Rehearsal) -> Plan:
     return replace(
         found,
         measured=True,
-        trainable_parameters=rehearsal.trainable,
-        total_parameters=rehearsal.total,
         memory={**known, "runtime": runtime},
         peak_memory_bytes=rehearsal.peak_memory_bytes,
         train_seconds=duration(rehearsal.pace, Schedule(job.recipe.training, job.data.train.length)),

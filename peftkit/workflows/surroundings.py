@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 import threading
 import time
 from collections.abc import Callable
@@ -13,6 +12,7 @@ from typing import TypeVar
 
 from peftkit.console import size
 from peftkit.errors import RunError
+from peftkit.storage import free_bytes
 
 __all__ = ["reach_hub", "room_at"]
 
@@ -29,7 +29,7 @@ def room_at(folder: Path) -> str:
     existing = next(place for place in (folder, *folder.parents) if place.exists())
     if not existing.is_dir() or not os.access(existing, os.W_OK):
         raise RunError(f"{existing} cannot be written to", remedy="Change its rights, or use another folder.")
-    return f"{folder}, {size(shutil.disk_usage(existing).free)} free"
+    return f"{folder}, {size(free_bytes(existing))} free"
 
 
 def reach_hub() -> str:
