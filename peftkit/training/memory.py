@@ -23,6 +23,7 @@ __all__ = ["is_out_of_memory", "memory_limit", "peak_memory_bytes", "reset_peak_
 _MAXRSS_UNIT = 1 if sys.platform == "darwin" else 1024
 _TEXTS = ("can't allocate memory", "cannot allocate memory", "not enough memory", "mps backend out of memory")
 _GROUP_LIMIT = Path("/sys/fs/cgroup/memory.max")
+_STATUS = Path("/proc/self/status")
 
 
 def reset_peak_memory(hardware: Hardware) -> None:
@@ -40,6 +41,15 @@ def peak_memory_bytes(hardware: Hardware) -> int:
         return int(torch.cuda.max_memory_allocated())
     if hardware.device == "mps":
         return int(torch.mps.driver_allocated_memory())
+    return _largest_resident_set()
+
+
+def _largest_resident_set() -> int:
+    """As Linux counts it for a program; what `getrusage` says began with that of the process that started it."""
+    if _STATUS.is_file():
+        for line in _STATUS.read_text(encoding="utf-8", errors="replace").splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) * 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * _MAXRSS_UNIT
 
 
