@@ -15,6 +15,7 @@ from transformers.modeling_utils import AttentionInterface
 from peftkit.models.attach import embedding_modules
 from peftkit.models.kernels import use_fast_kernels
 from peftkit.planning.hardware import Hardware
+from peftkit.planning.memory import bytes_of_a_weight
 from peftkit.planning.precision import ChosenPrecision
 from peftkit.recipe.hyperparameters import Quantization
 
@@ -25,10 +26,6 @@ _LOW = (torch.addmm, torch.matmul, torch.bmm, functional.linear, torch.Tensor.ma
 _HIGH = (functional.layer_norm, torch.layer_norm, functional.softmax, torch.rsqrt, torch.pow, torch.Tensor.pow)
 """What autocast computes in half precision, and what in float32, of what decoders are made of."""
 
-_BYTES_4_BIT = 0.5 + 4 / 64
-_BYTES_4_BIT_TWICE = 0.5 + 1 / 64 + 4 / (64 * 256)
-"""Of a weight in 4 bits: half a byte, a scale for each 64, and the scale of 256 scales (Dettmers et al. 2023)."""
-
 
 def weight_bytes(structure: Any, quantization: Quantization | None) -> int:
     """Bytes of a model's weights in the number types that it is held in, its linear layers as they are quantised."""
@@ -37,19 +34,13 @@ def weight_bytes(structure: Any, quantization: Quantization | None) -> int:
         for name, module in structure.named_modules():
             weight = getattr(module, "weight", None)
             if weight is not None and weight.dim() == 2 and not weight.requires_grad and _is_rounded(structure, name):
-                held[id(weight)] = int(weight.numel() * _bytes_of_a_weight(quantization))
+                held[id(weight)] = int(weight.numel() * bytes_of_a_weight(quantization))
     return sum(held.values())
 
 
 def _is_rounded(structure: Any, name: str) -> bool:
     inner = structure.get_base_model() if hasattr(structure, "peft_config") else structure
     return not any(name == kept or name.endswith(f".{kept}") for kept in embedding_modules(inner))
-
-
-def _bytes_of_a_weight(quantization: Quantization) -> float:
-    if quantization.load_in_8bit:
-        return 1.0
-    return _BYTES_4_BIT_TWICE if quantization.bnb_4bit_use_double_quant else _BYTES_4_BIT
 
 
 def activation_bytes(model: Any, rows: int, tokens: int, precision: ChosenPrecision, hardware: Hardware) -> int:

@@ -7,16 +7,25 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from peftkit.planning.optimizers import EIGHT_BIT, optimizer_bytes
+from peftkit.recipe.hyperparameters import Quantization
 from peftkit.recipe.schema import Recipe
 
-__all__ = ["Fit", "StepMemory", "halved_batch", "what_fits"]
+__all__ = ["Fit", "StepMemory", "bytes_of_a_weight", "halved_batch", "what_fits"]
 
 _FLOAT = 4
 _ADAPTER_SHARE = 0.01
 """Of a model's weights, about what an adapter of the usual rank adds (Hu et al. 2021, table 2: 0.01 to 0.3 percent)."""
-_BYTES_IN_4_BIT = 0.56
-"""Of a weight in 4 bits with its scales: half a byte, and a float for each 64 of them."""
+_BYTES_4_BIT = 0.5 + 4 / 64
+_BYTES_4_BIT_TWICE = 0.5 + 1 / 64 + 4 / (64 * 256)
+"""Of a weight in 4 bits: half a byte, a scale for each 64, and the scale of 256 scales (Dettmers et al. 2023)."""
 _SLACK = 1.1  # what a step needs beside what is kept for the backward pass
+
+
+def bytes_of_a_weight(quantization: Quantization) -> float:
+    """What a weight of a quantised layer takes, with its share of the scales."""
+    if quantization.load_in_8bit:
+        return 1.0
+    return _BYTES_4_BIT_TWICE if quantization.bnb_4bit_use_double_quant else _BYTES_4_BIT
 
 
 @dataclass(frozen=True)
@@ -130,7 +139,8 @@ def _changes(step: StepMemory, recipe: Recipe) -> Iterator[Fit]:
         yield _fit_or_one_row(step, "method=lora", trained=adapter)
     if recipe.method != "qlora":
         trained = adapter if recipe.method == "full" else step.trainable
-        rounded = int((step.total - step.embeddings) * _BYTES_IN_4_BIT + step.embeddings * _FLOAT)
+        layers = (step.total - step.embeddings) * bytes_of_a_weight(recipe.quantization)
+        rounded = int(layers) + step.embeddings * _FLOAT
         yield _fit_or_one_row(step, "method=qlora", base=rounded, trained=trained)
 
 

@@ -20,13 +20,10 @@ class Schedule:
     sequences: int | None
     """Of an epoch; None for a stream, whose run is one epoch."""
 
-    processes: int = 1
-
     @property
     def batch(self) -> int:
-        """Sequences that one optimizer step sees."""
-        training = self.training
-        return training.per_device_train_batch_size * training.gradient_accumulation_steps * self.processes
+        """Sequences that one optimizer step sees, of however many processes."""
+        return self.training.per_device_train_batch_size * self.training.gradient_accumulation_steps
 
     @property
     def steps_per_epoch(self) -> int:

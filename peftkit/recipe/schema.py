@@ -285,8 +285,8 @@ class Recipe(Section):
     """Hyperparameters, the same for all three methods: arguments of Transformers' `TrainingArguments`."""
 
     precision: Precision = "auto"
-    """Number type of the products while training. `auto`: bf16 where the GPU has it, fp16 on older GPUs, fp32 on a
-    CPU. Trained weights are kept in fp32 whatever this says."""
+    """Number type of the products while training. `auto`: bf16 where the GPU has it, fp16 on older GPUs, fp32 on
+    Apple's GPUs and on a CPU. Trained weights are kept in fp32 whatever this says."""
 
     on_nonfinite: Literal["stop", "skip"] = "stop"
     """What to do with a step whose loss or gradient is no finite number: `stop` the run and name the rows, or `skip`

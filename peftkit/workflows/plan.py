@@ -25,6 +25,7 @@ from peftkit.planning.duration import computed_duration, duration, operations_of
 from peftkit.planning.hardware import Hardware
 from peftkit.planning.memory import StepMemory, what_fits
 from peftkit.planning.plan import Plan
+from peftkit.planning.processes import share_of
 from peftkit.planning.schedule import Schedule
 from peftkit.recipe.loader import RecipeFile
 from peftkit.recipe.schema import Method
@@ -95,27 +96,11 @@ def plan_methods(arguments: Sequence[str]) -> list[Plan]:
 
 def estimate(job: Job, limit_bytes: int | None = None) -> Plan:
     """What a run will take, from its structure and its data alone; unless it is said, this machine has the limit."""
-    recipe, training, hardware = job.recipe, job.recipe.training, job.hardware
+    recipe, training = job.recipe, job.recipe.training
     model = job.start.outline(recipe, job.base_dtype)
-    trainable, total = count_parameters(model)
-    embeddings, kernels = count_embeddings(model), kernels_of(model)
-    lengths = job.data.train.sequences.lengths
-    longest, rows = int(lengths.max()), training.per_device_train_batch_size
-    step = StepMemory(
-        base_bytes=weight_bytes(model, recipe.base_quantization),
-        trainable=trainable,
-        total=total,
-        embeddings=embeddings,
-        row_bytes=activation_bytes(model, rows, longest, job.precision, hardware) // rows,
-        rows=rows,
-        layers=int(getattr(model.config, "num_hidden_layers", 1)),
-        limit_bytes=memory_limit(hardware) if limit_bytes is None else limit_bytes,
-        optim=training.optim,
-        logits_bytes=logits_bytes(model.config.vocab_size, rows * longest),
-        shares=job.processes.count if job.is_sharded else 1,
-        runtime_bytes=psutil.Process().memory_info().rss if hardware.device == "cpu" else _CONTEXT_BYTES,
-    )
-    memory = step.parts(rows, checkpointing=training.activation_checkpointing)
+    kernels = kernels_of(model)
+    step = _step_memory(job, model, memory_limit(job.hardware) if limit_bytes is None else limit_bytes)
+    memory = step.parts(step.rows, checkpointing=training.activation_checkpointing)
     as_it_is = step
     if training.activation_checkpointing:
         as_it_is = replace(step, row_bytes=int(step.row_bytes * step.checkpointed_share))
@@ -123,11 +108,11 @@ def estimate(job: Job, limit_bytes: int | None = None) -> Plan:
     peak = sum(memory.values())
     return Plan(
         method=recipe.method,
-        device=hardware.name,
+        device=job.hardware.name,
         precision=job.precision,
         measured=False,
-        trainable_parameters=trainable,
-        total_parameters=total,
+        trainable_parameters=step.trainable,
+        total_parameters=step.total,
         sequences=job.data.train.length,
         steps=schedule.steps,
         epochs=schedule.epochs,
@@ -136,11 +121,33 @@ def estimate(job: Job, limit_bytes: int | None = None) -> Plan:
         peak_memory_bytes=peak,
         limit_bytes=step.limit_bytes,
         would_fit=what_fits(as_it_is, recipe) if peak > step.limit_bytes else [],
-        disk=disk_need(training, trainable, job.data.train.length, count_embeddings(model, trained=True)),
+        disk=disk_need(training, step.trainable, job.data.train.length, count_embeddings(model, trained=True)),
         free_bytes=free_bytes(job.file.output),
-        train_seconds=computed_duration(hardware, job.precision, _operations(model, job, schedule)),
-        decisions=decide(hardware, recipe, need=step, packed=job.data.train.packed, **kernels),
+        train_seconds=computed_duration(job.hardware, job.precision, _operations(model, job, schedule)),
+        decisions=decide(job.hardware, recipe, need=step, packed=job.data.train.packed, **kernels),
         warnings=list(job.warnings),
+    )
+
+
+def _step_memory(job: Job, model: Any, limit_bytes: int) -> StepMemory:
+    """Of one of the processes, counted on a model without weights, which is used up."""
+    recipe, training, processes = job.recipe, job.recipe.training, job.processes.count
+    trainable, total = count_parameters(model)
+    rows = share_of(training.per_device_train_batch_size, training.gradient_accumulation_steps, processes).rows
+    longest = int(job.data.train.sequences.lengths.max())
+    return StepMemory(
+        base_bytes=weight_bytes(model, recipe.base_quantization),
+        trainable=trainable,
+        total=total,
+        embeddings=count_embeddings(model),
+        row_bytes=activation_bytes(model, rows, longest, job.precision, job.hardware) // rows,
+        rows=rows,
+        layers=int(getattr(model.config, "num_hidden_layers", 1)),
+        limit_bytes=limit_bytes,
+        optim=training.optim,
+        logits_bytes=logits_bytes(model.config.vocab_size, rows * longest),
+        shares=processes if job.is_sharded else 1,
+        runtime_bytes=psutil.Process().memory_info().rss if job.hardware.device == "cpu" else _CONTEXT_BYTES,
     )
 
 

@@ -27,10 +27,6 @@ def test_the_steps_of_a_run(training: dict[str, Any], steps: int) -> None:
     assert schedule(**training).steps == steps
 
 
-def test_more_processes_see_more_in_a_step() -> None:
-    assert Schedule(Training(per_device_train_batch_size=5), 100, processes=2).steps_per_epoch == 10
-
-
 def test_a_stream_is_one_epoch_of_the_steps_it_is_given() -> None:
     stream = schedule(None, max_steps=20)
 
