@@ -83,7 +83,7 @@ def command(
     folder = output or Path("runs") / f"compare-{load_recipe(place, overrides=overrides).recipe.name}"
 
     from peftkit.models.base import take_quiet
-    from peftkit.workflows.compare import CompareOptions, compare
+    from peftkit.workflows.comparing.compare import CompareOptions, compare
     from peftkit.workflows.report import write_report
 
     take_quiet()

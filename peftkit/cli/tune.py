@@ -15,7 +15,7 @@ from peftkit.recipe.library import find_recipe
 from peftkit.recipe.loader import load_recipe
 
 if TYPE_CHECKING:
-    from peftkit.workflows.tuned import Tried, Tuned
+    from peftkit.workflows.tuning.tuned import Tried, Tuned
 
 __all__ = ["command"]
 
@@ -78,7 +78,7 @@ def command(
     place = find_recipe(recipe)
     name = load_recipe(place, method=method, overrides=overrides).recipe.name
 
-    from peftkit.workflows.tune import TuneOptions, tune
+    from peftkit.workflows.tuning.tune import TuneOptions, tune
 
     asked = TuneOptions(study, method, overrides, trials, minutes)
     result = tune(place, asked, output or Path("runs") / f"tune-{name}")

@@ -18,7 +18,7 @@ from peftkit.recipe.loader import load_recipe
 from peftkit.recipe.schema import Base, Data, Method
 from peftkit.runs.comparison import Comparison, Entry
 from peftkit.runs.folder import RunFolder
-from peftkit.workflows.compare import CompareOptions, compare
+from peftkit.workflows.comparing.compare import CompareOptions, compare
 from peftkit.workflows.generate import generate
 from peftkit.workflows.report import write_report
 

@@ -18,9 +18,9 @@ from peftkit.runs.differences import input_differences
 from peftkit.runs.folder import RunFolder
 from peftkit.runs.manifest import RunManifest
 from peftkit.workflows.apart import run_apart
+from peftkit.workflows.comparing.tabulate import check_expectations, measured_of
 from peftkit.workflows.evaluate import Measures, evaluate_target
 from peftkit.workflows.job import prepare_job
-from peftkit.workflows.tabulate import check_expectations, measured_of
 
 __all__ = ["Reproduction", "reproduce"]
 

@@ -21,9 +21,9 @@ from peftkit.runs.differences import recipe_differences
 from peftkit.runs.folder import RunFolder
 from peftkit.runs.lock import locked
 from peftkit.storage import is_free, new_part, write_text
-from peftkit.workflows.search import begin, judge, next_trial, opened, tell
-from peftkit.workflows.trials import Outcome, Watch, train_trial
-from peftkit.workflows.tuned import OUTSIDE, Tuned, run_name, tried, tuned
+from peftkit.workflows.tuning.search import begin, judge, next_trial, opened, tell
+from peftkit.workflows.tuning.trials import Outcome, Watch, train_trial
+from peftkit.workflows.tuning.tuned import OUTSIDE, Tuned, run_name, tried, tuned
 
 if TYPE_CHECKING:
     from optuna import Study as Search

@@ -17,7 +17,7 @@ from peftkit.report.content import read_metrics
 from peftkit.runs.comparison import Against, Comparison, Entry, Expected, Statistic
 from peftkit.runs.folder import RunFolder
 from peftkit.storage import read_json
-from peftkit.workflows.arms import Arm
+from peftkit.workflows.comparing.arms import Arm
 
 __all__ = ["Table", "check_expectations", "measured_of", "tabulate"]
 

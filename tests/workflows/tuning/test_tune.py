@@ -23,8 +23,8 @@ from peftkit.recipe.loader import load_recipe
 from peftkit.runs.folder import RunFolder
 from peftkit.runs.manifest import RunManifest
 from peftkit.storage import append_json_line
-from peftkit.workflows.tune import TuneOptions, tune
-from peftkit.workflows.tuned import Tuned
+from peftkit.workflows.tuning.tune import TuneOptions, tune
+from peftkit.workflows.tuning.tuned import Tuned
 
 STUDY = """\
 n_trials: 8
@@ -92,7 +92,7 @@ class Trainer:
 @pytest.fixture
 def trainer(monkeypatch: pytest.MonkeyPatch) -> Trainer:
     trainer = Trainer()
-    monkeypatch.setattr("peftkit.workflows.trials.run_apart", trainer)
+    monkeypatch.setattr("peftkit.workflows.tuning.trials.run_apart", trainer)
     return trainer
 
 
@@ -121,7 +121,7 @@ def real(recipe_path: Path) -> Path:
 def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Tuned:
     """The search that every other one of the same study has to come to."""
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr("peftkit.workflows.trials.run_apart", Trainer())
+        patched.setattr("peftkit.workflows.tuning.trials.run_apart", Trainer())
         return search(small(tmp_path_factory.mktemp("undisturbed")))
 
 
@@ -319,7 +319,7 @@ def test_time_that_is_up_ends_the_search_in_order(
 ) -> None:
     clock = iter(range(10**6))
     with monkeypatch.context() as slow:
-        slow.setattr("peftkit.workflows.tune.time.monotonic", lambda: 60.0 * next(clock))
+        slow.setattr("peftkit.workflows.tuning.tune.time.monotonic", lambda: 60.0 * next(clock))
         cut = search(recipe, "cut", minutes=20)
     assert 0 < cut.trials_left < 8
     assert len(trainer.calls) == len(cut.trials)
@@ -343,7 +343,7 @@ def test_a_signal_says_how_to_go_on(recipe: Path, monkeypatch: pytest.MonkeyPatc
     def stopped(*_: Any) -> int:
         raise Stopped(signal.SIGTERM, "stopped by SIGTERM.")
 
-    monkeypatch.setattr("peftkit.workflows.trials.run_apart", stopped)
+    monkeypatch.setattr("peftkit.workflows.tuning.trials.run_apart", stopped)
 
     with pytest.raises(Stopped) as caught:
         search(recipe, trials=3, overrides=("lora.lora_alpha=4",))

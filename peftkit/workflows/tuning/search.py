@@ -20,7 +20,7 @@ from optuna.trial import Trial, TrialState
 
 from peftkit.recipe.study import Scalar, Study, holds
 from peftkit.recipe.study_file import Searched
-from peftkit.workflows.trials import Outcome
+from peftkit.workflows.tuning.trials import Outcome
 
 __all__ = ["begin", "importances", "judge", "next_trial", "opened", "tell"]
 

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 
 from peftkit.recipe.study import Scalar
 from peftkit.recipe.study_file import Searched
-from peftkit.workflows.search import importances
-from peftkit.workflows.trials import Outcome, State
+from peftkit.workflows.tuning.search import importances
+from peftkit.workflows.tuning.trials import Outcome, State
 
 if TYPE_CHECKING:
     from optuna import Study as Search

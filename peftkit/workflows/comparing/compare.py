@@ -18,10 +18,10 @@ from peftkit.runs.folder import RunFolder
 from peftkit.runs.lock import locked
 from peftkit.storage import is_free, read_json, write_json
 from peftkit.workflows.apart import run_apart, wait_for
-from peftkit.workflows.arms import Arm, Cell, arms_of, with_rate
+from peftkit.workflows.comparing.arms import Arm, Cell, arms_of, with_rate
+from peftkit.workflows.comparing.tabulate import Table, tabulate
 from peftkit.workflows.evaluate import Measures, evaluate_target
 from peftkit.workflows.resume import Past, check_finished
-from peftkit.workflows.tabulate import Table, tabulate
 
 __all__ = ["CompareOptions", "compare"]
 
