@@ -34,6 +34,13 @@ _PARTS = ("weights", "gradients", "optimizer", "activations", "logits", "runtime
     help="Compute for another machine: t4, rtx4090, a100, h100 and others, or a GPU's memory, as 24GB.",
 )
 @click.option(
+    "--nproc",
+    type=click.IntRange(min=1),
+    default=1,
+    metavar="N",
+    help="Compute for each of N processes that train together, each on a device of its own; nothing is measured.",
+)
+@click.option(
     "--seconds",
     type=click.FloatRange(min=1),
     default=20.0,
@@ -48,6 +55,7 @@ def command(
     all_methods: bool,
     dry: bool,
     device: str | None,
+    nproc: int,
     seconds: float,
     overrides: tuple[str, ...],
     as_json: bool,
@@ -64,6 +72,7 @@ def command(
       peftkit plan my.yaml --all-methods
       peftkit plan gpt2-wikitext2 --dry --method qlora
       peftkit plan my.yaml --device t4 --all-methods
+      peftkit plan my.yaml --device a100 --nproc 8 --set training.fsdp=true
     """
     if all_methods and method:
         raise click.UsageError("--all-methods plans each method: leave --method out.")
@@ -79,9 +88,10 @@ def command(
     if all_methods:
         given = [part for change in overrides for part in ("--set", change)]
         given += ["--device", device] if device else []
+        given += ["--nproc", str(nproc)] if nproc > 1 else []
         plans = plan_methods([str(place), *given, *(["--dry"] if dry else ["--seconds", str(seconds)])])
     else:
-        plans = [plan(file, seconds=None if dry else seconds, elsewhere=hardware)]
+        plans = [plan(file, seconds=None if dry else seconds, elsewhere=hardware, processes=nproc)]
     if as_json:
         console.print_json({"recipe": recipe, "plans": [each.to_json() for each in plans]})
         return
@@ -95,10 +105,14 @@ def _show(plans: Sequence[Plan]) -> None:
     console.print_table(None, ["", *(each.method for each in plans)], list(_rows(plans)), numeric=True)
     console.print_text("")
     how = "Measured on the run's own steps" if first.measured else "Computed from the model's structure"
-    console.print_text(f"{how}, on {first.device} in {first.precision}.")
+    console.print_text(f"{how}, on {first.device} in {first.precision}{_together(first)}.")
     if len(plans) == 1:
         console.print_text("")
         print_decisions(first.decisions)
+
+
+def _together(plan: Plan) -> str:
+    return f", for each of {plan.processes} processes" if plan.processes > 1 else ""
 
 
 def _rows(plans: Sequence[Plan]) -> Iterator[list[str]]:

@@ -59,8 +59,22 @@ class StepMemory:
     runtime_bytes: int = 0
     """What is there before a model is: the libraries, or a GPU's context."""
 
-    shares: int = 1
-    """Processes that hold the weights, their gradients and the optimizer's state together."""
+    processes: int = 1
+    """That train together, each with rows of its own."""
+
+    is_sharded: bool = False
+    """Whether they hold the weights, their gradients and the optimizer's state together (FSDP)."""
+
+    @property
+    def gathered(self) -> int:
+        """Of parameters that are sharded, those that a process has whole while it computes.
+
+        They are the embeddings' or those of two layers, as the next one is on its way while one computes (Zhao et al.
+        2023, section 3.3).
+        """
+        if not self.is_sharded:
+            return 0
+        return max(self.embeddings, 2 * (self.total - self.embeddings) // self.layers)
 
     @property
     def checkpointed_share(self) -> float:
@@ -82,11 +96,15 @@ class StepMemory:
             trained: parameters that are trained, where these are others.
         """
         trained = self.trainable if trained is None else trained
+        held = self.base_bytes if base is None else base
+        shares = self.processes if self.is_sharded else 1
+        buckets = trained if self.processes > 1 and not self.is_sharded else 0  # of DDP (Li et al. 2020, section 3.2)
+        whole = self.gathered / self.total
         row = self.row_bytes * self.checkpointed_share if checkpointing else self.row_bytes
         return {
-            "weights": (self.base_bytes if base is None else base) // self.shares,
-            "gradients": _FLOAT * trained // self.shares,
-            "optimizer": optimizer_bytes(self.optim, trained, min(trained, self.embeddings)) // self.shares,
+            "weights": held // shares + int(whole * held),
+            "gradients": _FLOAT * (trained // shares + int(whole * trained) + buckets),
+            "optimizer": optimizer_bytes(self.optim, trained, min(trained, self.embeddings)) // shares,
             "activations": int(_SLACK * rows * row),
             "logits": self.logits_bytes,
             "runtime": self.runtime_bytes,
@@ -129,8 +147,10 @@ def _changes(step: StepMemory, recipe: Recipe) -> Iterator[Fit]:
             break
     if not training.activation_checkpointing:
         yield _fit_or_one_row(step, "training.activation_checkpointing=true", checkpointing=True)
+    if step.processes > 1 and not step.is_sharded and recipe.method != "qlora":
+        yield _fit_or_one_row(replace(step, is_sharded=True), "training.fsdp=true")
     small = replace(step, optim=EIGHT_BIT)
-    if recipe.method == "full" and small.peak_bytes(0) < step.peak_bytes(0):
+    if recipe.method == "full" and not step.is_sharded and small.peak_bytes(0) < step.peak_bytes(0):
         yield _fit_or_one_row(small, f"training.optim={EIGHT_BIT}")
     if recipe.base.init is not None:
         return  # a new base has nothing that an adapter could be put on
@@ -141,7 +161,8 @@ def _changes(step: StepMemory, recipe: Recipe) -> Iterator[Fit]:
         trained = adapter if recipe.method == "full" else step.trainable
         layers = (step.total - step.embeddings) * bytes_of_a_weight(recipe.quantization)
         rounded = int(layers) + step.embeddings * _FLOAT
-        yield _fit_or_one_row(step, "method=qlora", base=rounded, trained=trained)
+        change = "method=qlora with training.fsdp=false" if step.is_sharded else "method=qlora"
+        yield _fit_or_one_row(replace(step, is_sharded=False), change, base=rounded, trained=trained)
 
 
 def _fit_or_one_row(step: StepMemory, change: str, **held: Any) -> Fit:

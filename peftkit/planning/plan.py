@@ -29,6 +29,9 @@ class Plan:
 
     trainable_parameters: int
     total_parameters: int
+    processes: int
+    """That train together; memory and time are those of each."""
+
     sequences: int | None
     """Of an epoch; None for a stream."""
 
@@ -71,9 +74,10 @@ class Plan:
         batch = training.per_device_train_batch_size * training.gradient_accumulation_steps
         epochs = "1 epoch" if self.epochs == 1 else f"{self.epochs:.3g} epochs"
         tokens = f", {self.train_tokens:,} tokens" if self.train_tokens else ""
+        each = f" in each of {self.processes} processes" if self.processes > 1 else ""
         return (
             f"{self.steps:,} steps of {batch} sequences, {epochs}{tokens}; about "
-            f"{console.size(self.peak_memory_bytes)} of {console.size(self.limit_bytes)} memory and "
+            f"{console.size(self.peak_memory_bytes)} of {console.size(self.limit_bytes)} memory{each} and "
             f"{console.size(self.disk.total)} on the disk"
         )
 

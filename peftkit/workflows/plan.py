@@ -25,13 +25,14 @@ from peftkit.planning.duration import computed_duration, duration, operations_of
 from peftkit.planning.hardware import Hardware
 from peftkit.planning.memory import StepMemory, what_fits
 from peftkit.planning.plan import Plan
-from peftkit.planning.processes import share_of
+from peftkit.planning.processes import Place, share_of
 from peftkit.planning.schedule import Schedule
 from peftkit.recipe.loader import RecipeFile
 from peftkit.recipe.schema import Method
 from peftkit.runs.folder import RunFolder
 from peftkit.storage import free_bytes
 from peftkit.training.memory import memory_limit
+from peftkit.training.processes import Processes
 from peftkit.training.rehearsal import Rehearsal, rehearse
 from peftkit.training.signals import stopping_at_signals
 from peftkit.workflows.job import Job, prepare_job
@@ -45,24 +46,27 @@ _CONTEXT_BYTES = 500_000_000
 """Of a GPU's own context with the kernels of the libraries, about."""
 
 
-def plan(file: RecipeFile, *, seconds: float | None, elsewhere: Hardware | None = None) -> Plan:
+def plan(file: RecipeFile, *, seconds: float | None, elsewhere: Hardware | None = None, processes: int = 1) -> Plan:
     """What a recipe will take.
 
     Args:
         file: the recipe.
         seconds: how long its steps are measured, in this process, whose peak memory they are; None computes all of it.
         elsewhere: a machine that is not here, for which all of it is computed; None for this one.
+        processes: that train together on the machine, for each of which all of it is computed, if there are more.
 
     Raises:
         InputError: recipe, base or data are wrong.
         RunError: a step that was measured failed.
     """
+    together = Processes(Place(count=processes, local_count=processes))
     if elsewhere:
-        job = prepare_job(file, elsewhere=elsewhere)
+        elsewhere = replace(elsewhere, device_count=processes)
+        job = prepare_job(file, together, elsewhere=elsewhere)
         return estimate(job, elsewhere.memory_bytes)
-    job = prepare_job(file)
+    job = prepare_job(file, together)
     found = estimate(job)
-    if seconds is None:
+    if seconds is None or together.are_many:
         return found
     if found.peak_memory_bytes > _HOPELESS * found.limit_bytes:
         console.warning(f"{found.method} is not measured: it would need far more memory than there is.")
@@ -99,7 +103,7 @@ def estimate(job: Job, limit_bytes: int | None = None) -> Plan:
     recipe, training = job.recipe, job.recipe.training
     model = job.start.outline(recipe, job.base_dtype)
     kernels = kernels_of(model)
-    step = _step_memory(job, model, memory_limit(job.hardware) if limit_bytes is None else limit_bytes)
+    step = _step_memory(job, model, _share_of_this_machine(job) if limit_bytes is None else limit_bytes)
     memory = step.parts(step.rows, checkpointing=training.activation_checkpointing)
     as_it_is = step
     if training.activation_checkpointing:
@@ -113,6 +117,7 @@ def estimate(job: Job, limit_bytes: int | None = None) -> Plan:
         measured=False,
         trainable_parameters=step.trainable,
         total_parameters=step.total,
+        processes=job.processes.count,
         sequences=job.data.train.length,
         steps=schedule.steps,
         epochs=schedule.epochs,
@@ -127,6 +132,12 @@ def estimate(job: Job, limit_bytes: int | None = None) -> Plan:
         decisions=decide(job.hardware, recipe, need=step, packed=job.data.train.packed, **kernels),
         warnings=list(job.warnings),
     )
+
+
+def _share_of_this_machine(job: Job) -> int:
+    """Memory for one process: a GPU is its own, and what a machine without one has is shared."""
+    limit = memory_limit(job.hardware)
+    return limit // job.processes.place.local_count if job.hardware.device == "cpu" else limit
 
 
 def _step_memory(job: Job, model: Any, limit_bytes: int) -> StepMemory:
@@ -146,18 +157,19 @@ def _step_memory(job: Job, model: Any, limit_bytes: int) -> StepMemory:
         limit_bytes=limit_bytes,
         optim=training.optim,
         logits_bytes=logits_bytes(model.config.vocab_size, rows * longest),
-        shares=processes if job.is_sharded else 1,
+        processes=processes,
+        is_sharded=job.is_sharded,
         runtime_bytes=psutil.Process().memory_info().rss if job.hardware.device == "cpu" else _CONTEXT_BYTES,
     )
 
 
 def _operations(model: Any, job: Job, schedule: Schedule) -> int | None:
-    """Sums and products of all steps together; None for a stream."""
+    """Sums and products of one process in all steps together; None for a stream."""
     tokens, (_, total) = _train_tokens(job, schedule), count_parameters(model)
     if tokens is None:
         return None
     weights = total - count_embeddings(model) + model.get_output_embeddings().weight.numel()
-    return tokens * operations_of_a_token(weights, trains_all=job.recipe.method == "full")
+    return tokens * operations_of_a_token(weights, trains_all=job.recipe.method == "full") // job.processes.count
 
 
 def _train_tokens(job: Job, schedule: Schedule) -> int | None:

@@ -248,9 +248,36 @@ def test_each_change_can_be_set_as_it_is_named(recipe_path: Path) -> None:
 
 
 def test_processes_that_share_the_weights_need_a_part_of_what_belongs_to_these() -> None:
-    whole, part = FULL.parts(8), replace(FULL, shares=4).parts(8)
+    whole, part = FULL.parts(8), replace(FULL, processes=4, is_sharded=True).parts(8)
 
-    assert [part[name] * 4 for name in ("weights", "gradients", "optimizer")] == [
-        whole[name] for name in ("weights", "gradients", "optimizer")
-    ]
+    at_once = 40 * MB  # the embeddings, which are larger than two layers of five million weights
+    assert part["weights"] == whole["weights"] // 4 + 4 * at_once
+    assert part["gradients"] == whole["gradients"] // 4 + 4 * at_once
+    assert part["optimizer"] == whole["optimizer"] // 4
     assert part["activations"] == whole["activations"]
+
+
+def test_processes_that_do_not_share_have_all_of_it_and_the_buckets_of_their_gradients() -> None:
+    alone, together = FULL.parts(8), replace(FULL, processes=4).parts(8)
+
+    assert together["gradients"] == 2 * alone["gradients"]
+    assert {**together, "gradients": 0} == {**alone, "gradients": 0}
+
+
+def test_weights_that_do_not_fit_into_each_process_are_shared() -> None:
+    large = replace(FULL, rows=1, processes=8, limit_bytes=1_500 * MB)
+
+    named = changes(what_fits(large, recipe("full")))
+
+    assert "training.fsdp=true" in named
+    assert "training.fsdp=true" not in changes(what_fits(replace(large, processes=1), recipe("full")))
+    assert "training.fsdp=true" not in changes(what_fits(large, recipe("qlora")))
+
+
+def test_what_sharded_weights_cannot_have_is_not_named_with_them() -> None:
+    sharded = replace(FULL, processes=8, is_sharded=True, limit_bytes=1_300 * MB)
+
+    named = changes(what_fits(sharded, recipe("full", fsdp=True)))
+
+    assert not [change for change in named if "8bit" in change]
+    assert "method=qlora with training.fsdp=false" in " ".join(named)

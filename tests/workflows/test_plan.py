@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from peftkit.errors import RecipeError
 from peftkit.planning.devices import device_named
 from peftkit.planning.plan import Plan
 from peftkit.recipe.loader import load_recipe
@@ -65,6 +66,42 @@ def test_where_it_does_not_fit_each_change_that_is_named_would(recipe_path: Path
     assert all(fit.peak_bytes <= found.limit_bytes < found.peak_memory_bytes for fit in found.would_fit)
 
 
+def test_more_processes_have_fewer_passes_each_and_as_many_steps(recipe_path: Path) -> None:
+    full = load_recipe(recipe_path, method="full", overrides=["training.gradient_accumulation_steps=4"])
+    alone, together = (plan(full, seconds=None, elsewhere=device_named("t4"), processes=count) for count in (1, 4))
+
+    assert together.processes == 4
+    assert (together.steps, together.train_tokens) == (alone.steps, alone.train_tokens)
+    assert together.memory["activations"] == alone.memory["activations"]
+    assert together.memory["gradients"] == 2 * alone.memory["gradients"]
+    assert together.train_seconds is not None
+    assert alone.train_seconds is not None
+    assert together.train_seconds.seconds == pytest.approx(alone.train_seconds.seconds / 4)
+
+
+def test_sharded_weights_need_less_in_each_process(recipe_path: Path) -> None:
+    whole, sharded = (
+        plan(load_recipe(recipe_path, method="full", overrides=[f"training.fsdp={fsdp}"]),
+             seconds=None, elsewhere=device_named("a100"), processes=4)
+        for fsdp in ("false", "true")
+    )  # fmt: skip
+
+    assert sharded.memory["optimizer"] == whole.memory["optimizer"] // 4
+    assert sharded.memory["weights"] < whole.memory["weights"]
+
+
+def test_processes_on_the_cores_of_one_machine_share_its_memory(recipe_path: Path) -> None:
+    alone, together = (plan(load_recipe(recipe_path), seconds=None, processes=count) for count in (1, 2))
+
+    assert not together.measured
+    assert together.limit_bytes == pytest.approx(alone.limit_bytes / 2, rel=0.1)
+
+
+def test_what_processes_cannot_share_is_refused(recipe_path: Path) -> None:
+    with pytest.raises(RecipeError, match="7 processes cannot share"):
+        plan(load_recipe(recipe_path), seconds=None, processes=7)
+
+
 def test_a_plan_is_read_again_from_its_json(recipe_path: Path) -> None:
     found = plan(load_recipe(recipe_path), seconds=None)
 
@@ -96,6 +133,7 @@ def test_the_methods_stand_side_by_side(peftkit: Command, recipe_path: Path) -> 
         (["--all-methods", "--method", "full"], "leave --method out"),
         (["--set", "lora.rank=4", "--dry"], "Use r"),
         (["--seconds", "0"], "--seconds"),
+        (["--nproc", "7"], "7 processes cannot share"),
     ],
 )
 def test_a_wrong_command_line_is_one_line(
