@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
 __all__ = ["command"]
 
+_NAME_A_FILE = "Name a file with --data."
+
 
 @click.command("evaluate")
 @click.argument("target")
@@ -118,11 +120,10 @@ def command(
     take_quiet()
     if given is None and (find_target(target).recipe is not None or not data_file):
         given = recorded_recipe(target)
-    measured = _measured_data(given, data_file, stride)
-    if measured.validation is None:
-        remedy = "Name a file with --data."
-        raise InputError("the recipe has no validation data.", where=recipe or target, remedy=remedy)
-    data = _limited(measured, limit) if limit else measured
+    data = _measured_data(given, data_file, stride)
+    if data.validation is None:
+        raise InputError("the recipe has no validation data.", where=recipe or target, remedy=_NAME_A_FILE)
+    data = _limited(data, limit) if limit else data
     generation = (given.generation if given else Generation()).model_copy(update=changes) if generates else None
     measures = Measures(generation, save, max_length, stride, baseline, choices, forgetting)
     with file.locating() if file else nullcontext():
@@ -193,8 +194,6 @@ def _measured_data(recipe: Recipe | None, file: Path | None, stride: int | None)
 def _limited(data: Data, limit: int) -> Data:
     """The data with only the first validation rows, of each source."""
     if isinstance(data.validation, float):
-        raise InputError(
-            "cannot act on a share of the training rows.", where="--limit", remedy="Name a file with --data."
-        )
+        raise InputError("cannot act on a share of the training rows.", where="--limit", remedy=_NAME_A_FILE)
     sources = [source.model_copy(update={"limit": limit}) for source in data.validation_sources]
     return data.model_copy(update={"validation": sources})
