@@ -149,6 +149,26 @@ def test_evaluate_reads_another_file_the_way_the_recipe_reads_its_own(
     assert first["perplexity"] == pytest.approx(whole["perplexity"], rel=1e-5)
 
 
+@pytest.mark.parametrize(
+    ("validation", "options", "words"),
+    [
+        ("", (), "no validation data. Name a file with --data."),
+        ("  validation: 0.1\n", ("--limit", "2"), "--limit: cannot act on a share of the training rows. Name a file"),
+    ],
+)
+def test_a_recipe_without_rows_to_measure_on_says_how_to_give_some(
+    validation: str, options: tuple[str, ...], words: str, peftkit: Command, recipe_path: Path
+) -> None:
+    held = "  validation: {path: validation.jsonl}\n"
+    text = recipe_path.read_text(encoding="utf-8")
+    recipe_path.write_text(text.replace(held, validation).replace("eval_strategy: epoch", ""), encoding="utf-8")
+
+    done = peftkit("evaluate", "builtin:tiny-gpt2", "--recipe", "small.yaml", *options)
+
+    assert held in text
+    assert (done.returncode, words in done.stderr) == (2, True), done.stderr
+
+
 def test_a_base_is_evaluated_on_plain_text_without_a_recipe(peftkit: Command, tmp_path: Path) -> None:
     (tmp_path / "text.txt").write_text("The inn by the bridge is called the Red Fox.\n" * 3, encoding="utf-8")
 
