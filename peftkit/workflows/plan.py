@@ -146,8 +146,9 @@ def _step_memory(job: Job, model: Any, limit_bytes: int) -> StepMemory:
     trainable, total = count_parameters(model)
     rows = share_of(training.per_device_train_batch_size, training.gradient_accumulation_steps, processes).rows
     longest = int(job.data.train.sequences.lengths.max())
+    base_bytes = weight_bytes(model, recipe.base_quantization)
     return StepMemory(
-        base_bytes=weight_bytes(model, recipe.base_quantization),
+        base_bytes=base_bytes,
         trainable=trainable,
         total=total,
         embeddings=count_embeddings(model),
@@ -159,8 +160,15 @@ def _step_memory(job: Job, model: Any, limit_bytes: int) -> StepMemory:
         logits_bytes=logits_bytes(model.config.vocab_size, rows * longest),
         processes=processes,
         is_sharded=job.is_sharded,
-        runtime_bytes=psutil.Process().memory_info().rss if job.hardware.device == "cpu" else _CONTEXT_BYTES,
+        runtime_bytes=_runtime_bytes(job, base_bytes),
     )
+
+
+def _runtime_bytes(job: Job, base_bytes: int) -> int:
+    """What is there beside a step: of the main process of a sharded run, the whole model that it saves, on the CPU."""
+    if job.hardware.device != "cpu":
+        return _CONTEXT_BYTES
+    return psutil.Process().memory_info().rss + (base_bytes if job.is_sharded else 0)
 
 
 def _operations(model: Any, job: Job, schedule: Schedule) -> int | None:
