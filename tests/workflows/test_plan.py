@@ -100,7 +100,7 @@ def test_processes_on_the_cores_of_one_machine_share_its_memory(recipe_path: Pat
 def test_the_main_process_on_a_cpu_has_the_whole_model_that_it_saves(recipe_path: Path) -> None:
     full = load_recipe(recipe_path, method="full", overrides=["training.fsdp=true"])
 
-    here, there = (plan(full, seconds=None, elsewhere=device, processes=2) for device in (None, device_named("t4")))
+    here, there = (plan(full, seconds=None, elsewhere=device, processes=2) for device in (None, device_named("a100")))
 
     assert here.memory["runtime"] > here.total_parameters * 4
     assert there.memory["runtime"] == 500_000_000
