@@ -83,7 +83,7 @@ def _made(record: Record) -> Iterator[tuple[str, str]]:
         yield "base quantised to", _width(recipe.base_quantization)
     yield "learning rate", f"{training.learning_rate:g}, {training.lr_scheduler_type}"
     yield "optimizer", f"{training.optim}, weight decay {training.weight_decay:g}"
-    yield "batch size", str(training.per_device_train_batch_size * training.gradient_accumulation_steps)
+    yield "batch size", str(training.effective_batch)
     length = f"{training.max_steps:,} steps" if training.max_steps > 0 else f"{training.num_train_epochs:g} epochs"
     yield "length", f"{length} of sequences of at most {recipe.data.max_length:,} tokens"
     yield "seed", str(training.seed)

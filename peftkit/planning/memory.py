@@ -136,8 +136,7 @@ def what_fits(step: StepMemory, recipe: Recipe) -> list[Fit]:
 
 def _changes(step: StepMemory, recipe: Recipe) -> Iterator[Fit]:
     training = recipe.training
-    together = training.per_device_train_batch_size * training.gradient_accumulation_steps
-    batch: tuple[int, int] | None = (step.rows, -(-together // step.rows))
+    batch: tuple[int, int] | None = (step.rows, -(-training.effective_batch // step.rows))
     while batch and (batch := halved_batch(*batch)):
         rows, accumulation = batch
         peak = step.peak_bytes(rows)

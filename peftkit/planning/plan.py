@@ -71,12 +71,11 @@ class Plan:
 
     def summary(self, training: Training) -> str:
         """One line for a person, at the head of a run."""
-        batch = training.per_device_train_batch_size * training.gradient_accumulation_steps
         epochs = "1 epoch" if self.epochs == 1 else f"{self.epochs:.3g} epochs"
         tokens = f", {self.train_tokens:,} tokens" if self.train_tokens else ""
         each = f" in each of {self.processes} processes" if self.processes > 1 else ""
         return (
-            f"{self.steps:,} steps of {batch} sequences, {epochs}{tokens}; about "
+            f"{self.steps:,} steps of {training.effective_batch} sequences, {epochs}{tokens}; about "
             f"{console.size(self.peak_memory_bytes)} of {console.size(self.limit_bytes)} memory{each} and "
             f"{console.size(self.disk.total)} on the disk"
         )

@@ -21,21 +21,17 @@ class Schedule:
     """Of an epoch; None for a stream, whose run is one epoch."""
 
     @property
-    def batch(self) -> int:
-        """Sequences that one optimizer step sees, of however many processes."""
-        return self.training.per_device_train_batch_size * self.training.gradient_accumulation_steps
-
-    @property
     def steps_per_epoch(self) -> int:
         """Optimizer steps of an epoch."""
-        return self.steps if self.sequences is None else math.ceil(self.sequences / self.batch)
+        return self.steps if self.sequences is None else math.ceil(self.sequences / self.training.effective_batch)
 
     @property
     def steps(self) -> int:
         """Optimizer steps of the run."""
         if self.training.max_steps > 0:
             return self.training.max_steps
-        return math.ceil(self.training.num_train_epochs * math.ceil((self.sequences or 1) / self.batch))
+        of_an_epoch = math.ceil((self.sequences or 1) / self.training.effective_batch)
+        return math.ceil(self.training.num_train_epochs * of_an_epoch)
 
     @property
     def epochs(self) -> float:

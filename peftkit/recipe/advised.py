@@ -19,17 +19,12 @@ _ALPACA = "Taori et al. 2023"
 _PEFT = "PEFT's documentation of LoraConfig"
 
 
-def _effective_batch(recipe: Recipe) -> float:
-    training = recipe.training
-    return training.per_device_train_batch_size * training.gradient_accumulation_steps
-
-
 def _warmup_share(recipe: Recipe) -> float | None:
     steps, total = recipe.training.warmup_steps, recipe.training.max_steps
     return steps if steps < 1 else steps / total if total > 0 else None
 
 
-_BATCH = Measure("effective batch on one device", _effective_batch)
+_BATCH = Measure("effective batch on one device", lambda recipe: recipe.training.effective_batch)
 _USUAL_BATCH = Between(8, 128, f"8 in {_LORA}; 16 to 32 in {_BERT}; 128 in {_ALPACA}")
 
 _RATES: Final = (

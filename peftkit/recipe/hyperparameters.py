@@ -142,6 +142,11 @@ class Training(LibrarySection):
     Zhao et al. 2023): for a model that is too large for each of them, with `full` or `lora`. `full_shard` says the
     same. A run of one process is as it is without."""
 
+    @property
+    def effective_batch(self) -> int:
+        """Sequences that one optimizer step sees, of however many processes."""
+        return self.per_device_train_batch_size * self.gradient_accumulation_steps
+
     @model_validator(mode="after")
     def _steps_are_counted(self) -> Training:
         if self.max_steps != -1 and self.max_steps < 1:
