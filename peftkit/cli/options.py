@@ -24,6 +24,7 @@ __all__ = [
     "given_base",
     "made_adapter",
     "method",
+    "nproc",
     "output",
     "overrides",
 ]
@@ -40,13 +41,13 @@ QUANTIZATIONS: dict[str, dict[str, Any]] = {
 Function = TypeVar("Function", bound=Callable[..., Any])
 
 
-def arguments_of(context: click.Context, *, without: str) -> list[str]:
-    """The command line that a command was called with, made again, without one of its options."""
+def arguments_of(context: click.Context, *without: str) -> list[str]:
+    """The command line that a command was called with, made again, without some of its options."""
     words: list[str] = []
     for parameter in context.command.params:
         name = str(parameter.name)
         value = context.params.get(name)
-        if name == without or context.get_parameter_source(name) != click.core.ParameterSource.COMMANDLINE:
+        if name in without or context.get_parameter_source(name) != click.core.ParameterSource.COMMANDLINE:
             continue
         if isinstance(parameter, click.Argument):
             words.append(str(value))
@@ -67,6 +68,11 @@ def method(function: Function) -> Function:
     """`--method`: which of the three."""
     kind = click.Choice(get_args(Method))
     return click.option("--method", type=kind, help="Instead of the recipe's own method.")(function)
+
+
+def nproc(text: str) -> Callable[[Function], Function]:
+    """`--nproc N`, with what is done for so many processes."""
+    return click.option("--nproc", type=click.IntRange(min=1), default=1, metavar="N", help=text)
 
 
 def overrides(function: Function) -> Function:

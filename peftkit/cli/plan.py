@@ -33,13 +33,7 @@ _PARTS = ("weights", "gradients", "optimizer", "activations", "logits", "runtime
     metavar="NAME",
     help="Compute for another machine: t4, rtx4090, a100, h100 and others, or a GPU's memory, as 24GB.",
 )
-@click.option(
-    "--nproc",
-    type=click.IntRange(min=1),
-    default=1,
-    metavar="N",
-    help="Compute for each of N processes that train together, each on a device of its own; nothing is measured.",
-)
+@options.nproc("Compute for each of N processes that train together, each on a device of its own; nothing is measured.")
 @click.option(
     "--seconds",
     type=click.FloatRange(min=1),
@@ -49,7 +43,9 @@ _PARTS = ("weights", "gradients", "optimizer", "activations", "logits", "runtime
 )
 @options.overrides
 @options.as_json
+@click.pass_context
 def command(
+    context: click.Context,
     recipe: str,
     method: str | None,
     all_methods: bool,
@@ -76,8 +72,7 @@ def command(
     """
     if all_methods and method:
         raise click.UsageError("--all-methods plans each method: leave --method out.")
-    place = find_recipe(recipe)
-    file = load_recipe(place, method=method, overrides=overrides)
+    file = load_recipe(find_recipe(recipe), method=method, overrides=overrides)
 
     hardware = device_named(device) if device else None
 
@@ -86,10 +81,7 @@ def command(
 
     take_quiet()
     if all_methods:
-        given = [part for change in overrides for part in ("--set", change)]
-        given += ["--device", device] if device else []
-        given += ["--nproc", str(nproc)] if nproc > 1 else []
-        plans = plan_methods([str(place), *given, *(["--dry"] if dry else ["--seconds", str(seconds)])])
+        plans = plan_methods(options.arguments_of(context, "all_methods", "as_json"))
     else:
         plans = [plan(file, seconds=None if dry else seconds, elsewhere=hardware, processes=nproc)]
     if as_json:

@@ -30,13 +30,7 @@ __all__ = ["command"]
 @click.option(
     "--auto-batch", is_flag=True, help="Where a step does not fit into memory, halve the batch and accumulate twice."
 )
-@click.option(
-    "--nproc",
-    type=click.IntRange(min=1),
-    default=1,
-    metavar="N",
-    help="Train in N processes on this machine, each on a GPU of its own where there are any, in the same steps.",
-)
+@options.nproc("Train in N processes on this machine, each on a GPU of its own where there are any, in the same steps.")
 @click.option("--report/--no-report", "reports", default=True, help="Write report.html into the run folder.")
 @options.as_json
 @click.pass_context
@@ -104,7 +98,7 @@ def _launch(context: click.Context, nproc: int) -> None:
         raise click.UsageError("--auto-batch works in one process: leave --nproc out until a batch is found.")
     from peftkit.workflows.launch import train_in_processes
 
-    train_in_processes(["train", *options.arguments_of(context, without="nproc")], nproc)
+    train_in_processes(["train", *options.arguments_of(context, "nproc")], nproc)
 
 
 def _tell(manifest: RunManifest) -> None:

@@ -17,7 +17,7 @@ from peftkit.cli import options
 @click.option("--nproc", type=int, default=1)
 @click.pass_context
 def command(context: click.Context, /, **_: object) -> None:
-    for word in options.arguments_of(context, without="nproc"):
+    for word in options.arguments_of(context, "nproc"):
         click.echo(word)
 
 
