@@ -60,13 +60,10 @@ def plan(file: RecipeFile, *, seconds: float | None, elsewhere: Hardware | None 
         RunError: a step that was measured failed.
     """
     together = Processes(Place(count=processes, local_count=processes))
-    if elsewhere:
-        elsewhere = replace(elsewhere, device_count=processes)
-        job = prepare_job(file, together, elsewhere=elsewhere)
-        return estimate(job, elsewhere.memory_bytes)
-    job = prepare_job(file, together)
-    found = estimate(job)
-    if seconds is None or together.are_many:
+    hardware = replace(elsewhere, device_count=processes) if elsewhere else None
+    job = prepare_job(file, together, elsewhere=hardware)
+    found = estimate(job, hardware.memory_bytes if hardware else None)
+    if seconds is None or hardware or together.are_many:
         return found
     if found.peak_memory_bytes > _HOPELESS * found.limit_bytes:
         console.warning(f"{found.method} is not measured: it would need far more memory than there is.")
@@ -99,11 +96,17 @@ def plan_methods(arguments: Sequence[str]) -> list[Plan]:
 
 
 def estimate(job: Job, limit_bytes: int | None = None) -> Plan:
-    """What a run will take, from its structure and its data alone; unless it is said, this machine has the limit."""
+    """What a run will take, from its structure and its data alone.
+
+    Args:
+        job: the run.
+        limit_bytes: memory that its machine has; None for what there is here.
+    """
     recipe, training = job.recipe, job.recipe.training
     model = job.start.outline(recipe, job.base_dtype)
     kernels = kernels_of(model)
-    step = _step_memory(job, model, _share_of_this_machine(job) if limit_bytes is None else limit_bytes)
+    limit = memory_limit(job.hardware) if limit_bytes is None else limit_bytes
+    step = _step_memory(job, model, _limit_of_each(limit, job))
     memory = step.parts(step.rows, checkpointing=training.activation_checkpointing)
     as_it_is = step
     if training.activation_checkpointing:
@@ -134,10 +137,9 @@ def estimate(job: Job, limit_bytes: int | None = None) -> Plan:
     )
 
 
-def _share_of_this_machine(job: Job) -> int:
+def _limit_of_each(limit_bytes: int, job: Job) -> int:
     """Memory for one process: a GPU is its own, and what a machine without one has is shared."""
-    limit = memory_limit(job.hardware)
-    return limit // job.processes.place.local_count if job.hardware.device == "cpu" else limit
+    return limit_bytes // job.processes.place.local_count if job.hardware.device == "cpu" else limit_bytes
 
 
 def _step_memory(job: Job, model: Any, limit_bytes: int) -> StepMemory:

@@ -93,8 +93,11 @@ def test_sharded_weights_need_less_in_each_process(recipe_path: Path) -> None:
 def test_processes_on_the_cores_of_one_machine_share_its_memory(recipe_path: Path) -> None:
     alone, together = (plan(load_recipe(recipe_path), seconds=None, processes=count) for count in (1, 2))
 
+    elsewhere = plan(load_recipe(recipe_path), seconds=None, elsewhere=device_named("cpu"), processes=2)
+
     assert not together.measured
     assert together.limit_bytes == pytest.approx(alone.limit_bytes / 2, rel=0.1)
+    assert elsewhere.limit_bytes == 8 * 10**9
 
 
 def test_the_main_process_on_a_cpu_has_the_whole_model_that_it_saves(recipe_path: Path) -> None:
