@@ -13,13 +13,14 @@ from torch import nn
 from torch.nn import functional
 from transformers.modeling_outputs import CausalLMOutput
 
+from peftkit.models.linear_cross_entropy import Head, summed_loss, token_losses
+
 __all__ = [
     "LABEL_LOSSES",
     "Loss",
     "compute_loss_at_labels",
     "evaluate_loss",
     "label_losses",
-    "logits_bytes",
     "row_losses",
 ]
 
@@ -28,16 +29,6 @@ LABEL_LOSSES = "label_losses"
 
 _STOCK = "stock_forward"
 _NO_LABEL = -100  # what torch's cross-entropy leaves out
-
-_ROWS_AT_ONCE = 512
-"""Labelled tokens whose logits are in memory together: 103 MB with GPT-2's vocabulary. On two cores, 256 took between
-0.95 and 1.05 of its time and all at once up to 1.4; torch's own choice of a chunk took 3 to 8 times it."""
-
-_IN_PARTS = nn.LinearCrossEntropyOptions(batch_chunk_size=_ROWS_AT_ONCE, chunking_method=None, acc_policy="accurate")
-
-_WORDS_MULTIPLE = 64
-"""Logits in rows of this many floats are aligned. On two cores the loss with GPT-2's 50,257 words, and its gradients,
-take 0.86 of their time once 47 words that cannot come are added; the head's own product takes 0.75."""
 
 
 @dataclass(frozen=True)
@@ -78,7 +69,7 @@ def compute_loss_at_labels(model: Any, label_smoothing: float = 0.0) -> bool:
     if not _has_plain_head(inner):
         return False
     stock = getattr(inner.forward, _STOCK, inner.forward)  # a model that is trained again has it already
-    head = _Head(inner.get_output_embeddings())
+    head = Head(inner.get_output_embeddings())
 
     def forward(
         input_ids: torch.Tensor | None = None,
@@ -95,11 +86,6 @@ def compute_loss_at_labels(model: Any, label_smoothing: float = 0.0) -> bool:
     setattr(forward, _STOCK, stock)
     inner.forward = forward
     return True
-
-
-def logits_bytes(words: int, tokens: int) -> int:
-    """Bytes of the logits, and of their gradients, that are in memory together in a step of so many tokens."""
-    return 2 * torch.float32.itemsize * words * min(tokens, _ROWS_AT_ONCE)
 
 
 def evaluate_loss(model: Any, batches: Iterable[dict[str, torch.Tensor]]) -> Loss:
@@ -143,11 +129,7 @@ def label_losses(model: Any) -> Callable[[dict[str, torch.Tensor]], torch.Tensor
 def _losses_from_hidden(inner: Any, batch: dict[str, torch.Tensor]) -> torch.Tensor:
     """The loss in nats of each labelled token, [labels], float32, from a few hundred logits at a time."""
     hidden, targets = _at_labels(inner, batch["labels"], **_inputs(batch))
-    head = inner.get_output_embeddings()
-    hidden = hidden.to(head.weight.dtype)
-    parts = zip(torch.split(hidden, _ROWS_AT_ONCE), torch.split(targets, _ROWS_AT_ONCE), strict=True)
-    losses = [functional.cross_entropy(head(part).float(), wanted, reduction="none") for part, wanted in parts]
-    return torch.cat(losses)
+    return token_losses(hidden, Head(inner.get_output_embeddings()), targets, _compute_dtype(hidden))
 
 
 def _losses_from_logits(inner: Any, batch: dict[str, torch.Tensor]) -> torch.Tensor:
@@ -198,51 +180,18 @@ def _at_labels(inner: Any, labels: torch.Tensor, **inputs: Any) -> tuple[torch.T
     return hidden[taught], targets[taught]
 
 
-class _Head:
-    """A linear head with words that cannot come added, up to a number that is quick to compute with."""
+def _summed_loss(hidden: torch.Tensor, head: Head, targets: torch.Tensor, label_smoothing: float) -> torch.Tensor:
+    """The loss in nats, summed, float32, with at most a few hundred tokens' logits in memory at a time.
 
-    def __init__(self, linear: nn.Linear) -> None:
-        self._linear = linear
-        self._kept: dict[torch.dtype, tuple[torch.Tensor, torch.Tensor | None]] = {}
-
-    def __call__(self, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """Weight [words, width] and bias [words]; those of a frozen head are made once."""
-        if any(parameter.requires_grad for parameter in self._linear.parameters()):
-            return self._filled(dtype)
-        if dtype not in self._kept:
-            self._kept[dtype] = self._filled(dtype)
-        return self._kept[dtype]
-
-    def above_mean(self, hidden: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-        """How far the logits of the targets are above the mean of all words', summed."""
-        weight, bias = self._linear.weight, self._linear.bias
-        above = (hidden.float() * (weight[targets].float() - weight.float().mean(0))).sum()
-        return above if bias is None else above + (bias[targets] - bias.mean()).float().sum()
-
-    def _filled(self, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor | None]:
-        weight = self._linear.weight.to(dtype)
-        bias = None if self._linear.bias is None else self._linear.bias.to(dtype)
-        added = -len(weight) % _WORDS_MULTIPLE
-        if not added:
-            return weight, bias
-        bias = weight.new_zeros(len(weight)) if bias is None else bias
-        return functional.pad(weight, (0, 0, 0, added)), functional.pad(bias, (0, added), value=-math.inf)
-
-
-def _summed_loss(hidden: torch.Tensor, head: _Head, targets: torch.Tensor, label_smoothing: float) -> torch.Tensor:
-    """The loss in nats, summed, with at most a few hundred tokens' logits in memory at a time.
-
-    Smoothing gives each word an equal part of `label_smoothing`. The loss of that grows by as much as the target's
-    logit is above the mean logit, which is a product with the mean weight and needs no logits:
+    Smoothing gives each token of the vocabulary an equal part of `label_smoothing`. The loss of that grows by as much
+    as the target's logit is above the mean logit, which is a product with the mean weight and needs no logits:
     (1 - s)(lse - z_target) + s(lse - mean z) = (lse - z_target) + s(z_target - mean z).
     """
-    kind = hidden.device.type
-    dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else hidden.dtype
-    weight, bias = head(dtype)
-    if not len(targets):  # it moves nothing, and yet every weight has a gradient: other processes wait for all of them
-        return functional.linear(hidden.to(dtype), weight, bias).sum().float()
-    options = _IN_PARTS if len(targets) > _ROWS_AT_ONCE else None
-    total = functional.linear_cross_entropy(
-        hidden.to(dtype), weight, targets, linear_bias=bias, reduction="sum", options=options
-    ).float()
+    total = summed_loss(hidden, head, targets, _compute_dtype(hidden))
     return total + label_smoothing * head.above_mean(hidden, targets) if label_smoothing else total
+
+
+def _compute_dtype(hidden: torch.Tensor) -> torch.dtype:
+    """What matmuls with these hidden states are computed in: autocast's dtype, or their own."""
+    kind = hidden.device.type
+    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else hidden.dtype
