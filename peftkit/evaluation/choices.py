@@ -17,6 +17,7 @@ from peftkit.data.encode import first_tokens
 from peftkit.data.sequences import Features
 from peftkit.models.loss import row_losses
 from peftkit.models.start import padding_id, positions
+from peftkit.planning.precision import ChosenPrecision
 
 __all__ = ["ChoiceScores", "score_choices"]
 
@@ -39,7 +40,9 @@ class ChoiceScores:
     """What guessing gives."""
 
 
-def score_choices(model: Any, tokenizer: Any, questions: Sequence[Question], batch_size: int) -> ChoiceScores:
+def score_choices(
+    model: Any, tokenizer: Any, questions: Sequence[Question], batch_size: int, precision: ChosenPrecision
+) -> ChoiceScores:
     """Measure the likelihood of each choice after its prompt; the end token is no part of it.
 
     Of a prompt that leaves no room for the choice in the model's positions, the end is taken.
@@ -52,7 +55,7 @@ def score_choices(model: Any, tokenizer: Any, questions: Sequence[Question], bat
         collate_fn=Collator(padding_id(tokenizer)),
     )
     nats = np.zeros(len(rows))
-    nats[order] = np.concatenate([losses.numpy() for losses, _ in row_losses(model, batches)])
+    nats[order] = np.concatenate([losses.numpy() for losses, _ in row_losses(model, batches, precision)])
     right = right_by_length = begin = 0
     for question in questions:
         end = begin + len(question.choices)

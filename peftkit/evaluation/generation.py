@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from peftkit.models.dtypes import computing
 from peftkit.models.start import padding_id, positions
 from peftkit.recipe.evidence import Generation
 
@@ -31,7 +32,8 @@ def write(
     try:
         for start in range(0, len(order), generation.batch_size):
             chosen = order[start : start + generation.batch_size]
-            texts = _continued(model, tokenizer, [rows[index] for index in chosen], generation, temperature)
+            with computing(model):
+                texts = _continued(model, tokenizer, [rows[index] for index in chosen], generation, temperature)
             for index, text in zip(chosen, texts, strict=True):
                 written[index] = text
     finally:

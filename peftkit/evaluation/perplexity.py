@@ -14,6 +14,7 @@ from peftkit.data.collator import Collator
 from peftkit.data.prepare import Prepared
 from peftkit.evaluation.windows import WindowedDocuments
 from peftkit.models.loss import Loss, row_losses
+from peftkit.planning.precision import ChosenPrecision
 from peftkit.recipe.schema import Data
 
 __all__ = ["Difference", "DocumentLosses", "difference", "measure_documents"]
@@ -66,7 +67,13 @@ class Difference:
 
 
 def measure_documents(
-    model: Any, prepared: Prepared, data: Data, pad_token_id: int, batch_size: int, stride: int | None = None
+    model: Any,
+    prepared: Prepared,
+    data: Data,
+    pad_token_id: int,
+    batch_size: int,
+    precision: ChosenPrecision,
+    stride: int | None = None,
 ) -> DocumentLosses:
     """The loss of each document, in windows of `data.max_length` tokens.
 
@@ -74,7 +81,7 @@ def measure_documents(
     """
     windows = WindowedDocuments(prepared, data, stride)
     batches: Any = DataLoader(windows, batch_size=batch_size, collate_fn=Collator(pad_token_id))
-    found = list(row_losses(model, batches))
+    found = list(row_losses(model, batches, precision))
     nats, tokens = (np.concatenate([part[index].numpy() for part in found]) for index in (0, 1))
     total = np.bincount(windows.documents, nats, windows.count).astype(np.float64)
     taught = np.bincount(windows.documents, tokens, windows.count).astype(np.int64)

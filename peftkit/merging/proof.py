@@ -23,6 +23,7 @@ from safetensors.torch import save_file
 
 from peftkit.adapters.sample import SAMPLE_NAME, Sample
 from peftkit.errors import RunError
+from peftkit.models.dtypes import computing
 from peftkit.storage import read_json
 
 __all__ = ["INT8_TOLERANCE", "Agreement", "compare", "compare_in_fresh_process", "logits_of"]
@@ -75,7 +76,8 @@ class Agreement:
 def logits_of(model: Any, sample: Sample) -> list[torch.Tensor]:
     """A model's logits in evaluation mode: for each row of the sample, float32 [tokens, vocabulary]."""
     model.eval()
-    return [_row_logits(model, row) for row in sample.input_ids]
+    with computing(model):
+        return [_row_logits(model, row) for row in sample.input_ids]
 
 
 def compare(found: Iterable[torch.Tensor], expected: Iterable[torch.Tensor], sample: Sample) -> Agreement:

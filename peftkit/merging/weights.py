@@ -16,6 +16,7 @@ from peftkit.adapters.lora import Meaning, meaning_of
 from peftkit.errors import RunError, TargetError
 from peftkit.merging.shards import TensorSpec
 from peftkit.models.adapter import Footing
+from peftkit.models.dtypes import float32_modules
 from peftkit.models.quantise import Rounding
 from peftkit.models.weights import BaseWeights, StoredWeight, is_transposed
 
@@ -36,6 +37,7 @@ class MergedWeights:
         self._base = BaseWeights(footing.base.folder, structure)
         self._dtype = dtype
         self._held: torch.dtype | None = None if original else getattr(torch, footing.dtype)
+        self._exact = frozenset(float32_modules(structure, footing.dtype))
         self._rounding: Rounding | None = None
         if footing.quantization and not original:
             self._rounding = Rounding(footing.structure(), footing.quantization, footing.dtype)
@@ -90,11 +92,11 @@ class MergedWeights:
         """What the base's tensor becomes; the same object where nothing changes."""
         if not weight.is_float:
             return tensor
+        module, _, kind = (weight.parameter or "").rpartition(".")
         if weight.parameter in self._whole:
             held = torch.from_numpy(self._whole[weight.parameter])
         else:
-            held = tensor if self._held is None else tensor.to(self._held)
-        module, _, kind = (weight.parameter or "").rpartition(".")
+            held = tensor if self._held is None else tensor.to(torch.float32 if module in self._exact else self._held)
         changed = self._changed(held, module) if kind == "weight" else self._shifted(held, module, kind)
         return changed.to(self._dtype)
 

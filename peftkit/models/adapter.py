@@ -18,6 +18,7 @@ from peftkit.adapters.soundness import check_sound, unchecked
 from peftkit.errors import FieldError, TargetError, UnfetchedError
 from peftkit.models.attach import embedding_modules, tied_modules
 from peftkit.models.base import LocatedBase, locate_base
+from peftkit.models.dtypes import hold_in_float32
 from peftkit.models.quantise import load_base
 from peftkit.recipe.hyperparameters import Quantization
 from peftkit.recipe.schema import Base
@@ -159,6 +160,7 @@ def put_adapter(model: Any, adapter: Adapter) -> Any:
     words = _saved_words(adapter, model)
     if words not in (None, model.get_input_embeddings().num_embeddings):
         model.resize_token_embeddings(words, mean_resizing=False)
+    hold_in_float32(model, meaning_of(adapter).whole)  # as training held them
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # a tensor that is missing has been an error before

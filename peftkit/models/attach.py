@@ -11,6 +11,7 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from peftkit.errors import FieldError
+from peftkit.models.dtypes import hold_in_float32
 from peftkit.models.quantise import quantised_modules
 from peftkit.recipe.hyperparameters import Lora
 
@@ -87,7 +88,7 @@ def _select(names: list[str], target_modules: str | list[str], adaptable: list[s
 def attach_adapter(model: Any, lora: Lora, targets: list[str], base_folder: Path) -> Any:
     """Put new LoRA adapters on the target modules and freeze the rest; the caller has set the seed.
 
-    The adapter's weights are float32 whatever the base is held in. PEFT looks into `base_folder` at every checkpoint,
+    All that is trained is float32 whatever the base is held in. PEFT looks into `base_folder` at every checkpoint,
     and would ask the hub about a name that is no folder.
     """
     from peft import LoraConfig, TaskType, get_peft_model
@@ -102,6 +103,8 @@ def attach_adapter(model: Any, lora: Lora, targets: list[str], base_folder: Path
     )
     adapted = get_peft_model(model, config)
     adapted.peft_config["default"].base_model_name_or_path = str(base_folder)
+    # PEFT sees to the adapter's weights, and not to biases and modules_to_save
+    hold_in_float32(adapted, [name for name, weight in adapted.named_parameters() if weight.requires_grad])
     return adapted
 
 

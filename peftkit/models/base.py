@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
+from copy import deepcopy
 from dataclasses import dataclass
 from functools import cached_property
 from logging import ERROR, getLogger
@@ -15,6 +16,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTra
 
 from peftkit.errors import BaseError, FieldError
 from peftkit.hub import Repo, cached_folder
+from peftkit.models.dtypes import loading_in
 from peftkit.models.published import find_hub_base
 from peftkit.models.weights import weight_files
 from peftkit.recipe.references import BUILTIN_PREFIX
@@ -72,22 +74,25 @@ class LocatedBase:
             return AutoModelForCausalLM.from_config(config, trust_remote_code=False)
 
     def load(self, config: PreTrainedConfig, dtype: str, **options: Any) -> Any:
-        """The model with its weights, `dtype` being torch's name of their number type; `options` go to Transformers.
+        """The model with its weights, its linear layers in `dtype`; `options` go to Transformers.
+
+        In float16 the other weights are float32: see `peftkit.models.dtypes.float32_modules`.
 
         Raises:
             BaseError: the weights are not there as safetensors in this very folder, or do not fit the configuration.
         """
         weight_files(self.folder)  # Transformers would follow an index anywhere
         try:
-            model, report = AutoModelForCausalLM.from_pretrained(
-                self.folder,
-                config=config,
-                dtype=getattr(torch, dtype),
-                use_safetensors=True,
-                trust_remote_code=False,
-                output_loading_info=True,
-                **options,
-            )
+            with loading_in(self.structure(deepcopy(config)), dtype):
+                model, report = AutoModelForCausalLM.from_pretrained(
+                    self.folder,
+                    config=config,
+                    dtype=getattr(torch, dtype),
+                    use_safetensors=True,
+                    trust_remote_code=False,
+                    output_loading_info=True,
+                    **options,
+                )
         except (OSError, ValueError, RuntimeError, SafetensorError) as error:
             raise _unusable(self.reference, error) from error
         missing = sorted(report["missing_keys"]) + sorted(str(key) for key in report["mismatched_keys"])

@@ -65,6 +65,16 @@ class Head:
             self._kept[dtype] = self._made(dtype)
         return self._kept[dtype]
 
+    @torch.no_grad()
+    def logits(self, hidden: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+        """The logits [..., vocabulary] of hidden states [..., width], float32, from a matmul in `dtype`."""
+        operands = self.operands(dtype)
+        with torch.autocast(hidden.device.type, enabled=False):
+            logits = _product(_operand(hidden.reshape(-1, hidden.shape[-1]), dtype), operands.weight.T)
+            logits = logits[:, : operands.vocabulary]
+            logits = logits if operands.bias is None else logits + operands.bias
+        return logits.view(*hidden.shape[:-1], -1)
+
     def above_mean(self, hidden: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         """How far the logits of the targets are above the mean of the whole vocabulary's, summed."""
         weight, bias = self.linear.weight, self.linear.bias

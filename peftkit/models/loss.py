@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -13,7 +14,9 @@ from torch import nn
 from torch.nn import functional
 from transformers.modeling_outputs import CausalLMOutput
 
+from peftkit.models.dtypes import computing, exact_residual
 from peftkit.models.linear_cross_entropy import Head, summed_loss, token_losses
+from peftkit.planning.precision import ChosenPrecision
 
 __all__ = [
     "LABEL_LOSSES",
@@ -88,34 +91,42 @@ def compute_loss_at_labels(model: Any, label_smoothing: float = 0.0) -> bool:
     return True
 
 
-def evaluate_loss(model: Any, batches: Iterable[dict[str, torch.Tensor]]) -> Loss:
+def evaluate_loss(model: Any, batches: Iterable[dict[str, torch.Tensor]], precision: ChosenPrecision) -> Loss:
     """The loss of all rows of some batches together; see `row_losses`."""
     total, tokens, sequences = 0.0, 0, 0
-    for nats, taught in row_losses(model, batches):
+    for nats, taught in row_losses(model, batches, precision):
         total += float(nats.sum())
         tokens += int(taught.sum())
         sequences += len(nats)
     return Loss(total, tokens, sequences)
 
 
-def row_losses(model: Any, batches: Iterable[dict[str, torch.Tensor]]) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+def row_losses(
+    model: Any, batches: Iterable[dict[str, torch.Tensor]], precision: ChosenPrecision
+) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
     """The loss in nats, float64, and the number of taught tokens of each row of a batch, both [rows], on the CPU.
+
+    Matmuls are computed in `precision`, and the logits and what passes from layer to layer in float32, whatever dtype
+    the weights are held in: methods differ in that, and are compared.
 
     A batch holds `input_ids` and `labels` [rows, tokens], the labels not yet shifted, and `position_ids` where
     documents are packed. There is neither mask nor cache, which is what keeps packed documents apart. The model is in
     evaluation mode until the last batch; its own mode is put back.
     """
-    losses_of = getattr(model, LABEL_LOSSES, None) or label_losses(model)
+    sharded = getattr(model, LABEL_LOSSES, None)
+    losses_of = sharded or label_losses(model)
+    residual = contextlib.nullcontext() if sharded else exact_residual(model)
     device = model.device
     was_training = model.training
     model.eval()
     try:
-        for batch in batches:
-            rows = len(batch["input_ids"])
-            which = (batch["labels"][:, 1:] != _NO_LABEL).nonzero()[:, 0].cpu()
-            with torch.no_grad():
-                losses = losses_of({name: values.to(device) for name, values in batch.items()})
-            yield torch.bincount(which, losses.cpu().double(), rows), torch.bincount(which, minlength=rows)
+        with residual:
+            for batch in batches:
+                rows = len(batch["input_ids"])
+                which = (batch["labels"][:, 1:] != _NO_LABEL).nonzero()[:, 0].cpu()
+                with torch.no_grad(), computing(model, precision):
+                    losses = losses_of({name: values.to(device) for name, values in batch.items()})
+                yield torch.bincount(which, losses.cpu().double(), rows), torch.bincount(which, minlength=rows)
     finally:
         model.train(was_training)
 
@@ -134,10 +145,25 @@ def _losses_from_hidden(inner: Any, batch: dict[str, torch.Tensor]) -> torch.Ten
 
 def _losses_from_logits(inner: Any, batch: dict[str, torch.Tensor]) -> torch.Tensor:
     """The same from whole logits, for a model that does more to them than its head's product."""
-    logits = inner.forward(**_inputs(batch)).logits[:, :-1]  # a sharded model has been entered already
+    with _exact_logits(inner.get_output_embeddings()):
+        logits = inner.forward(**_inputs(batch)).logits[:, :-1]  # a sharded model has been entered already
     targets = batch["labels"][:, 1:]
     taught = targets != _NO_LABEL
     return functional.cross_entropy(logits[taught].float(), targets[taught], reduction="none")
+
+
+@contextlib.contextmanager
+def _exact_logits(linear: Any) -> Iterator[None]:
+    """Let a linear head give logits in float32: rounded to bf16 they are up to 0.5 off where they are near -100."""
+    if type(linear) is not nn.Linear:
+        yield
+        return
+    head = Head(linear)
+    linear.forward = lambda hidden: head.logits(hidden, _compute_dtype(hidden))  # type: ignore[method-assign, assignment]
+    try:
+        yield
+    finally:
+        del linear.forward
 
 
 def _inputs(batch: dict[str, torch.Tensor]) -> dict[str, Any]:
@@ -166,8 +192,9 @@ def _has_plain_head(inner: Any) -> bool:
     was_training = inner.training
     inner.eval()
     ids = torch.arange(4, device=inner.device)[None]
-    logits = inner(input_ids=ids, use_cache=False).logits
-    expected = head(_body(inner)(input_ids=ids, use_cache=False).last_hidden_state)
+    with computing(inner):
+        logits = inner(input_ids=ids, use_cache=False).logits
+        expected = head(_body(inner)(input_ids=ids, use_cache=False).last_hidden_state)
     inner.train(was_training)
     return bool(torch.allclose(logits.float(), expected.float(), rtol=1e-3, atol=1e-5))
 

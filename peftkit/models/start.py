@@ -12,6 +12,7 @@ import torch
 from peftkit.errors import FieldError
 from peftkit.models.attach import attach_adapter, resolve_targets
 from peftkit.models.base import LocatedBase, locate_base
+from peftkit.models.dtypes import hold
 from peftkit.models.initialise import initialise_model, train_tokenizer
 from peftkit.models.quantise import load_base
 from peftkit.planning.precision import Dtype
@@ -54,7 +55,7 @@ class Start:
         with torch.device("meta"):
             if self.located is None:
                 return initialise_model(recipe.base.init or Init(), self.tokenizer, recipe.base.dropout)
-            base = self.located.structure(deepcopy(self.config)).to(getattr(torch, base_dtype))
+            base = hold(self.located.structure(deepcopy(self.config)), base_dtype)
             if not recipe.trains_adapter:
                 return base
             return attach_adapter(base, recipe.lora, self.targets, self.located.folder)

@@ -66,8 +66,9 @@ def choose_base_dtype(
     """The number type in which the base's weights are held.
 
     Weights that are trained are float32: in pure bf16 only a quarter of them move, and pure fp16 ends in NaN. Frozen
-    ones follow bf16, whose range is float32's, and stay float32 beside fp16, which overflows. On a quantised base this
-    is the type of what is not quantised.
+    ones follow the precision. Beside fp16 that is so for linear layers alone: embeddings and norms stay float32, so
+    that what passes from layer to layer does not overflow. On a quantised base this is the dtype of the linear layers
+    that are not quantised, and what the others compute in.
     """
     name = "base weights"
     if method == "full":
@@ -76,8 +77,9 @@ def choose_base_dtype(
         return Decision(name, wanted, "the recipe sets base.dtype")
     if precision == "bf16":
         return Decision(name, "bfloat16", "frozen weights follow bf16, in half the memory")
-    why = "frozen weights would overflow in fp16" if precision == "fp16" else "that is what products are computed in"
-    return Decision(name, "float32", why)
+    if precision == "fp16":
+        return Decision(name, "float16", "frozen linear layers follow fp16; embeddings and norms are float32")
+    return Decision(name, "float32", "that is what products are computed in")
 
 
 def choose_tf32(training: Training, hardware: Hardware, precision: ChosenPrecision) -> Decision[bool]:

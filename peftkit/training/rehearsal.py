@@ -120,13 +120,14 @@ def _longest(trainer: TokenTrainer, prepared: Prepared, rows: int) -> dict[str, 
 def _evaluation_seconds(trainer: TokenTrainer, validation: Prepared) -> float:
     """Of all validation data once: from batches all over it, after one of the longest rows."""
     rows = trainer.args.per_device_eval_batch_size
-    evaluate_loss(trainer.model, [_longest(trainer, validation, rows)])
+    evaluate_loss(trainer.model, [_longest(trainer, validation, rows)], trainer.precision)
     sequences = validation.sequences
     batches = -(-len(sequences) // rows)
     chosen = np.unique(np.linspace(0, batches - 1, _EVALUATION_BATCHES).astype(int))
     indices = [index for batch in chosen for index in range(batch * rows, min((batch + 1) * rows, len(sequences)))]
     start = time.perf_counter()
-    evaluate_loss(trainer.model, trainer.get_eval_dataloader(Subset(sequences, indices)))  # type: ignore[arg-type]
+    subset: Any = Subset(sequences, indices)  # type: ignore[arg-type]
+    evaluate_loss(trainer.model, trainer.get_eval_dataloader(subset), trainer.precision)
     return (time.perf_counter() - start) * len(sequences) / len(indices)
 
 

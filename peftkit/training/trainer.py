@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import time
 from dataclasses import dataclass, field
@@ -12,7 +13,9 @@ from transformers.trainer_utils import EvalLoopOutput
 
 from peftkit import console
 from peftkit.errors import RunError
+from peftkit.models.dtypes import computing
 from peftkit.models.loss import Loss, compute_loss_at_labels, evaluate_loss
+from peftkit.planning.precision import ChosenPrecision
 from peftkit.training.conduct import Conduct
 from peftkit.training.memory import is_out_of_memory
 from peftkit.training.resumable import ResumableTrainer
@@ -73,6 +76,17 @@ class TokenTrainer(ResumableTrainer):
             return torch.nan_to_num(loss, nan=0.0, posinf=0.0, neginf=0.0)
         raise self.conduct.advise(self, self._step.batches[-1]) from shortage
 
+    @property
+    def precision(self) -> ChosenPrecision:
+        """What matmuls are computed in, in training as in evaluation."""
+        return "bf16" if self.args.bf16 else "fp16" if self.args.fp16 else "fp32"
+
+    def compute_loss_context_manager(self) -> contextlib.ExitStack:
+        """Autocast where weights are held in 16 bits too, whatever the precision: they meet others in float32."""
+        contexts: contextlib.ExitStack = super().compute_loss_context_manager()
+        contexts.enter_context(computing(self.model, self.precision))
+        return contexts
+
     def current_learning_rate(self) -> float:
         """The rate that the next step will take."""
         return float(self._get_learning_rate())
@@ -127,8 +141,9 @@ class TokenTrainer(ResumableTrainer):
 
     def _named(self, batches: list[dict[str, Any]]) -> str:
         """Where the rows stand that are to blame, as far as they can be told from the others of their batch."""
-        shared = self.weights.are_sharded  # no process could compute a row by itself
-        alone = [number for batch in batches for number in _rows_that_break(self.model, batch)] if not shared else []
+        alone: list[int] = []
+        if not self.weights.are_sharded:  # no process could compute a row by itself
+            alone = [number for batch in batches for number in _rows_that_break(self.model, batch, self.precision)]
         numbers = alone or [int(number) for batch in batches for number in batch.get("numbers", ())]
         found = self.processes.gathered((self.conduct.places(numbers[:_NAMED]), len(numbers)))
         places = [place for few, _ in found for place in few][:_NAMED]
@@ -152,7 +167,8 @@ class TokenTrainer(ResumableTrainer):
             RunError: the loss is not finite.
         """
         del description, prediction_loss_only, ignore_keys
-        own = evaluate_loss(self.model, self.in_step(dataloader) if self.weights.are_sharded else dataloader)
+        batches = self.in_step(dataloader) if self.weights.are_sharded else dataloader
+        own = evaluate_loss(self.model, batches, self.precision)
         total, tokens, sequences = self.processes.sums(own.total, own.tokens, own.sequences)
         loss = Loss(total, int(tokens), int(sequences))
         if not math.isfinite(loss.total):
@@ -166,7 +182,7 @@ class TokenTrainer(ResumableTrainer):
         return EvalLoopOutput(predictions=None, label_ids=None, metrics=metrics, num_samples=loss.sequences)
 
 
-def _rows_that_break(model: Any, batch: dict[str, Any]) -> list[int]:
+def _rows_that_break(model: Any, batch: dict[str, Any], precision: ChosenPrecision) -> list[int]:
     """The numbers of the rows of a batch that have a loss which is not finite even alone, without dropout."""
     if "numbers" not in batch or len(batch["numbers"]) != len(batch["input_ids"]):
         return []  # rows that were put one after the other are not taken apart again
@@ -175,6 +191,6 @@ def _rows_that_break(model: Any, batch: dict[str, Any]) -> list[int]:
         length = int(batch["num_tokens"][index])  # padding could break the row too
         row = {name: batch[name][index : index + 1, :length] for name in _INPUTS if name in batch}
         taught = bool((row["labels"][:, 1:] >= 0).any())
-        if taught and not math.isfinite(evaluate_loss(model, [row]).total):
+        if taught and not math.isfinite(evaluate_loss(model, [row], precision).total):
             broken.append(int(number))
     return broken

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import sys
@@ -16,7 +17,7 @@ from peftkit.data.choices import Question, read_questions
 from peftkit.data.formats import prompt_of
 from peftkit.data.prepare import Prepared, count_words, prepare_validation
 from peftkit.data.prompts import wanted
-from peftkit.errors import InputError, RunError, TargetError
+from peftkit.errors import FieldError, InputError, RunError, TargetError
 from peftkit.evaluation.choices import ChoiceScores, score_choices
 from peftkit.evaluation.generation import write
 from peftkit.evaluation.perplexity import Difference, DocumentLosses, difference, measure_documents
@@ -26,6 +27,8 @@ from peftkit.models.device import detect_hardware
 from peftkit.models.loss import Loss
 from peftkit.models.start import padding_id, positions
 from peftkit.models.target import Opened, open_base, open_target
+from peftkit.planning.hardware import Hardware
+from peftkit.planning.precision import ChosenPrecision, choose_precision
 from peftkit.recipe.evidence import Generation
 from peftkit.recipe.hyperparameters import Training
 from peftkit.recipe.schema import Base, Data, Recipe, Source
@@ -183,13 +186,25 @@ class _Measured:
     data: Data
     prepared: Prepared
     losses: DocumentLosses
+    precision: ChosenPrecision
+    """That it was computed in; what it is compared with is computed in the same."""
 
     @classmethod
-    def open(cls, name: str, data: Data, measures: Measures, given: GivenBase = AS_RECORDED) -> _Measured:
-        return cls.of(name, open_target(find_target(name), detect_hardware().device, given), data, measures)
+    def open(
+        cls,
+        name: str,
+        data: Data,
+        measures: Measures,
+        given: GivenBase = AS_RECORDED,
+        precision: ChosenPrecision | None = None,
+    ) -> _Measured:
+        """Measure a target in a precision, by default that which its recipe would train it in here."""
+        hardware = detect_hardware()
+        opened = open_target(find_target(name), hardware.device, given)
+        return cls.of(name, opened, data, measures, precision or _precision(opened.target.recipe, hardware))
 
     @classmethod
-    def of(cls, name: str, opened: Opened, data: Data, measures: Measures) -> _Measured:
+    def of(cls, name: str, opened: Opened, data: Data, measures: Measures, precision: ChosenPrecision) -> _Measured:
         seen = positions(opened.model.config) or sys.maxsize
         data = data.model_copy(update={"max_length": min(measures.max_length or data.max_length, seen)})
         if measures.stride is not None and measures.stride > data.max_length:
@@ -199,10 +214,10 @@ class _Measured:
         if prepared is None:
             raise TargetError("its recipe has no validation data.", where=name, remedy="Name a file with --data.")
         pad, batch_size = padding_id(opened.tokenizer), _batch_size(opened)
-        losses = measure_documents(opened.model, prepared, data, pad, batch_size, measures.stride)
+        losses = measure_documents(opened.model, prepared, data, pad, batch_size, precision, measures.stride)
         if not losses.loss.total < float("inf"):
             raise RunError("its loss is not a finite number.", where=name)
-        return cls(name, opened, data, prepared, losses)
+        return cls(name, opened, data, prepared, losses, precision)
 
     def text(self, generation: Generation, save: Path | None = None) -> TextScores:
         """Scores of the completions that the target writes."""
@@ -224,7 +239,7 @@ class _Measured:
             questions = [
                 replace(question, prompt=prompt_of(question.prompt, recipe.data, tokenizer)) for question in questions
             ]
-        return score_choices(self.opened.model, tokenizer, questions, _batch_size(self.opened))
+        return score_choices(self.opened.model, tokenizer, questions, _batch_size(self.opened), self.precision)
 
     def against(self, theirs: _Measured, measures: Measures) -> Baseline:
         """Another target on the same documents, and the difference."""
@@ -234,6 +249,13 @@ class _Measured:
         loss = theirs.losses.loss
         text = theirs.text(measures.generation) if measures.generation else None
         return Baseline(theirs.name, loss.mean, loss.perplexity, difference(self.losses, theirs.losses), text)
+
+
+def _precision(recipe: Recipe | None, hardware: Hardware) -> ChosenPrecision:
+    """What a recipe trains in here; where this machine has not what it asks for, what it would choose itself."""
+    with contextlib.suppress(FieldError):
+        return choose_precision(recipe.precision if recipe else "auto", hardware).choice
+    return choose_precision("auto", hardware).choice
 
 
 def _batch_size(opened: Opened) -> int:
@@ -248,7 +270,8 @@ def _per_word(loss: Loss, words: int) -> float | None:
 
 
 def _compared(measured: _Measured, baseline: str, measures: Measures) -> Baseline:
-    return measured.against(_Measured.open(baseline, measured.data, measures), measures)
+    theirs = _Measured.open(baseline, measured.data, measures, precision=measured.precision)
+    return measured.against(theirs, measures)
 
 
 def _base_of(name: str) -> Base:
@@ -269,7 +292,8 @@ def _forgotten(ours: _Measured, base: Base, text: Path, measures: Measures) -> F
     source = Source(path=str(text))
     data = Data(train=source, validation=source, max_length=ours.data.max_length)
     windows = Measures(stride=measures.stride)
-    measured = _Measured.of(ours.name, ours.opened, data, windows)
-    theirs = _Measured.of(str(base.model), open_base(base, detect_hardware().device), measured.data, windows)
+    measured = _Measured.of(ours.name, ours.opened, data, windows, ours.precision)
+    opened = open_base(base, detect_hardware().device)
+    theirs = _Measured.of(str(base.model), opened, measured.data, windows, ours.precision)
     loss = measured.losses.loss
     return Forgetting(measured.prepared.identity, loss.mean, loss.perplexity, measured.against(theirs, windows))

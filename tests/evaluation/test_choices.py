@@ -36,7 +36,7 @@ def test_accuracy_is_that_of_each_likelihood_alone(batch_size: int, opened: Any)
     alone = [[log_likelihood(opened, each.prompt, choice) for choice in each.choices] for each in QUESTIONS]
     right = [scores.index(max(scores)) == each.answer for scores, each in zip(alone, QUESTIONS, strict=True)]
 
-    scores = score_choices(opened.model, opened.tokenizer, QUESTIONS, batch_size)
+    scores = score_choices(opened.model, opened.tokenizer, QUESTIONS, batch_size, "fp32")
 
     assert scores.accuracy == sum(right) / 3
     assert scores.accuracy >= 2 / 3
@@ -46,4 +46,4 @@ def test_accuracy_is_that_of_each_likelihood_alone(batch_size: int, opened: Any)
 def test_a_prompt_longer_than_the_model_sees_loses_its_beginning(opened: Any) -> None:
     question = Question("The inn by the bridge is called the Red Fox. " * 60, [" The", " zzz"], 0)
 
-    assert score_choices(opened.model, opened.tokenizer, [question], 1).questions == 1
+    assert score_choices(opened.model, opened.tokenizer, [question], 1, "fp32").questions == 1

@@ -78,7 +78,7 @@ def test_perplexity_is_that_of_an_independent_computation(
     ids = torch.from_numpy(np.array(documents.parts[0].corpus.documents.tokens_of(0))).long()
     nats, tokens = straightforward(model, ids, LONG, stride)
 
-    found = measure_documents(model, documents, data, 0, batch_size, stride).loss
+    found = measure_documents(model, documents, data, 0, batch_size, "fp32", stride).loss
 
     assert found.tokens == tokens
     assert found.perplexity == pytest.approx(math.exp(nats / tokens), rel=1e-6)
@@ -88,7 +88,7 @@ def test_a_shorter_stride_gives_each_token_more_before_it(model: Any, tokenizer:
     data = text_data(tmp_path, document=True)
     documents = prepared(data, tokenizer)
 
-    apart, half = (measure_documents(model, documents, data, 0, 8, stride).loss for stride in (LONG, LONG // 2))
+    apart, half = (measure_documents(model, documents, data, 0, 8, "fp32", stride).loss for stride in (LONG, LONG // 2))
 
     assert half.tokens > apart.tokens
     assert half.perplexity < apart.perplexity
@@ -98,7 +98,7 @@ def test_without_a_stride_documents_are_laid_out_as_in_training(model: Any, toke
     data = text_data(tmp_path, document=False, max_length=16)
     documents = prepared(data, tokenizer)
 
-    found = measure_documents(model, documents, data, 0, 8)
+    found = measure_documents(model, documents, data, 0, 8, "fp32")
 
     assert documents.counts.split_documents
     assert found.loss.tokens == documents.counts.label_tokens

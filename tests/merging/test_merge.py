@@ -125,11 +125,12 @@ def test_a_trained_adapter_is_merged_and_proven_on_its_own_validation_data(
     assert receipt.proof.found_perplexity == pytest.approx(receipt.proof.expected_perplexity, rel=1e-5)
 
 
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 @pytest.mark.parametrize("method", [pytest.param("lora", marks=pytest.mark.slow), "qlora"])
 def test_a_base_that_was_held_in_half_precision_is_merged_as_it_was_held(
-    method: str, recipe_path: Path, tmp_path: Path
+    method: str, dtype: str, recipe_path: Path, tmp_path: Path
 ) -> None:
-    changes = ["base.dtype=bfloat16", "training.max_steps=2"]
+    changes = [f"base.dtype={dtype}", "training.max_steps=2"]
     run(load_recipe(recipe_path, method=method, overrides=changes, output=tmp_path / "run"))
 
     held = merge([(tmp_path / "run" / "adapter", 1.0)], tmp_path / "held")

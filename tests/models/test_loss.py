@@ -54,7 +54,7 @@ def llama(base: LocatedBase) -> Any:
 def measure_loss(model: Any, data: Prepared, batch_size: int) -> Loss:
     dataset: Any = data.sequences
     batches: Any = DataLoader(dataset, batch_size=batch_size, collate_fn=Collator(1))
-    return evaluate_loss(model, batches)
+    return evaluate_loss(model, batches, "fp32")
 
 
 @pytest.mark.parametrize("family", ["model", "llama"])

@@ -27,8 +27,8 @@ TABLE: dict[str, tuple[Hardware, tuple[Any, ...]]] = {
     # precision, base weights, TF32, attention, optimizer, checkpointing, torch.compile, workers, pinned memory
     "cpu": (CPU, ("fp32", "float32", False, SDPA, "adamw_torch_fused", False, False, 0, False)),
     "cpu with bf16": (AMX_CPU, ("fp32", "float32", False, SDPA, "adamw_torch_fused", False, False, 0, False)),
-    "t4": (T4, ("fp16", "float32", False, SDPA, "adamw_torch_fused", False, False, 0, True)),
-    "v100": (device_named("v100"), ("fp16", "float32", False, SDPA, "adamw_torch_fused", False, False, 0, True)),
+    "t4": (T4, ("fp16", "float16", False, SDPA, "adamw_torch_fused", False, False, 0, True)),
+    "v100": (device_named("v100"), ("fp16", "float16", False, SDPA, "adamw_torch_fused", False, False, 0, True)),
     "rtx3060": (device_named("rtx3060"), ("bf16", "bfloat16", True, FLEX, "adamw_torch_fused", False, False, 0, True)),
     "rtx4090": (device_named("rtx4090"), ("bf16", "bfloat16", True, FLEX, "adamw_torch_fused", False, False, 0, True)),
     "a100": (A100, ("bf16", "bfloat16", True, FLEX, "adamw_torch_fused", False, False, 0, True)),

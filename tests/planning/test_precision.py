@@ -56,7 +56,7 @@ def test_a_precision_that_the_machine_lacks_is_refused(wanted: Precision, hardwa
         ("full", "bf16", "float32"),
         ("full", "fp16", "float32"),
         ("lora", "bf16", "bfloat16"),
-        ("lora", "fp16", "float32"),
+        ("lora", "fp16", "float16"),
         ("qlora", "fp32", "float32"),
         ("qlora", "bf16", "bfloat16"),
     ],

@@ -58,19 +58,19 @@ def same(ours: dict[str, torch.Tensor], theirs: dict[str, torch.Tensor]) -> bool
 
 @pytest.mark.usefixtures("group")
 def test_spread_weights_leave_the_model_and_come_back_to_be_saved(model: Any) -> None:
-    before, loss = trained(model), evaluate_loss(model, [BATCH])
+    before, loss = trained(model), evaluate_loss(model, [BATCH], "fp32")
     shards = Shards(model, ALONE, CPU)
     shards.spread()
 
     assert all(isinstance(weight, DTensor) for weight in shards.model.parameters())
     assert not any(weight.numel() for weight in model.parameters())
-    assert evaluate_loss(shards.model, [BATCH]) == loss
+    assert evaluate_loss(shards.model, [BATCH], "fp32") == loss
     with shards.gathered() as whole:
         assert whole is model
         assert same(trained(model), before)
     assert not any(weight.numel() for weight in model.parameters())
     shards.unite()
-    assert evaluate_loss(model, [BATCH]) == loss
+    assert evaluate_loss(model, [BATCH], "fp32") == loss
 
 
 @pytest.mark.usefixtures("group")

@@ -1,0 +1,110 @@
+"""Which dtype each module of a base is held in, and what a model computes in."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import torch
+from torch import nn
+from transformers.pytorch_utils import Conv1D
+
+from peftkit.planning.precision import ChosenPrecision, dtype_of
+
+__all__ = ["computing", "exact_residual", "float32_modules", "hold", "hold_in_float32", "loading_in"]
+
+_HALVES = (torch.float16, torch.bfloat16)
+
+
+def float32_modules(structure: Any, dtype: str) -> list[str]:
+    """The modules of a base that stay float32 where its linear layers are held in `dtype`.
+
+    Beside fp16 these are embeddings and norms: what passes from layer to layer then is float32 too, since it grows
+    beyond what fp16 can hold. The range of bf16 is that of float32, and everything may be held in it.
+    """
+    if dtype != "float16":
+        return []
+    tied = structure.get_output_embeddings() if getattr(structure.config, "tie_word_embeddings", False) else None
+    return [
+        name
+        for name, module in structure.named_modules()
+        if (not isinstance(module, nn.Linear | Conv1D) or module is tied) and any(True for _ in _own(module))
+    ]
+
+
+def hold(structure: Any, dtype: str) -> Any:
+    """Give a structure without weights the dtypes that `loading_in` gives a model with them."""
+    kept = [structure.get_submodule(name) for name in float32_modules(structure, dtype)]
+    structure.to(getattr(torch, dtype))
+    for module in kept:
+        _upcast(_own(module))
+    return structure
+
+
+@contextlib.contextmanager
+def loading_in(structure: Any, dtype: str) -> Iterator[None]:
+    """Let Transformers load models of a structure's class in `dtype` with `float32_modules` in float32.
+
+    A model class names such modules itself in `_keep_in_fp32_modules`, which counts for fp16 alone.
+    """
+    kind, names = type(structure), float32_modules(structure, dtype)
+    own = vars(kind).get("_keep_in_fp32_modules")
+    if names:
+        kind._keep_in_fp32_modules = {*(kind._keep_in_fp32_modules or ()), *names}
+    try:
+        yield
+    finally:
+        if names and own is not None:
+            kind._keep_in_fp32_modules = own
+        elif names:
+            del kind._keep_in_fp32_modules
+
+
+def hold_in_float32(model: Any, names: Iterable[str]) -> None:
+    """Hold parameters of these names in float32, as training needs: in bf16 most updates are less than the last bit.
+
+    A norm has one dtype for all its parameters; a linear layer's weight may stay in 16 bits beside its bias.
+    """
+    for name in names:
+        module = model.get_submodule(name.rpartition(".")[0])
+        _upcast([model.get_parameter(name)] if isinstance(module, nn.Linear | Conv1D) else _own(module))
+
+
+def computing(model: Any, precision: ChosenPrecision = "fp32") -> contextlib.AbstractContextManager[Any]:
+    """Compute as training does: under autocast to a 16-bit precision, or to the dtype that weights are held in.
+
+    Without autocast, a layer refuses inputs and weights of different dtypes, as where norms or biases are float32.
+    """
+    held = (parameter.dtype for parameter in model.parameters() if parameter.dtype in _HALVES)
+    dtype = next(held, None) if precision == "fp32" else getattr(torch, dtype_of(precision))
+    return contextlib.nullcontext() if dtype is None else torch.autocast(model.device.type, dtype)
+
+
+@contextlib.contextmanager
+def exact_residual(model: Any) -> Iterator[None]:
+    """Keep the sums that pass from layer to layer in float32, whatever dtype embeddings and norms are held in.
+
+    Weights held in float32 do so by themselves under autocast. With it, methods whose weights are held in different
+    dtypes are measured alike.
+    """
+    norms = [weight for weight in model.parameters() if weight.dim() == 1 and weight.dtype in _HALVES]
+    held = [weight.data for weight in norms]
+    _upcast(norms)
+    hook = model.get_input_embeddings().register_forward_hook(lambda *called: called[-1].float())
+    try:
+        yield
+    finally:
+        hook.remove()
+        for weight, data in zip(norms, held, strict=True):
+            weight.data = data
+
+
+def _own(module: Any) -> Iterator[nn.Parameter]:
+    parameters: Iterator[nn.Parameter] = module.parameters(recurse=False)
+    return parameters
+
+
+def _upcast(parameters: Iterable[nn.Parameter]) -> None:
+    for parameter in parameters:
+        parameter.data = parameter.data.float()
