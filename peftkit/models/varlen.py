@@ -179,10 +179,15 @@ def _attention(
         mask = _mask(bounds, rows, tokens, window)
         attended, _ = sdpa_attention_forward(module, query, key, value, mask, dropout=dropout, scaling=scaling)
         return attended, None
-    flat = (each.transpose(1, 2).reshape(rows * tokens, -1, each.shape[-1]).to(dtype) for each in (query, key, value))
+    query, key, value = (_in_one_row(values, dtype) for values in (query, key, value))
     scale = width**-0.5 if scaling is None else scaling
-    attended = kernel(*flat, bounds, tokens, scale=scale, dropout=dropout, window=window)
+    attended = kernel(query, key, value, bounds, tokens, scale=scale, dropout=dropout, window=window)
     return attended.view(rows, tokens, -1, width), None
+
+
+def _in_one_row(values: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """[rows, heads, tokens, width] as [rows * tokens, heads, width]."""
+    return values.transpose(1, 2).flatten(0, 1).to(dtype)
 
 
 def _check(
