@@ -109,7 +109,7 @@ def test_a_model_attends_by_sdpa_within_a_block_and_as_before_after_it(name: str
         with plain_attention(llama):
             raise ValueError(llama.config._attn_implementation)
 
-    with pytest.raises(ValueError, match="^sdpa$"):
+    with pytest.raises(ValueError, match=r"^sdpa$"):
         within()
     assert llama.config._attn_implementation == name
 

@@ -40,7 +40,9 @@ def loss_of(model: Any, **options: Any) -> torch.Tensor:
     return cross_entropy(logits.float().flatten(0, 1), ids.flatten())
 
 
-def kept_masks(model: Any, attention: str, precision: torch.dtype | None = None) -> dict[int, torch.Tensor]:
+def kept_masks(
+    model: Any, attention: str, precision: torch.dtype | None = None, positions: torch.Tensor = POSITIONS
+) -> dict[int, torch.Tensor]:
     """Tensors [rows, any, tokens, tokens] that layers keep for the backward pass, by their memory."""
     kept = {}
 
@@ -52,7 +54,7 @@ def kept_masks(model: Any, attention: str, precision: torch.dtype | None = None)
     model.set_attn_implementation(attention)
     half = torch.autocast("cpu", precision, enabled=precision is not None)
     with torch.autograd.graph.saved_tensors_hooks(look, lambda values: values), half:
-        loss_of(model, position_ids=POSITIONS)
+        loss_of(model, position_ids=positions)
     return kept
 
 
@@ -80,15 +82,9 @@ def test_losses_and_gradients_are_those_of_sdpa(model: Any) -> None:
 
 
 def test_rows_of_one_document_have_no_mask() -> None:
-    assert kept_masks(mistral(sliding_window=None), SHARED_MASK) != {}
-
     model = mistral(sliding_window=None)
-    model.set_attn_implementation(SHARED_MASK)
-    kept = []
-    with torch.autograd.graph.saved_tensors_hooks(lambda values: kept.append(values.shape) or values, lambda x: x):
-        loss_of(model)
 
-    assert [shape for shape in kept if shape[-2:] == (TOKENS, TOKENS)] == []
+    assert kept_masks(model, SHARED_MASK, positions=torch.arange(TOKENS)[None]) == {}
 
 
 gpu = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device")]

@@ -133,13 +133,13 @@ def test_the_kernel_gets_all_rows_as_one_and_padding_as_a_document_and_no_mask(
     assert VARLEN not in ALL_MASK_ATTENTION_FUNCTIONS
 
 
-class Waits(TorchDispatchMode):
+class Waits(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Counts what makes a program wait for a GPU."""
 
     NAMES = ("aten::_local_scalar_dense", "aten::nonzero", "aten::is_nonzero")
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.count = 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -263,7 +263,8 @@ def test_the_kernel_of_torch_computes_the_definition(
     halves = [torch.randn(shape, device=device, dtype=torch.bfloat16, requires_grad=True) for shape in shapes]
     wholes = [values.detach().double().requires_grad_() for values in halves]
 
-    found = flash_kernel(*halves, bounds, 500, scale=width**-0.5, dropout=0.0, window=window)
+    first, second, third = halves
+    found = flash_kernel(first, second, third, bounds, 500, scale=width**-0.5, dropout=0.0, window=window)
     documents = torch.searchsorted(bounds, torch.arange(500, device=device), right=True)
     back = torch.arange(500, device=device)[:, None] - torch.arange(500, device=device)[None, :]
     seen = (documents[:, None] == documents[None, :]) & (back >= 0) & ((back <= window) | (window < 0))
@@ -272,12 +273,12 @@ def test_the_kernel_of_torch_computes_the_definition(
     scores = (query @ key.transpose(-1, -2) * width**-0.5).masked_fill(~seen, -torch.inf)
     expected = (scores.softmax(-1) @ value).transpose(0, 1)
     wanted = torch.randn_like(expected)
-    found.backward(wanted.to(found.dtype))
-    expected.backward(wanted)
+    rounded = torch.autograd.grad(found, halves, wanted.to(found.dtype))
+    exact = torch.autograd.grad(expected, wholes, wanted)
 
     assert float((found - expected).norm()) < 1e-2 * float(expected.norm())
-    for half, whole in zip(halves, wholes, strict=True):
-        assert float((half.grad - whole.grad).norm()) < 2e-2 * float(whole.grad.norm())
+    for half, whole in zip(rounded, exact, strict=True):
+        assert float((half - whole).norm()) < 2e-2 * float(whole.norm())
 
 
 @pytest.mark.parametrize("device", on_a_gpu)
@@ -292,10 +293,10 @@ def test_the_kernel_of_torch_drops_the_same_weights_backward_as_forward(device: 
         return flash_kernel(query, key, values, bounds, 300, scale=0.125, dropout=0.2, window=-1)
 
     found = attended(value)
-    found.backward(torch.ones_like(found))
+    (gradient,) = torch.autograd.grad(found, value, torch.ones_like(found))
     whole = flash_kernel(query, key, value, bounds, 300, scale=0.125, dropout=0.0, window=-1)
 
     # what comes out is linear in the values, with the weights that were kept
-    assert float((value.grad * other).double().sum()) == pytest.approx(float(attended(other).double().sum()), rel=1e-2)
+    assert float((gradient * other).double().sum()) == pytest.approx(float(attended(other).double().sum()), rel=1e-2)
     assert not torch.allclose(found, whole, atol=1e-2)
     assert float(found.double().mean()) == pytest.approx(float(whole.double().mean()), abs=2e-2)
