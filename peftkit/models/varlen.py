@@ -74,7 +74,7 @@ def fits_varlen(model: Any) -> bool:
     """
     config = model.config.get_text_config()
     heads = getattr(config, "num_attention_heads", None)
-    width = getattr(config, "head_dim", None) or (config.hidden_size // heads if heads else 0)
+    width = getattr(config, "head_dim", None) or (getattr(config, "hidden_size", 0) // heads if heads else 0)
     return (
         bool(getattr(model, "_supports_flash_attn", False))
         and 0 < width <= _MOST_WIDTH
