@@ -119,3 +119,20 @@ def test_a_model_that_packing_has_not_changed_stays_as_it_is(llama: Any) -> None
 
     with plain_attention(llama):
         assert llama.config._attn_implementation == "eager"
+
+
+def test_a_model_that_overflows_is_left_to_training_to_report(gpt2: Any) -> None:
+    with torch.no_grad():
+        gpt2.lm_head.weight.fill_(torch.inf)
+
+    assert use_attention(gpt2, T4, "float32", "fp32") == "sdpa"
+
+
+def test_too_little_memory_for_the_check_is_reported(gpt2: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    def failing(*_: Any) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    gpt2.register_forward_pre_hook(failing)
+
+    assert use_attention(gpt2, T4, "float32", "fp32") == "sdpa"
+    assert "too little memory to check" in capsys.readouterr().err
