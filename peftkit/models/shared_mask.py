@@ -25,12 +25,12 @@ _ALIGNMENT = 8
 is not aligned, in each layer (`preprocess_mask` in its attention.cpp)."""
 
 
-def _bias(*, dtype: torch.dtype, device: torch.device, **options: Any) -> torch.Tensor | None:
+def _bias(*, dtype: torch.dtype, **options: Any) -> torch.Tensor | None:
     """What is added to the scores, [rows, 1, tokens, keys]: 0 where a query sees a key and -inf elsewhere.
 
     `dtype` is that of the embeddings; autocast computes the scores in its own. None where no mask is needed.
     """
-    seen = sdpa_mask(device=device, **options)
+    seen = sdpa_mask(**options)
     if seen is None:
         return None
     kind = seen.device.type

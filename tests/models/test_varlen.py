@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from torch.nn.functional import cross_entropy
+from torch.nn.functional import cross_entropy, scaled_dot_product_attention
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import (
     Gemma2Config,
@@ -41,8 +41,8 @@ ROPE: dict[str, Any] = {
 
 def gpt2(dropout: float = 0.0) -> Any:
     config = GPT2Config(
-        vocab_size=64, n_positions=512, n_embd=32, n_layer=2, n_head=4, scale_attn_by_inverse_layer_idx=True,
-        attn_pdrop=dropout, resid_pdrop=0.0, embd_pdrop=0.0, bos_token_id=0, eos_token_id=0,
+        vocab_size=64, n_positions=512, n_embd=32, n_layer=2, n_head=4, attn_pdrop=dropout,
+        resid_pdrop=0.0, embd_pdrop=0.0, bos_token_id=0, eos_token_id=0,
     )  # fmt: skip
     return GPT2LMHeadModel(config)
 
@@ -189,6 +189,17 @@ def test_values_of_a_dtype_without_a_kernel_are_attended_to_by_sdpa(model: Any) 
     packed = torch.stack(packed_losses(model)).tolist()
 
     assert packed == pytest.approx(alone, rel=1e-5, abs=1e-6)
+
+
+@pytest.mark.usefixtures("varlen_on_cpu")
+def test_a_models_own_scale_of_scores_is_used() -> None:
+    query, key, value = torch.randn(3, 1, 4, 7, 8).unbind()
+    options = {"attention_mask": None, "scaling": 0.7, "position_ids": torch.arange(7)[None]}
+
+    found, _ = ALL_ATTENTION_FUNCTIONS[VARLEN](SimpleNamespace(), query, key, value, **options)
+
+    expected = scaled_dot_product_attention(query, key, value, is_causal=True, scale=0.7)
+    torch.testing.assert_close(found, expected.transpose(1, 2))
 
 
 @pytest.mark.parametrize(
