@@ -258,6 +258,20 @@ def test_bounds_are_where_positions_do_not_follow_and_where_rows_begin() -> None
     assert bounds.dtype == torch.int32
 
 
+@pytest.mark.parametrize("dropout", [0.0, 0.1])
+@pytest.mark.parametrize("window", [-1, 63])
+def test_the_operators_of_the_installed_torch_take_what_the_kernel_gives_them(dropout: float, window: int) -> None:
+    query = torch.empty(300, 8, 64, device="meta", dtype=torch.bfloat16, requires_grad=True)
+    key, value = (torch.empty(300, 2, 64, device="meta", dtype=torch.bfloat16, requires_grad=True) for _ in range(2))
+    bounds = torch.empty(4, device="meta", dtype=torch.int32)
+
+    found = flash_kernel(query, key, value, bounds, 300, scale=0.125, dropout=dropout, window=window)
+    gradients = torch.autograd.grad(found.sum(), [query, key, value])
+
+    assert found.shape == query.shape
+    assert [gradient.shape for gradient in gradients] == [query.shape, key.shape, value.shape]
+
+
 gpu = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device")]
 on_a_gpu = [pytest.param("cuda", marks=gpu)]
 
