@@ -9,7 +9,7 @@ builds no mask, and does not wait for the GPU to see whether documents are packe
 from __future__ import annotations
 
 import inspect
-from functools import cache, partial
+from functools import partial
 from typing import Any, Protocol
 
 import torch
@@ -101,32 +101,35 @@ def flash_kernel(
     takes neither a scale nor a window.
     """
     inputs = (query, key, value, bounds, bounds, longest, longest)
-    public = _varlen_attn()
+    public, asks_for_groups = _varlen_attn()
     if public is None or dropout:
         operator = torch.ops.aten._flash_attention_forward
         sides = {"window_size_left": window, "window_size_right": 0}
         is_causal = window < 0  # a window is causal by its right side
         attended: torch.Tensor = operator(*inputs, dropout, is_causal, False, scale=scale, **sides)[0]
     else:
-        # torch 2.11 takes key heads that serve several query heads without being asked, later versions when asked
-        grouped = {"enable_gqa": query.shape[1] != key.shape[1]} if "enable_gqa" in _parameters(public) else {}
-        attended = public(*inputs, scale=scale, window_size=(window, 0), **grouped)
+        groups = {"enable_gqa": query.shape[1] != key.shape[1]} if asks_for_groups else {}
+        attended = public(*inputs, scale=scale, window_size=(window, 0), **groups)
     return attended
 
 
-@cache
-def _varlen_attn() -> Any | None:
-    """`varlen_attn` as torch has it from 2.11 on; None before. It is imported late: it takes a second."""
-    try:
-        from torch.nn.attention.varlen import varlen_attn
-    except ImportError:
-        return None
-    return varlen_attn if "window_size" in _parameters(varlen_attn) else None
+_found: list[tuple[Any | None, bool]] = []  # a cache that torch.compile can look into
 
 
-@cache
-def _parameters(function: Any) -> frozenset[str]:
-    return frozenset(inspect.signature(function).parameters)
+def _varlen_attn() -> tuple[Any | None, bool]:
+    """`varlen_attn` as torch has it from 2.11 on, None before, and whether it asks for key heads that serve several.
+
+    It does from torch 2.12 on; 2.11 takes them as they are. It is imported late: that takes a second.
+    """
+    if not _found:
+        try:
+            from torch.nn.attention.varlen import varlen_attn
+        except ImportError:
+            _found.append((None, False))
+        else:
+            names = inspect.signature(varlen_attn).parameters
+            _found.append((varlen_attn if "window_size" in names else None, "enable_gqa" in names))
+    return _found[0]
 
 
 def bounds_of(position_ids: torch.Tensor) -> torch.Tensor:
