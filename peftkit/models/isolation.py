@@ -10,6 +10,7 @@ import torch
 from torch.nn import functional
 
 from peftkit.errors import FieldError
+from peftkit.models.dtypes import computing
 from peftkit.models.start import positions
 from peftkit.models.varlen import BOUNDS, VARLEN, bounds_of
 from peftkit.planning.precision import ChosenPrecision
@@ -78,9 +79,7 @@ def _probe(
     base = model.get_base_model() if hasattr(model, "get_base_model") else model
     if base.config._attn_implementation == VARLEN:
         inputs[BOUNDS] = bounds_of(places[None])  # as a batch has it
-    dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision)
-    half = torch.autocast(ids.device.type, dtype, enabled=dtype is not None)
-    with torch.enable_grad(), _embeddings(base) as embedded, half:
+    with torch.enable_grad(), _embeddings(base) as embedded, computing(model, precision):
         logits = model(**inputs, use_cache=False).logits[0, first:].float()
         loss = functional.cross_entropy(logits[:-1], ids[first + 1 :], reduction="sum")
     (gradient,) = torch.autograd.grad(loss, embedded[0])
@@ -110,5 +109,5 @@ def _gpus(model: Any) -> list[torch.device]:
 def _is_rounded(model: Any, precision: ChosenPrecision) -> bool:
     """Whether the model computes with fewer bits than float32 has."""
     base = model.get_base_model() if hasattr(model, "get_base_model") else model
-    held = next(parameter.dtype for parameter in model.parameters() if parameter.is_floating_point())
-    return precision != "fp32" or held != torch.float32 or bool(getattr(base, "is_loaded_in_8bit", False))
+    held = {parameter.dtype for parameter in model.parameters() if parameter.is_floating_point()}
+    return precision != "fp32" or held != {torch.float32} or bool(getattr(base, "is_loaded_in_8bit", False))

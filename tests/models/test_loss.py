@@ -85,7 +85,7 @@ def test_the_bounds_of_a_batch_reach_the_attention(model: Any, varlen_on_cpu: li
     bounds = torch.tensor([0, 3, 10], dtype=torch.int32)  # others than positions would show
     model.set_attn_implementation(VARLEN)
 
-    evaluate_loss(model, [{"input_ids": ids, "labels": ids, "position_ids": ids, BOUNDS: bounds}])
+    evaluate_loss(model, [{"input_ids": ids, "labels": ids, "position_ids": ids, BOUNDS: bounds}], "fp32")
 
     model.set_attn_implementation("sdpa")
     assert varlen_on_cpu[-1]["bounds"] == [0, 3, 10]
