@@ -41,8 +41,15 @@ optimizer and activation checkpointing are suggested with their figures.
 
 ## Decisions
 
-For `method: lora` and a recipe that sets nothing else. With `method: full` the base's weights are float32. Where the
-package flash-attn is installed, packed documents take `flash_attention_2` first, on bfloat16 weights."""
+For `method: lora` and a recipe that sets nothing else. With `method: full` the base's weights are float32.
+
+Attention is chosen for documents that share rows (`data.packing`), in this order: `varlen`, the FlashAttention over
+variable lengths that torch ships; `flash_attention_2`, where the package flash-attn is installed; `flex_attention`;
+`sdpa`. The table is for a model that can use `varlen` and `flex_attention`, as Llama. GPT-2 can use `varlen`, with its
+dropout too, but not `flex_attention`. `varlen` needs heads of at most 256 values, a multiple of 8, and a model that
+Transformers marks as fit for FlashAttention. Before training, each choice is tried on the model: two documents in one
+row must have the logits and gradients that they have alone. One that fails is reported, and the next is tried. Samples,
+generated text and proofs always use `sdpa`."""
 
 
 def commands_page() -> str:

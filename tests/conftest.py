@@ -13,8 +13,10 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from hashlib import sha1
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from itertools import pairwise
 from pathlib import Path
 from threading import Thread
+from typing import Any
 from urllib.parse import unquote, urlsplit
 
 import pytest
@@ -232,3 +234,40 @@ def hub_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]
     open_snapshot.cache_clear()
     yield tmp_path / "cache"
     open_snapshot.cache_clear()
+
+
+@pytest.fixture
+def varlen_on_cpu() -> Iterator[list[dict[str, Any]]]:
+    """Attention over variable lengths by its definition, in any dtype; gives what the kernel was called with."""
+    import torch
+
+    from peftkit.models.varlen import register_varlen
+
+    calls: list[dict[str, Any]] = []
+
+    def by_definition(
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        bounds: torch.Tensor,
+        longest: int,
+        *,
+        scale: float,
+        dropout: float,
+        window: int,
+    ) -> torch.Tensor:
+        calls.append({"query": query, "key": key, "bounds": bounds.tolist(), "longest": longest, "dropout": dropout})
+        groups = query.shape[1] // key.shape[1]
+        documents = []
+        for first, last in pairwise(bounds.tolist()):
+            wide = (key[first:last].repeat_interleave(groups, 1), value[first:last].repeat_interleave(groups, 1))
+            scores = torch.einsum("qhw,khw->hqk", query[first:last], wide[0]) * scale
+            back = torch.arange(last - first)[:, None] - torch.arange(last - first)[None, :]
+            hidden = (back < 0) | ((back > window) & (window >= 0))
+            weights = scores.masked_fill(hidden, -torch.inf).softmax(-1)
+            documents.append(torch.einsum("hqk,khw->qhw", torch.dropout(weights, dropout, train=True), wide[1]))
+        return torch.cat(documents)
+
+    register_varlen(by_definition, (torch.float32, torch.bfloat16))
+    yield calls
+    register_varlen()

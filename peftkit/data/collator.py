@@ -26,12 +26,17 @@ class Collator:
     flat: bool = False
     """Put packed rows one after the other into a single one, without padding, for attention of variable lengths."""
 
+    bounds: bool = False
+    """Add where the documents of packed rows begin: the program would wait for a GPU that is to find them."""
+
     def __call__(self, features: Sequence[Features]) -> dict[str, torch.Tensor]:
         """The batch: `input_ids`, `labels` and, if packed, `position_ids` [rows, tokens]; `num_tokens` [rows].
 
         Where the rows have a number, `numbers` [rows] are these.
 
-        In a packed row the padding is a document of its own, with positions from 0.
+        In a packed row the padding is a document of its own, with positions from 0. `cu_seq_lens_q`, as Transformers
+        calls it, has the bounds of documents where they are wanted: the place of each one's first token when the rows
+        follow each other, and the number of all tokens, [documents + 1], int32.
         """
         lengths = [len(row["input_ids"]) for row in features]
         numbers = [row["number"] for row in features if "number" in row]
@@ -50,6 +55,10 @@ class Collator:
             for row, values in enumerate(features):
                 padding = batch["position_ids"][row, len(values["position_ids"]) :]
                 padding.copy_(torch.arange(len(padding)))
+            if self.bounds:
+                positions = batch["position_ids"].flatten()
+                first = (positions == 0).nonzero().flatten()  # all documents, and so all rows, begin at 0
+                batch["cu_seq_lens_q"] = torch.cat([first, torch.tensor([len(positions)])]).int()
         return batch
 
     @staticmethod

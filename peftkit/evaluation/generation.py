@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from peftkit.models.attention import plain_attention
 from peftkit.models.dtypes import computing
 from peftkit.models.start import padding_id, positions
 from peftkit.recipe.evidence import Generation
@@ -22,7 +23,7 @@ def write(
 
     Prompts of one length are continued together. Where these differ, they are padded on the left, where the attention
     mask and the positions leave padding out. Of a prompt that leaves no room for the answer in the model's positions,
-    the end is taken. The model is in evaluation mode meanwhile.
+    the end is taken. The model is in evaluation mode meanwhile, and attends by sdpa.
     """
     rows = _rows(model, tokenizer, prompts, generation)
     order = sorted(range(len(rows)), key=lambda index: len(rows[index]))
@@ -30,12 +31,12 @@ def write(
     was_training = model.training
     model.eval()
     try:
-        for start in range(0, len(order), generation.batch_size):
-            chosen = order[start : start + generation.batch_size]
-            with computing(model):
+        with computing(model), plain_attention(model):
+            for start in range(0, len(order), generation.batch_size):
+                chosen = order[start : start + generation.batch_size]
                 texts = _continued(model, tokenizer, [rows[index] for index in chosen], generation, temperature)
-            for index, text in zip(chosen, texts, strict=True):
-                written[index] = text
+                for index, text in zip(chosen, texts, strict=True):
+                    written[index] = text
     finally:
         model.train(was_training)
     return written

@@ -74,9 +74,11 @@ class Agreement:
 
 @torch.inference_mode()
 def logits_of(model: Any, sample: Sample) -> list[torch.Tensor]:
-    """A model's logits in evaluation mode: for each row of the sample, float32 [tokens, vocabulary]."""
+    """A model's logits in evaluation mode by sdpa: for each row of the sample, float32 [tokens, vocabulary]."""
+    from peftkit.models.attention import plain_attention  # here: the fresh process does without it
+
     model.eval()
-    with computing(model):
+    with computing(model), plain_attention(model):
         return [_row_logits(model, row) for row in sample.input_ids]
 
 

@@ -1,74 +1,97 @@
-"""Attention over packed documents: the fastest kernel that keeps them apart on this machine."""
+"""Attention over packed documents: the fastest kernel that keeps them apart on this machine, and sdpa elsewhere."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.util import find_spec
 from typing import Any
 
 import torch
 
 from peftkit import console
-from peftkit.errors import FieldError
+from peftkit.models.isolation import check_isolation
+from peftkit.models.shared_mask import SHARED_MASK
+from peftkit.models.varlen import VARLEN, fits_varlen, has_varlen
 from peftkit.planning.decisions import Attention, choose_attention
 from peftkit.planning.hardware import Hardware
-from peftkit.planning.precision import Dtype
+from peftkit.planning.precision import ChosenPrecision, Dtype
 
-__all__ = ["check_isolation", "kernels_of", "use_attention"]
+__all__ = ["kernels_of", "plain_attention", "takes_bounds", "use_attention"]
 
-_ATTENTION_DROPOUT = ("attn_pdrop", "attention_dropout")
+_DROPOUT = ("attn_pdrop", "attention_dropout")
+_FOR_PACKING = (VARLEN, SHARED_MASK, "flash_attention_2", "flex_attention")
 
 
-def use_attention(model: Any, hardware: Hardware, base_dtype: Dtype) -> Attention:
-    """Set a model to the best attention for packed documents that works here, which is tried out.
+def use_attention(model: Any, hardware: Hardware, base_dtype: Dtype, precision: ChosenPrecision) -> Attention:
+    """Set a model to the best attention for packed documents that works here; each is tried on the model itself.
 
     Raises:
         FieldError: the architecture lets packed documents see each other, whatever computes its attention.
     """
-    base = model.get_base_model() if hasattr(model, "get_base_model") else model
-    choices = choose_attention(hardware, base_dtype, packed=True, **kernels_of(base)).choice
+    base = _base(model)
+    choices = choose_attention(hardware, base_dtype, precision, packed=True, **kernels_of(base)).choice
+    before = base.config._attn_implementation
     for attention in choices[:-1]:
         try:
-            base.set_attn_implementation(attention)
-            check_isolation(model)
+            _set(base, VARLEN if attention == "varlen" else attention)
+            check_isolation(model, precision)
             return attention
-        except (FieldError, RuntimeError, ValueError, ImportError) as error:
-            reason = (str(error).splitlines() or [type(error).__name__])[0]
-            console.info(f"{attention} does not work here ({reason}); the next is tried.")
-            base.set_attn_implementation(choices[-1])
-    check_isolation(model)
+        except Exception as error:  # noqa: BLE001  a kernel fails in every way, compilers of its source too
+            reason = (str(error).splitlines() or [type(error).__name__])[0].split(". ")[0].rstrip(".")
+            console.info(f"attention {attention} does not work here ({reason}); trying the next.")
+            base.set_attn_implementation(before)
+    if hardware.device == "cuda" and before == "sdpa":
+        base.set_attn_implementation(SHARED_MASK)
+    try:
+        check_isolation(model, precision)
+    except FloatingPointError:
+        pass  # training itself reports what overflows
+    except torch.OutOfMemoryError:
+        console.warning("there is too little memory to check that packed documents do not see each other.")
     return choices[-1]
 
 
 def kernels_of(model: Any) -> dict[str, bool]:
-    """Whether a model can use `flash`, FlashAttention, and `flex`, flex attention, with what is installed."""
-    base = model.get_base_model() if hasattr(model, "get_base_model") else model
-    drops = any(getattr(base.config, name, 0.0) for name in _ATTENTION_DROPOUT)  # flex attention has no dropout
+    """Whether a model can use `varlen`, `flash` (the package flash-attn) and `flex`, with what is installed."""
+    base = _base(model)
+    drops = any(getattr(base.config, name, 0.0) for name in _DROPOUT)  # flex attention has no dropout
     return {
+        "varlen": has_varlen() and fits_varlen(base),
         "flash": getattr(base, "_supports_flash_attn", False) and find_spec("flash_attn") is not None,
         "flex": getattr(base, "_supports_flex_attn", False) and not drops,
     }
 
 
-@torch.inference_mode()
-def check_isolation(model: Any) -> None:
-    """See that documents packed into one row do not see each other: a probe of two, together and alone.
+def takes_bounds(model: Any) -> bool:
+    """Whether a model's attention wants to know where the packed documents of a batch begin."""
+    return bool(_base(model).config._attn_implementation == VARLEN)
 
-    Raises:
-        FieldError: this architecture mixes them.
+
+@contextmanager
+def plain_attention(model: Any) -> Iterator[None]:
+    """Let a model attend by sdpa within the block.
+
+    Kernels for packed documents know neither padding on the left nor a cache, and flex attention compiles for minutes
+    at each new length. A model that packing has not changed stays as it is.
     """
-    was_training = model.training
-    model.eval()
-    first, second = torch.arange(2, 10, device=model.device), torch.arange(10, 18, device=model.device)
-    together = torch.cat([first, second])[None]
-    positions = torch.arange(8, device=model.device).repeat(2)[None]
-    packed = model(input_ids=together, position_ids=positions, use_cache=False).logits[0, 8:].float()
-    alone = model(input_ids=second[None], position_ids=positions[:, :8], use_cache=False).logits[0].float()
-    model.train(was_training)
-    held = next(parameter.dtype for parameter in model.parameters() if parameter.is_floating_point())
-    tolerance = 1e-4 if held == torch.float32 else 5e-2
-    if float((packed - alone).abs().max()) > tolerance * float(alone.abs().max()):
-        raise FieldError(
-            "data.packing",
-            f"{model.config.model_type} lets packed documents see each other.",
-            remedy="Set packing: false.",
-        )
+    base = _base(model)
+    before = base.config._attn_implementation
+    if before not in _FOR_PACKING:
+        yield
+        return
+    base.set_attn_implementation("sdpa")
+    try:
+        yield
+    finally:
+        base.set_attn_implementation(before)
+
+
+def _base(model: Any) -> Any:
+    return model.get_base_model() if hasattr(model, "get_base_model") else model
+
+
+def _set(base: Any, name: str) -> None:
+    base.set_attn_implementation(name)
+    if base.config._attn_implementation != name:  # Transformers only logs it
+        raise ValueError(f"{base.config.model_type} does not let its attention be changed")

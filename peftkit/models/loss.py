@@ -16,6 +16,7 @@ from transformers.modeling_outputs import CausalLMOutput
 
 from peftkit.models.dtypes import computing, exact_residual
 from peftkit.models.linear_cross_entropy import Head, summed_loss, token_losses
+from peftkit.models.varlen import BOUNDS
 from peftkit.planning.precision import ChosenPrecision
 
 __all__ = [
@@ -167,7 +168,8 @@ def _exact_logits(linear: Any) -> Iterator[None]:
 
 
 def _inputs(batch: dict[str, torch.Tensor]) -> dict[str, Any]:
-    return {name: batch[name] for name in ("input_ids", "position_ids") if name in batch} | {"use_cache": False}
+    names = ("input_ids", "position_ids", BOUNDS)
+    return {name: batch[name] for name in names if name in batch} | {"use_cache": False}
 
 
 def _causal_model(model: Any) -> Any:

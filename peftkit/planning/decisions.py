@@ -14,7 +14,7 @@ from peftkit.errors import FieldError
 from peftkit.planning.hardware import Decision, Hardware, set_by_recipe
 from peftkit.planning.memory import StepMemory
 from peftkit.planning.optimizers import EIGHT_BIT
-from peftkit.planning.precision import Dtype, choose_base_dtype, choose_precision, choose_tf32
+from peftkit.planning.precision import ChosenPrecision, Dtype, choose_base_dtype, choose_precision, choose_tf32
 from peftkit.recipe.hyperparameters import Training
 from peftkit.recipe.schema import Base, Data, Recipe, Source
 
@@ -29,9 +29,15 @@ __all__ = [
     "decide",
 ]
 
-Attention = Literal["flash_attention_2", "flex_attention", "sdpa"]
+Attention = Literal["varlen", "flash_attention_2", "flex_attention", "sdpa"]
 
 _PAGED = "paged_adamw_8bit"
+
+_WHY_ATTENTION: Final[dict[Attention, str]] = {
+    "varlen": "torch's FlashAttention computes each document alone",
+    "flash_attention_2": "FlashAttention computes each document alone",
+    "flex_attention": "skips blocks that packed documents do not see",
+}
 
 _ANY: Final = Recipe(name="any", base=Base(model="any"), data=Data(train=Source(path="any")))
 """A recipe that leaves everything to peftkit."""
@@ -43,6 +49,7 @@ def decide(
     *,
     need: StepMemory | None = None,
     packed: bool = True,
+    varlen: bool = True,
     flash: bool = False,
     flex: bool = True,
 ) -> list[Decision[Any]]:
@@ -53,7 +60,8 @@ def decide(
         recipe: what the run does; None for one that leaves everything to peftkit.
         need: the memory of a step without activation checkpointing, where it is known, and what the machine has.
         packed: whether several documents share a row.
-        flash: whether FlashAttention is installed and the model can use it.
+        varlen: whether the installed torch has FlashAttention over variable lengths and the model can use it.
+        flash: whether the package flash-attn is installed and the model can use it.
         flex: whether the model can use flex attention as it is set up.
 
     Raises:
@@ -67,7 +75,9 @@ def decide(
         precision,
         dtype,
         choose_tf32(training, hardware, precision.choice),
-        choose_attention(hardware, dtype.choice, packed=packed, flash=flash, flex=flex),
+        choose_attention(
+            hardware, dtype.choice, precision.choice, packed=packed, varlen=varlen, flash=flash, flex=flex
+        ),
         choose_optimizer(training, hardware, need),
         choose_checkpointing(training, need),
         choose_compilation(training, hardware),
@@ -77,35 +87,49 @@ def decide(
 
 
 def choose_attention(
-    hardware: Hardware, base_dtype: Dtype, *, packed: bool, flash: bool, flex: bool
+    hardware: Hardware,
+    base_dtype: Dtype,
+    precision: ChosenPrecision,
+    *,
+    packed: bool,
+    varlen: bool,
+    flash: bool,
+    flex: bool,
 ) -> Decision[tuple[Attention, ...]]:
     """The kernels to try for packed documents, the best first; `sdpa` is always the last and works everywhere.
 
-    `sdpa` gets a mask that keeps documents apart and computes what it then throws away. The kernels for variable
-    lengths skip it: FlashAttention, which takes 16-bit numbers only, and flex attention. Both need Ampere (Dao 2023).
+    `sdpa` gets a mask that keeps documents apart, and computes what the mask then hides. FlashAttention over variable
+    lengths computes each document alone, in 16-bit numbers only: torch ships it (`varlen`), and so does the package
+    flash-attn, which waits for the GPU at each step and casts no float32 weights. Flex attention skips blocks that the
+    mask hides, has no dropout, and is compiled first. All three need Ampere (Dao 2023).
 
     Args:
         hardware: the machine.
-        base_dtype: the number type that the base is held in.
+        base_dtype: the dtype of the base's weights.
+        precision: what is computed with.
         packed: whether several documents share a row; otherwise nothing is gained.
-        flash: whether FlashAttention is installed and the model can use it.
+        varlen: whether the installed torch has FlashAttention over variable lengths and the model can use it.
+        flash: whether the package flash-attn is installed and the model can use it.
         flex: whether the model can use flex attention as it is set up.
     """
-    choices: list[Attention] = []
-    if packed and hardware.is_ampere:
-        if flash and base_dtype != "float32":
-            choices.append("flash_attention_2")
-        if flex:
-            choices.append("flex_attention")
-    if choices:
-        why = "skips what packed documents must not see; tried out on the model first"
-    elif not packed:
-        why = "rows of one document have nothing that other kernels could skip"
-    elif hardware.is_ampere:
-        why = "no kernel for variable lengths fits this model"
-    else:
+    if not packed:
+        return Decision("attention", ("sdpa",), "rows of one document have nothing that other kernels could skip")
+    if not hardware.is_ampere:
         why = "kernels that skip what is masked need an NVIDIA GPU from Ampere on"
-    return Decision("attention", (*choices, "sdpa"), why)
+        return Decision("attention", ("sdpa",), why)
+    choices: list[Attention] = []
+    if varlen and (precision != "fp32" or base_dtype != "float32"):
+        choices.append("varlen")
+    if flash and base_dtype != "float32":
+        choices.append("flash_attention_2")
+    if flex:
+        choices.append("flex_attention")
+    if not choices:
+        why = "neither FlashAttention nor flex attention fits this model"
+        if varlen or flash:
+            why = "FlashAttention takes 16-bit numbers only, and flex attention does not fit this model"
+        return Decision("attention", ("sdpa",), why)
+    return Decision("attention", (*choices, "sdpa"), f"{_WHY_ATTENTION[choices[0]]}; tried on the model first")
 
 
 def choose_optimizer(training: Training, hardware: Hardware, need: StepMemory | None = None) -> Decision[str]:

@@ -17,6 +17,7 @@ from peftkit.data.collator import Collator
 from peftkit.data.prepare import RunData
 from peftkit.errors import RunError
 from peftkit.models.attach import adapter_has_effect
+from peftkit.models.attention import takes_bounds
 from peftkit.models.kernels import use_fast_kernels
 from peftkit.planning.decisions import Attention
 from peftkit.planning.hardware import Hardware
@@ -173,7 +174,11 @@ def build_trainer(model: Any, work: Work) -> tuple[TokenTrainer, Progress]:
             args=training_arguments(*arguments),
             train_dataset=data.train.dataset,
             eval_dataset=data.validation.dataset if data.validation else None,
-            data_collator=Collator(work.pad_token_id, flat=model.config._attn_implementation == _FLASH),
+            data_collator=Collator(
+                work.pad_token_id,
+                flat=model.config._attn_implementation == _FLASH,
+                bounds=takes_bounds(model),
+            ),
         )
     trainer.remove_callback(PrinterCallback)  # it prints each log as a dictionary
     return trainer, progress

@@ -17,6 +17,7 @@ from peftkit.hub import cache_place
 from peftkit.models.base import locate_base
 from peftkit.models.device import detect_hardware
 from peftkit.models.quantise import load_quantised, native_library
+from peftkit.models.varlen import has_varlen
 from peftkit.planning.decisions import decide
 from peftkit.planning.hardware import Decision, Hardware
 from peftkit.planning.precision import choose_precision, dtype_of
@@ -96,7 +97,7 @@ def examine(libraries: Sequence[Library]) -> Report:
         _try("write here", lambda: room_at(Path.cwd()), needed=False),
         _try("reach the hub", reach_hub, needed=False),
     ]
-    decisions = decide(hardware, flash=find_spec("flash_attn") is not None)
+    decisions = decide(hardware, varlen=has_varlen(), flash=find_spec("flash_attn") is not None)
     return Report(hardware, installed_versions(), libraries, checks, decisions)
 
 

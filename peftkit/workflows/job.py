@@ -67,7 +67,9 @@ class Job:
             model = self.start.load(self.recipe, self.base_dtype, self._first_device())
             if self.is_sharded:
                 check_types(model)
-            attention = use_attention(model, self.hardware, self.base_dtype) if self.data.train.packed else None
+            attention = None
+            if self.data.train.packed:
+                attention = use_attention(model, self.hardware, self.base_dtype, self.precision)
         trainable, total = count_parameters(model)
         details = f", {attention}" if attention else ""
         console.info(

@@ -11,6 +11,7 @@ import pytest
 from peftkit.adapters.target import find_target
 from peftkit.evaluation.generation import write
 from peftkit.models.target import open_target
+from peftkit.models.varlen import VARLEN
 from peftkit.recipe.evidence import Generation
 
 PROMPTS = ["The inn by the bridge", "Everyone in town knows", "If"]
@@ -67,3 +68,18 @@ def test_a_finished_run_can_be_opened_and_writes(runs: dict[str, Path]) -> None:
     opened = open_target(find_target(str(runs["full"])), "cpu")
 
     assert write(opened.model, opened.tokenizer, ["name: Red Fox |"], Generation(max_new_tokens=5))[0]
+
+
+def test_writing_uses_sdpa_and_leaves_the_attention_of_training_as_it_was(
+    opened: Any, varlen_on_cpu: list[dict[str, Any]]
+) -> None:
+    expected = write(opened.model, opened.tokenizer, PROMPTS, Generation(max_new_tokens=4))
+    opened.model.set_attn_implementation(VARLEN)
+
+    written = write(opened.model, opened.tokenizer, PROMPTS, Generation(max_new_tokens=4))
+
+    left = opened.model.config._attn_implementation
+    opened.model.set_attn_implementation("sdpa")
+    assert written == expected
+    assert varlen_on_cpu == []
+    assert left == VARLEN

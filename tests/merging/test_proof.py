@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from transformers import AutoModelForCausalLM
 from peftkit.adapters.sample import Sample
 from peftkit.errors import RunError
 from peftkit.merging.proof import compare, compare_in_fresh_process, logits_of
+from peftkit.models.varlen import VARLEN
 
 ROWS = [[1, 2, 3, 4], [5, 6]]
 SAMPLE = Sample("validation data", ROWS, [[-100, 2, 3, 4], [-100, 6]])
@@ -79,3 +81,17 @@ def test_a_fresh_process_finds_what_this_one_does(runs: dict[str, Path]) -> None
 def test_a_model_that_cannot_be_opened_is_told_by_the_fresh_process(tmp_path: Path) -> None:
     with pytest.raises(RunError, match="a fresh process cannot open the model"):
         compare_in_fresh_process(tmp_path, rows(0), SAMPLE)
+
+
+def test_a_proof_uses_sdpa_and_leaves_the_attention_of_training_as_it_was(
+    runs: dict[str, Path], varlen_on_cpu: list[dict[str, Any]]
+) -> None:
+    model = AutoModelForCausalLM.from_pretrained(runs["full"] / "model", dtype=torch.float32)
+    expected = logits_of(model, SAMPLE)
+    model.set_attn_implementation(VARLEN)
+
+    found = logits_of(model, SAMPLE)
+
+    assert all(torch.equal(one, other) for one, other in zip(found, expected, strict=True))
+    assert varlen_on_cpu == []
+    assert model.config._attn_implementation == VARLEN

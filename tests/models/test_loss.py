@@ -14,10 +14,9 @@ from transformers import LlamaConfig, LlamaForCausalLM, set_seed
 from peftkit.data.collator import Collator
 from peftkit.data.grammar import corpus
 from peftkit.data.prepare import Prepared, prepare
-from peftkit.errors import FieldError
-from peftkit.models.attention import check_isolation
 from peftkit.models.base import LocatedBase, locate_base
 from peftkit.models.loss import Loss, evaluate_loss
+from peftkit.models.varlen import BOUNDS, VARLEN
 from peftkit.recipe.schema import Base, Data
 
 
@@ -81,24 +80,12 @@ def test_the_loss_is_that_of_torch_over_all_tokens(base: LocatedBase, model: Any
     assert measure_loss(model, data, 4).total == pytest.approx(float(total), rel=1e-5)
 
 
-def test_gpt2_keeps_packed_documents_apart(model: Any) -> None:
-    check_isolation(model)
+def test_the_bounds_of_a_batch_reach_the_attention(model: Any, varlen_on_cpu: list[dict[str, Any]]) -> None:
+    ids = torch.arange(2, 12)[None]
+    bounds = torch.tensor([0, 3, 10], dtype=torch.int32)  # others than positions would show
+    model.set_attn_implementation(VARLEN)
 
-    assert not model.training
+    evaluate_loss(model, [{"input_ids": ids, "labels": ids, "position_ids": ids, BOUNDS: bounds}], "fp32")
 
-
-def test_a_model_that_mixes_packed_documents_is_refused(model: Any) -> None:
-    def leaking(**inputs: Any) -> Any:
-        inputs.pop("position_ids")
-        return model(**inputs)
-
-    class Leaking:
-        device = model.device
-        config = model.config
-        training = False
-        parameters = model.parameters
-        eval = train = staticmethod(lambda *_: None)
-        __call__ = staticmethod(leaking)
-
-    with pytest.raises(FieldError, match="lets packed documents see each other"):
-        check_isolation(Leaking())
+    model.set_attn_implementation("sdpa")
+    assert varlen_on_cpu[-1]["bounds"] == [0, 3, 10]

@@ -13,7 +13,7 @@ from peftkit.planning.decisions import choose_attention, choose_checkpointing, c
 from peftkit.planning.devices import device_named
 from peftkit.planning.hardware import Decision, Hardware
 from peftkit.planning.memory import StepMemory
-from peftkit.planning.precision import Dtype
+from peftkit.planning.precision import ChosenPrecision, Dtype
 from peftkit.recipe.hyperparameters import Training
 from peftkit.recipe.schema import Base, Data, Recipe, Source
 
@@ -22,6 +22,7 @@ CPU, MPS, T4, A100, H100 = (device_named(name) for name in ("cpu", "mps", "t4", 
 AMX_CPU = Hardware("cpu", "a CPU with AMX", 24 * GB, 1, 2, cpu_bf16=True)
 SDPA = ("sdpa",)
 FLEX = ("flex_attention", "sdpa")
+VARLEN = ("varlen", *FLEX)
 
 TABLE: dict[str, tuple[Hardware, tuple[Any, ...]]] = {
     # precision, base weights, TF32, attention, optimizer, checkpointing, torch.compile, workers, pinned memory
@@ -29,11 +30,17 @@ TABLE: dict[str, tuple[Hardware, tuple[Any, ...]]] = {
     "cpu with bf16": (AMX_CPU, ("fp32", "float32", False, SDPA, "adamw_torch_fused", False, False, 0, False)),
     "t4": (T4, ("fp16", "float16", False, SDPA, "adamw_torch_fused", False, False, 0, True)),
     "v100": (device_named("v100"), ("fp16", "float16", False, SDPA, "adamw_torch_fused", False, False, 0, True)),
-    "rtx3060": (device_named("rtx3060"), ("bf16", "bfloat16", True, FLEX, "adamw_torch_fused", False, False, 0, True)),
-    "rtx4090": (device_named("rtx4090"), ("bf16", "bfloat16", True, FLEX, "adamw_torch_fused", False, False, 0, True)),
-    "a100": (A100, ("bf16", "bfloat16", True, FLEX, "adamw_torch_fused", False, False, 0, True)),
-    "h100": (H100, ("bf16", "bfloat16", True, FLEX, "adamw_torch_fused", False, False, 0, True)),
-    "24GB": (device_named("24GB"), ("bf16", "bfloat16", True, FLEX, "adamw_torch_fused", False, False, 0, True)),
+    "rtx3060": (
+        device_named("rtx3060"),
+        ("bf16", "bfloat16", True, VARLEN, "adamw_torch_fused", False, False, 0, True),
+    ),
+    "rtx4090": (
+        device_named("rtx4090"),
+        ("bf16", "bfloat16", True, VARLEN, "adamw_torch_fused", False, False, 0, True),
+    ),
+    "a100": (A100, ("bf16", "bfloat16", True, VARLEN, "adamw_torch_fused", False, False, 0, True)),
+    "h100": (H100, ("bf16", "bfloat16", True, VARLEN, "adamw_torch_fused", False, False, 0, True)),
+    "24GB": (device_named("24GB"), ("bf16", "bfloat16", True, VARLEN, "adamw_torch_fused", False, False, 0, True)),
     "mps": (MPS, ("fp32", "float32", False, SDPA, "adamw_torch_fused", False, False, 0, False)),
 }
 
@@ -77,24 +84,66 @@ def test_a_value_that_is_set_to_its_default_is_the_recipes_own() -> None:
     assert choose_optimizer(Training(optim="adamw_torch_fused"), CPU).reason == "the recipe sets training.optim"
 
 
+FLASH = ("flash_attention_2", "sdpa")
+ALL: dict[str, Any] = {"varlen": True, "flash": True, "flex": True}
+NONE: dict[str, Any] = {"varlen": False, "flash": False, "flex": False}
+
+
 @pytest.mark.parametrize(
-    ("hardware", "base_dtype", "flash", "flex", "expected"),
+    ("hardware", "base_dtype", "precision", "kernels", "expected"),
     [
-        (CPU, "float32", True, True, SDPA),
-        (MPS, "float32", True, True, SDPA),
-        (T4, "float32", True, True, SDPA),
-        (A100, "bfloat16", True, True, ("flash_attention_2", *FLEX)),
-        (A100, "bfloat16", False, True, FLEX),
-        (H100, "float32", True, True, FLEX),
-        (H100, "bfloat16", True, False, ("flash_attention_2", "sdpa")),
-        (H100, "float32", True, False, SDPA),
+        (CPU, "float32", "fp32", ALL, SDPA),
+        (MPS, "float32", "fp32", ALL, SDPA),
+        (T4, "float32", "fp16", ALL, SDPA),
+        (A100, "bfloat16", "bf16", ALL, ("varlen", "flash_attention_2", *FLEX)),
+        (A100, "bfloat16", "bf16", ALL | {"varlen": False}, ("flash_attention_2", *FLEX)),
+        (A100, "bfloat16", "bf16", NONE | {"flex": True}, FLEX),
+        (A100, "bfloat16", "bf16", NONE, SDPA),
+        (H100, "float32", "bf16", ALL, VARLEN),  # autocast makes 16 bits of float32 weights' results
+        (H100, "float32", "fp16", ALL, VARLEN),
+        (H100, "float32", "bf16", NONE | {"varlen": True}, ("varlen", "sdpa")),
+        (H100, "bfloat16", "fp32", NONE | {"varlen": True}, ("varlen", "sdpa")),
+        (H100, "float32", "fp32", ALL, FLEX),
+        (H100, "bfloat16", "bf16", NONE | {"flash": True}, FLASH),
+        (H100, "float32", "bf16", NONE | {"flash": True}, SDPA),
     ],
 )
 def test_packed_documents_take_the_kernels_for_variable_lengths_where_there_are_any(
-    hardware: Hardware, base_dtype: Dtype, flash: bool, flex: bool, expected: tuple[str, ...]
+    hardware: Hardware,
+    base_dtype: Dtype,
+    precision: ChosenPrecision,
+    kernels: dict[str, bool],
+    expected: tuple[str, ...],
 ) -> None:
-    assert choose_attention(hardware, base_dtype, packed=True, flash=flash, flex=flex).choice == expected
-    assert choose_attention(hardware, base_dtype, packed=False, flash=flash, flex=flex).choice == SDPA
+    assert choose_attention(hardware, base_dtype, precision, packed=True, **kernels).choice == expected
+    assert choose_attention(hardware, base_dtype, precision, packed=False, **kernels).choice == SDPA
+
+
+@pytest.mark.parametrize(
+    ("hardware", "precision", "kernels", "reason"),
+    [
+        (A100, "bf16", ALL, "torch's FlashAttention computes each document alone; tried on the model first"),
+        (
+            A100,
+            "bf16",
+            ALL | {"varlen": False},
+            "FlashAttention computes each document alone; tried on the model first",
+        ),
+        (A100, "fp32", ALL, "skips blocks that packed documents do not see; tried on the model first"),
+        (A100, "fp32", ALL | {"flex": False}, "FlashAttention takes 16-bit numbers only"),
+        (A100, "fp32", NONE, "neither FlashAttention nor flex attention fits this model"),
+        (T4, "fp16", ALL, "need an NVIDIA GPU from Ampere on"),
+    ],
+)
+def test_the_reason_says_what_the_first_kernel_does_or_why_there_is_none(
+    hardware: Hardware, precision: ChosenPrecision, kernels: dict[str, bool], reason: str
+) -> None:
+    base_dtype: Dtype = "float32" if precision == "fp32" else "bfloat16"
+
+    found = choose_attention(hardware, base_dtype, precision, packed=True, **kernels).reason
+
+    assert reason in found
+    assert len(found) < 90
 
 
 @pytest.mark.parametrize(
@@ -144,8 +193,8 @@ def test_whether_checkpointing_is_needed_is_told_with_figures(on: bool, limit: i
 
 
 def test_a_decision_reads_for_people_and_for_programs() -> None:
-    attention = choose_attention(A100, "bfloat16", packed=True, flash=False, flex=True)
+    attention = choose_attention(A100, "bfloat16", "bf16", packed=True, **ALL | {"flash": False})
 
-    assert attention.text == "flex_attention, else sdpa"
+    assert attention.text == "varlen, else flex_attention, else sdpa"
     assert choose_checkpointing(Training()).text == "off"
     assert Decision.from_json(json.loads(json.dumps(asdict(attention)))) == attention

@@ -55,10 +55,15 @@ def test_a_run_that_was_stopped_on_a_gpu_goes_on_where_it_was(method: str, recip
     assert found.metrics.eval_loss == pytest.approx(whole.metrics.eval_loss, rel=1e-3)
 
 
-def test_packed_documents_train_on_a_gpu_with_the_attention_that_is_chosen(recipe_path: Path, tmp_path: Path) -> None:
-    overrides = ["data.packing=true", "base.dropout=0.0"]  # without dropout, flex attention may be chosen
+@pytest.mark.parametrize("dropout", [0.0, 0.1])
+def test_packed_documents_train_on_a_gpu_with_the_attention_that_is_chosen(
+    dropout: float, recipe_path: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    overrides = ["data.packing=true", f"base.dropout={dropout}"]
     _, manifest = run(load_recipe(recipe_path, overrides=overrides, output=tmp_path / "run"))
 
+    chosen = "varlen:" if detect_hardware().is_ampere else "sdpa:"
+    assert chosen in capsys.readouterr().err
     assert manifest.data["train"]["packed"]
     assert manifest.metrics.perplexity is not None
     assert manifest.metrics.base_perplexity is not None
