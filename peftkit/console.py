@@ -6,19 +6,18 @@ that `peftkit … --json | jq` always works.
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import IO, Any, Literal, TextIO, cast
-
-from rich.console import Console
-from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-from rich.table import Table
+from typing import IO, TYPE_CHECKING, Any, Literal, TextIO, cast
 
 from peftkit.redaction import redact
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 __all__ = [
     "duration",
@@ -41,7 +40,13 @@ __all__ = [
 _SHORT = 12
 """Cells of a table that have no more characters than this stay on one line."""
 
-stdout = Console(highlight=False, soft_wrap=True)
+
+@functools.cache
+def stdout() -> Console:
+    """Where results go. Rich is imported when something is printed: `peftkit --help` does without it."""
+    from rich.console import Console
+
+    return Console(highlight=False, soft_wrap=True)
 
 
 class _Messages:
@@ -82,55 +87,77 @@ class _Messages:
             os.dup2(os.open(os.devnull, os.O_WRONLY), self.fileno())
 
 
-stderr = Console(file=cast(IO[str], _Messages()), highlight=False)
+@functools.cache
+def stderr() -> Console:
+    """Where messages, warnings and progress go."""
+    from rich.console import Console
+
+    return Console(file=cast(IO[str], _Messages()), highlight=False)
 
 
 def hush() -> None:
     """Say and print nothing from here on: another process does."""
-    stdout.quiet = stderr.quiet = True
+    stdout().quiet = stderr().quiet = True
 
 
 def speak() -> None:
     """Say again what goes wrong."""
-    stderr.quiet = False
+    stderr().quiet = False
 
 
 def info(message: str) -> None:
     """Tell what is going on."""
-    _say(escape(message))
+    _say(message)
 
 
 def warning(message: str) -> None:
     """Tell what may surprise, without stopping."""
-    _say(f"[yellow]warning:[/yellow] {escape(message)}")
+    _say(message, "[yellow]warning:[/yellow] ")
 
 
 def error(message: str) -> None:
     """Tell what stopped the command, on one line that a program can find."""
-    _say(f"[bold red]error:[/bold red] {escape(message)}")
+    _say(message, "[bold red]error:[/bold red] ")
 
 
 @contextmanager
 def silenced() -> Iterator[None]:
     """Say nothing within the block, where another has said it already."""
-    before, stderr.quiet = stderr.quiet, True
+    console = stderr()
+    before, console.quiet = console.quiet, True
     try:
         yield
     finally:
-        stderr.quiet = before
+        console.quiet = before
 
 
-def _say(text: str) -> None:
-    """A terminal breaks lines between words, a file not at all; a token is shown on neither."""
-    stderr.print(redact(text), soft_wrap=not stderr.is_terminal)
+def _say(message: str, head: str = "") -> None:
+    """A terminal breaks lines between words, a file not at all; a token is shown on neither.
+
+    Args:
+        message: shown as it is.
+        head: what stands before it, in Rich's markup.
+    """
+    from rich.markup import escape
+
+    stderr().print(redact(head + escape(message)), soft_wrap=not stderr().is_terminal)
 
 
 @contextmanager
 def progress(title: str, total: int | None) -> Iterator[Callable[[int], None]]:
     """A bar while something is done; call what it gives with each amount done. Nothing is drawn but on a terminal."""
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
+
     columns = (TextColumn("[bold]{task.description}"), BarColumn(bar_width=24), MofNCompleteColumn())
     times = (TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn())
-    with Progress(*columns, *times, console=stderr, transient=True, disable=not stderr.is_terminal) as bar:
+    with Progress(*columns, *times, console=stderr(), transient=True, disable=not stderr().is_terminal) as bar:
         task = bar.add_task(title, total=total)
         yield lambda amount: bar.advance(task, amount)
 
@@ -158,18 +185,20 @@ def duration(seconds: float) -> str:
 
 def print_text(text: str) -> None:
     """Print a result as it is, without wrapping or markup."""
-    stdout.print(text, markup=False)
+    stdout().print(text, markup=False)
 
 
 def print_marked(parts: Sequence[tuple[bool, str]]) -> None:
     """Print a text of which some parts are marked: in colour and, for who sees none, by brackets."""
+    from rich.markup import escape
+
     marked = (f"[green]⟦{escape(text)}⟧[/green]" if mark else f"[dim]{escape(text)}[/dim]" for mark, text in parts)
-    stdout.print("".join(marked), soft_wrap=not stdout.is_terminal)  # a person reads words, a program lines
+    stdout().print("".join(marked), soft_wrap=not stdout().is_terminal)  # a person reads words, a program lines
 
 
 def print_json(value: Any) -> None:
     """Print a result as one JSON document."""
-    stdout.print(json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False), markup=False)
+    stdout().print(json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False), markup=False)
 
 
 def print_table(
@@ -179,6 +208,9 @@ def print_table(
 
     Where the terminal is narrow, long cells go on in a further line; nothing is cut off.
     """
+    from rich.markup import escape
+    from rich.table import Table
+
     table = Table(title=title, title_justify="left", title_style="bold", box=None, pad_edge=False, padding=(0, 2, 0, 0))
     for index, column in enumerate(columns):
         justify: Literal["left", "right"] = "right" if numeric and index else "left"
@@ -186,4 +218,4 @@ def print_table(
         table.add_column(column, justify=justify, header_style="bold", overflow="fold", no_wrap=short)
     for row in rows:
         table.add_row(*(escape(cell) for cell in row))
-    stdout.print(table, soft_wrap=False)
+    stdout().print(table, soft_wrap=False)
