@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterable, Mapping
 
 __all__ = [
@@ -141,6 +140,8 @@ QUANTIZATION_OWNED: Mapping[str, str] = {
 
 def nearest(name: str, valid: Iterable[str]) -> str | None:
     """The valid name that is most like `name`, if one is like enough to be meant."""
+    import difflib  # only a name that is unknown needs it
+
     matches = difflib.get_close_matches(name, list(valid), n=1, cutoff=0.6)
     return matches[0] if matches else None
 
