@@ -10,6 +10,7 @@ __all__ = [
     "LORA_OWNED",
     "QUANTIZATION_OWNED",
     "TRAINING_OWNED",
+    "TRAINING_REFUSED",
     "TRAINING_REMOVED",
     "nearest",
     "printable",
@@ -89,6 +90,9 @@ TRAINING_OWNED: Mapping[str, str] = {
     "hub_revision": _FROM_ENVIRONMENT,
 }
 """Arguments of `TrainingArguments` that peftkit sets itself, and what a recipe says instead."""
+
+TRAINING_REFUSED: Mapping[str, str] = {**TRAINING_REMOVED, **TRAINING_OWNED}
+"""Names that the `training` section does not take."""
 
 LORA_BEYOND: Mapping[str, str] = {
     "layer_replication": "repeats layers",
