@@ -87,10 +87,6 @@ def _status(arguments: Sequence[str] | None) -> int:
     except (KeyboardInterrupt, click.Abort):
         console.error("interrupted.")
         return 128 + signal.SIGINT
-    except BrokenPipeError:
-        # whoever read the output has had enough; nothing more can be written, not even at exit
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
     except Stopped as stopped:
         console.info(str(stopped))
         return stopped.exit_status

@@ -32,6 +32,8 @@ def test_what_is_listed_of_a_shipped_recipe_is_what_the_loader_reads() -> None:
     loaded = [load_recipe(path).recipe for path in shipped_recipes().values()]
 
     assert list_recipes() == [
-        ShippedRecipe(recipe.name, recipe.method, recipe.base.model or "new", recipe.data.format, recipe.description)
+        ShippedRecipe(
+            recipe.name, recipe.method, recipe.base.model or "new", recipe.data.format, recipe.description or ""
+        )
         for recipe in loaded
     ]
