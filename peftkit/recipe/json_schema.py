@@ -22,7 +22,8 @@ def recipe_schema() -> dict[str, Any]:
     """JSON Schema (draft 2020-12) of a recipe, with the arguments of the installed libraries that it may name."""
     schema = Recipe.model_json_schema()
     sections: dict[type[Section], str] = {}
-    for home, section in [("", Recipe), *all_sections(Recipe)]:
+    places: list[tuple[str, type[Section]]] = [("", Recipe), *all_sections(Recipe)]
+    for home, section in places:
         sections.setdefault(section, home)  # one that recurs is advised on at its first place
     for section, home in sections.items():
         definition = schema if section is Recipe else schema["$defs"][section.__name__]
