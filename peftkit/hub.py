@@ -167,7 +167,7 @@ def _download(repo: Repo, revision: str | None, names: Collection[str], *, local
     from huggingface_hub.utils.tqdm import disable_progress_bars
 
     set_verbosity(logging.ERROR)
-    if not console.stderr.is_terminal:
+    if not console.stderr().is_terminal:
         disable_progress_bars()
     patterns = [glob.escape(name) for name in names]
     return Path(

@@ -14,7 +14,7 @@ import peftkit
 
 PACKAGE = Path(peftkit.__file__).parent
 FLOORS = {
-    "errors": 0, "redaction": 0, "console": 0, "storage": 0, "hub": 0,
+    "errors": 0, "redaction": 0, "console": 0, "tables": 0, "extras": 0, "student": 0, "storage": 0, "hub": 0,
     "recipe": 1, "runs": 1,
     "planning": 2, "adapters": 2, "report": 2,
     "models": 3, "data": 3,
@@ -64,23 +64,51 @@ def test_a_library_is_imported_only_by_the_rooms_that_own_it(path: Path) -> None
     assert {library for library in libraries if room_of(path) not in ALLOWED[library]} == set()
 
 
+def loaded_by(arguments: list[str]) -> set[str]:
+    """The modules that a command of the command line imports, in a process of its own."""
+    code = (
+        "import sys\nbefore = set(sys.modules)\nfrom peftkit.cli.app import app\n"
+        f"app.main({arguments!r}, standalone_mode=False)\n"
+        "print(*sorted(set(sys.modules) - before), file=sys.stderr)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    return set(done.stderr.split())
+
+
 @pytest.mark.parametrize(
     "arguments",
     [
         ["--help"],
-        ["train", "--help"],
+        ["adapters", "--help"],
+        ["recipes", "--help"],
         ["recipes", "list"],
+        ["recipes", "list", "--json"],
+        ["explain"],
+        ["explain", "lora.r"],
+        ["explain", "save_steps"],
+        ["explain", "--json"],
+    ],
+    ids=" ".join,
+)
+def test_what_is_asked_first_imports_click_and_no_other_library(arguments: list[str]) -> None:
+    packages = {name.partition(".")[0] for name in loaded_by(arguments)} - sys.stdlib_module_names
+
+    assert packages == {"click", "peftkit"}
+
+
+def test_the_help_of_the_command_line_imports_no_commands_file() -> None:
+    files = {name for name in loaded_by(["--help"]) if name.startswith("peftkit.cli.")}
+
+    assert files == {"peftkit.cli.app", "peftkit.cli.lazy"}
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["train", "--help"],
         ["recipes", "check", "gpt2-wikitext2"],
         ["explain", "save_steps", "--recipe", "gpt2-wikitext2"],
     ],
 )
 def test_a_light_command_imports_no_heavy_library(arguments: list[str]) -> None:
-    code = (
-        "import sys\nfrom peftkit.cli.app import app\n"
-        f"app.main({arguments!r}, standalone_mode=False)\n"
-        f"print([name for name in {HEAVY!r} if name in sys.modules], file=sys.stderr)"
-    )
-
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-
-    assert done.stderr.strip() == "[]"
+    assert loaded_by(arguments) & set(HEAVY) == set()

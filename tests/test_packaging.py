@@ -7,8 +7,13 @@ import sys
 import tomllib
 import zipfile
 from pathlib import Path
+from typing import Any
 
 import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+from peftkit.extras import EXTRAS
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -40,9 +45,29 @@ def test_a_wheel_holds_recipes_schema_and_base_and_works_elsewhere(tmp_path: Pat
 
 
 def test_the_tested_version_of_every_dependency_is_pinned() -> None:
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    wanted = [*project["dependencies"], *project["optional-dependencies"]["test"]]
-    pinned = {line.partition("==")[0] for line in (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()}
+    extras = project()["optional-dependencies"]
+    wanted = [*project()["dependencies"], *(requirement for extra in extras.values() for requirement in extra)]
+    pinned = {
+        canonicalize_name(line.partition("==")[0])
+        for line in (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()
+    }
 
-    names = {requirement.replace("<", ">").partition(">")[0] for requirement in wanted}
-    assert names <= pinned
+    assert {name_of(requirement) for requirement in wanted} - {"peftkit"} <= pinned
+
+
+def test_a_commands_extra_has_what_the_command_asks_for_and_belongs_to_the_tests() -> None:
+    extras = project()["optional-dependencies"]
+
+    assert {name: {name_of(requirement) for requirement in extras[name]} for name in EXTRAS} == {
+        name: set(libraries) for name, libraries in EXTRAS.items()
+    }
+    assert {f"peftkit[{name}]" for name in EXTRAS} <= set(extras["test"])
+
+
+def project() -> dict[str, Any]:
+    found: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    return found
+
+
+def name_of(requirement: str) -> str:
+    return canonicalize_name(Requirement(requirement).name)

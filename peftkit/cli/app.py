@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import logging
 import os
 import signal
@@ -15,56 +14,42 @@ import click
 
 import peftkit
 from peftkit import console
+from peftkit.cli.lazy import LazyGroup
 from peftkit.errors import PeftkitError, Stopped
 from peftkit.planning.processes import is_follower
-from peftkit.recipe.names import nearest
-from peftkit.storage import FULL, is_full
 
 __all__ = ["COMMANDS", "app", "main"]
 
-COMMANDS = (
-    "quickstart",
-    "recipes",
-    "explain",
-    "data",
-    "fetch",
-    "plan",
-    "train",
-    "evaluate",
-    "tune",
-    "generate",
-    "metrics",
-    "compare",
-    "report",
-    "merge",
-    "adapters",
-    "verify",
-    "reproduce",
-    "push",
-    "doctor",
+COMMANDS = {
+    "quickstart": "Run the whole job on the embedded base, without a network.",
+    "recipes": "Choose a recipe, copy it, make a new one, check it.",
+    "explain": "Say what a field does, which values are usual, and why.",
+    "data": "Audit a recipe's data: what the model sees and is trained on.",
+    "fetch": "Download what a recipe needs from the hub, to train offline.",
+    "plan": "Estimate a recipe's parameters, memory, time and disk space.",
+    "train": "Train what a recipe says.",
+    "evaluate": "Measure a run, an adapter, a model or a base on data.",
+    "tune": "Search over fields of a recipe for the lowest loss.",
+    "generate": "Generate text with a run, an adapter, a model or a base.",
+    "metrics": "Draw a run's losses and learning rate in the terminal.",
+    "compare": "Train a recipe by several methods and compare the results.",
+    "report": "Write a run's figures, curves and samples as one HTML page.",
+    "merge": "Merge an adapter into its base, as one full model.",
+    "adapters": "Inspect, verify, compare, combine and shrink adapters.",
+    "verify": "Check every hash in a run folder.",
+    "reproduce": "Train a run's stored recipe again and compare the results.",
+    "push": "Upload a run, an adapter or a merged model to the hub.",
+    "doctor": "Check what this machine can do.",
+}
+"""In the order of a first use, each with its line in the group's help. The file of that name has it as `command`."""
+
+
+@click.group(
+    cls=LazyGroup,
+    package="peftkit.cli",
+    summaries=COMMANDS,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
 )
-"""In the order of a first use; each is the file of that name in this folder, with the command as `command`."""
-
-
-class _Commands(click.Group):
-    """Imports a command's file when it is asked for; none of them imports torch before it runs."""
-
-    def list_commands(self, ctx: click.Context) -> list[str]:
-        """Every command, in the order of `COMMANDS`."""
-        del ctx
-        return list(COMMANDS)
-
-    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        """The command of that name."""
-        if cmd_name not in COMMANDS:
-            guess = nearest(cmd_name, COMMANDS)
-            hint = f"Did you mean {guess}?" if guess else f"There are: {', '.join(COMMANDS)}."
-            raise click.UsageError(f"There is no command {cmd_name!r}. {hint}", ctx)
-        command: click.Command = importlib.import_module(f"peftkit.cli.{cmd_name}").command
-        return command
-
-
-@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.version_option(peftkit.__version__, message="peftkit %(version)s")
 def app() -> None:
     """Fine-tune language models from one strict recipe: full, LoRA, or LoRA on a quantised base.
@@ -102,10 +87,6 @@ def _status(arguments: Sequence[str] | None) -> int:
     except (KeyboardInterrupt, click.Abort):
         console.error("interrupted.")
         return 128 + signal.SIGINT
-    except BrokenPipeError:
-        # whoever read the output has had enough; nothing more can be written, not even at exit
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
     except Stopped as stopped:
         console.info(str(stopped))
         return stopped.exit_status
@@ -118,6 +99,8 @@ def _status(arguments: Sequence[str] | None) -> int:
     except Exception as error:
         if os.environ.get("PEFTKIT_TRACEBACK"):
             raise
+        from peftkit.storage import FULL, is_full
+
         if is_full(error):
             console.error(f"{FULL} PEFTKIT_CACHE is where data is kept, and TMPDIR what is needed for a moment.")
             return 1

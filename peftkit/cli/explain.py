@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import asdict
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from peftkit import console
 from peftkit.cli import options
 from peftkit.recipe.advice import shown
-from peftkit.recipe.explain import Explained, explain_field, explain_recipe
 from peftkit.recipe.fields import RecipeField, documented_fields, find_fields
-from peftkit.recipe.library import find_recipe
-from peftkit.recipe.loader import RecipeFile, load_recipe
+
+if TYPE_CHECKING:
+    from peftkit.recipe.explain import Explained
+    from peftkit.recipe.loader import RecipeFile
 
 __all__ = ["command"]
 
@@ -43,7 +44,7 @@ def command(
     if (method or overrides) and not recipe:
         raise click.UsageError("--method and --set change a recipe: give --recipe.")
     fields = find_fields(field) if field else []
-    file = load_recipe(find_recipe(recipe), method=method, overrides=overrides) if recipe else None
+    file = _load(recipe, method, overrides) if recipe else None
     if as_json:
         console.print_json(_as_json(fields, file))
     elif fields:
@@ -52,10 +53,24 @@ def command(
                 console.print_text("")
             _print_field(found, file)
     elif file:
-        _print_lines(explain_recipe(file), file)
+        _print_lines(_lines(file, []), file)
     else:
         for home, group in documented_fields().items():
             _print_summaries(f"\n{home}" if home else "recipe", group)
+
+
+def _load(recipe: str, method: str | None, overrides: tuple[str, ...]) -> RecipeFile:
+    from peftkit.recipe.library import find_recipe
+    from peftkit.recipe.loader import load_recipe
+
+    return load_recipe(find_recipe(recipe), method=method, overrides=overrides)
+
+
+def _lines(file: RecipeFile, fields: list[RecipeField]) -> list[Explained]:
+    """What a recipe says in some fields; everything that it says where none is named."""
+    from peftkit.recipe.explain import explain_field, explain_recipe
+
+    return [line for field in fields for line in explain_field(file, field)] if fields else explain_recipe(file)
 
 
 def _print_field(field: RecipeField, file: RecipeFile | None) -> None:
@@ -63,7 +78,7 @@ def _print_field(field: RecipeField, file: RecipeFile | None) -> None:
     if field.inner:
         console.print_text("")
         if file:
-            _print_lines(explain_field(file, field), file)
+            _print_lines(_lines(file, [field]), file)
         else:
             _print_summaries(None, field.inner)
         return
@@ -71,7 +86,7 @@ def _print_field(field: RecipeField, file: RecipeFile | None) -> None:
     if field.library:
         parts.append(("from", f"{field.library.name}, whose own words these are; peftkit passes it on as it is"))
     parts += field.advice.lines() if field.advice else []
-    for line in explain_field(file, field) if file else []:
+    for line in _lines(file, [field]) if file else []:
         parts.append(("here", f"{shown(line.value)}, set by {line.set_by}: {line.why}"))
     width = max(len(name) for name, _ in parts)
     for name, text in parts:
@@ -94,12 +109,9 @@ def _as_json(fields: list[RecipeField], file: RecipeFile | None) -> dict[str, An
     """What is known of the fields that are asked for, of all of them by default, and what a recipe says in them."""
     every = [field for group in documented_fields().values() for field in group]
     asked = [each for field in fields for each in field.inner or [field]]
-    lines = [line for field in fields for line in explain_field(file, field)] if file else []
-    if file and not fields:
-        lines = explain_recipe(file)
     return {
         "fields": [_record(field) for field in asked or every],
-        "recipe": [asdict(line) for line in lines] if file else None,
+        "recipe": [asdict(line) for line in _lines(file, fields)] if file else None,
     }
 
 

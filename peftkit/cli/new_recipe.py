@@ -10,7 +10,7 @@ import click
 
 from peftkit import console
 from peftkit.errors import TargetError
-from peftkit.recipe.schema import Format, Method
+from peftkit.recipe.literals import Format, Method
 
 __all__ = ["command"]
 

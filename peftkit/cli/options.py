@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, get_args
 import click
 
 from peftkit import console
-from peftkit.recipe.hyperparameters import Quantization
-from peftkit.recipe.schema import Method
+from peftkit.recipe.literals import Method
 
 if TYPE_CHECKING:
     from peftkit.models.adapter import GivenBase
@@ -92,6 +91,7 @@ def base(function: Function) -> Function:
 def given_base(base: str | None, quantization: str | None) -> GivenBase:
     """What `--base` and `--quantization` say."""
     from peftkit.models.adapter import GivenBase
+    from peftkit.recipe.hyperparameters import Quantization
 
     chosen = Quantization.model_validate(QUANTIZATIONS[quantization]) if quantization else None
     return GivenBase(base, chosen)

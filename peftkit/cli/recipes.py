@@ -9,8 +9,7 @@ import click
 from peftkit import console
 from peftkit.cli import new_recipe, options
 from peftkit.errors import TargetError
-from peftkit.recipe.library import find_recipe, shipped_recipes
-from peftkit.recipe.loader import load_recipe
+from peftkit.recipe.library import find_recipe, list_recipes
 
 __all__ = ["command"]
 
@@ -25,17 +24,15 @@ command.add_command(new_recipe.command)
 
 @command.command("list")
 @options.as_json
-def list_recipes(as_json: bool) -> None:
+def list_shipped(as_json: bool) -> None:
     """The recipes that come with peftkit."""
-    recipes = [load_recipe(path).recipe for path in shipped_recipes().values()]
+    recipes = list_recipes()
     if as_json:
         console.print_json(
-            [recipe.model_dump(mode="json", include={"name", "method", "description"}) for recipe in recipes]
+            [{name: getattr(recipe, name) for name in ("name", "method", "description")} for recipe in recipes]
         )
         return
-    rows = [
-        [recipe.name, recipe.base.model or "new", recipe.data.format, recipe.description or ""] for recipe in recipes
-    ]
+    rows = [[recipe.name, recipe.base, recipe.format, recipe.description] for recipe in recipes]
     console.print_table(None, ["recipe", "base", "format", "what it is for"], rows)
 
 
@@ -78,6 +75,8 @@ def check(recipe: str, method: str | None, overrides: tuple[str, ...]) -> None:
 
     What a base or the data would say against it is found by `peftkit train`, before it trains.
     """
+    from peftkit.recipe.loader import load_recipe
+
     file = load_recipe(find_recipe(recipe), method=method, overrides=overrides)
     console.print_text(file.resolved_yaml().rstrip())
 

@@ -11,8 +11,7 @@ import click
 
 from peftkit import console
 from peftkit.cli import options
-from peftkit.recipe.library import find_recipe
-from peftkit.recipe.loader import load_recipe
+from peftkit.extras import require_extra
 
 if TYPE_CHECKING:
     from peftkit.workflows.tuning.tuned import Tried, Tuned
@@ -59,6 +58,8 @@ def command(
     its own; those that are worse than the median of the others at the same evaluation are ended early. Stopped or
     killed, the same command goes on where it was. The recipe of the best trial is DIR/best.yaml.
 
+    It needs Optuna: pip install 'peftkit[tune]'.
+
     \b
     A study file:
       n_trials: 20
@@ -75,6 +76,11 @@ def command(
       peftkit tune my.yaml --study study.yaml
       peftkit tune my.yaml --study study.yaml --trials 40 --time-limit 60
     """
+    require_extra("tune")
+
+    from peftkit.recipe.library import find_recipe
+    from peftkit.recipe.loader import load_recipe
+
     place = find_recipe(recipe)
     name = load_recipe(place, method=method, overrides=overrides).recipe.name
 

@@ -5,11 +5,13 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from peftkit.errors import FieldError, InputError
-from peftkit.planning.hardware import Hardware
-from peftkit.recipe.schema import Recipe
+
+if TYPE_CHECKING:
+    from peftkit.planning.hardware import Hardware
+    from peftkit.recipe.schema import Recipe
 
 __all__ = ["Place", "Share", "check_machine", "check_recipe", "is_follower", "share_of"]
 

@@ -6,9 +6,10 @@ import json
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Final, Literal, TypeAlias, get_args
+from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias, get_args
 
-from peftkit.recipe.schema import Recipe
+if TYPE_CHECKING:
+    from peftkit.recipe.schema import Recipe
 
 __all__ = ["KINDS", "Advice", "Between", "Kind", "Measure", "OneOf", "Usual", "Verdict", "kind_of", "shown"]
 

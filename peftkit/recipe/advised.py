@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from peftkit.recipe.advice import Advice, Between, Kind, Measure, OneOf
-from peftkit.recipe.schema import Recipe
+
+if TYPE_CHECKING:
+    from peftkit.recipe.schema import Recipe
 
 __all__ = ["ADVICE", "usual_rate"]
 

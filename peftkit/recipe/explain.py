@@ -60,7 +60,7 @@ def explain_field(file: RecipeFile, field: RecipeField) -> list[Explained]:
 
 def _walk(file: RecipeFile, section: Section, home: str, path: Path) -> Iterator[Explained]:
     for name in [*type(section).model_fields, *(section.model_extra or {})]:
-        value, field, here = getattr(section, name), RecipeField(home, type(section), name), (*path, name)
+        value, field, here = getattr(section, name), RecipeField(home, name), (*path, name)
         items = value if isinstance(value, list) else []
         if isinstance(value, Section):
             yield from _walk(file, value, field.path, here)

@@ -2,24 +2,22 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
-from peftkit.recipe.installed import LibraryClass, enum_values
+from peftkit.recipe.installed import BITSANDBYTES_CONFIG, LORA_CONFIG, TRAINING_ARGUMENTS, enum_values
 from peftkit.recipe.names import (
     LORA_INITS_BEYOND,
     LORA_OWNED,
     QUANTIZATION_OWNED,
-    TRAINING_OWNED,
-    TRAINING_REMOVED,
+    TRAINING_REFUSED,
     nearest,
 )
 from peftkit.recipe.section import LibrarySection, disagree
 
 __all__ = ["Lora", "Quantization", "Training"]
 
-_MODULE = "transformers.training_args"
 Positive = Annotated[int, Field(gt=0)]
 Share = Annotated[float, Field(ge=0, lt=1)]
 Interval = Literal["no", "steps", "epoch"]
@@ -35,7 +33,7 @@ def _one_of(name: str, valid: tuple[str, ...]) -> str:
 
 
 def _optimizer(name: str) -> str:
-    return _one_of(name, enum_values(_MODULE, "OptimizerNames"))
+    return _one_of(name, enum_values(TRAINING_ARGUMENTS.module, "OptimizerNames"))
 
 
 def _scheduler(name: str) -> str:
@@ -66,8 +64,8 @@ Sharded = Annotated[
 class Training(LibrarySection):
     """Hyperparameters. Beside these, every other argument of `TrainingArguments` may be set by its name."""
 
-    library = LibraryClass(_MODULE, "TrainingArguments")
-    owned: ClassVar = {**TRAINING_REMOVED, **TRAINING_OWNED}
+    library = TRAINING_ARGUMENTS
+    owned = TRAINING_REFUSED
 
     learning_rate: Annotated[float, Field(gt=0)] = 5e-5
     """Size of an optimizer step, at its highest: the warm-up leads up to it, the schedule down from it."""
@@ -160,7 +158,7 @@ class Training(LibrarySection):
 class Lora(LibrarySection):
     """The adapter (Hu et al. 2021). Beside these, every other argument of PEFT's `LoraConfig` may be set by name."""
 
-    library = LibraryClass("peft.tuners.lora.config", "LoraConfig")
+    library = LORA_CONFIG
     owned = LORA_OWNED
 
     r: Positive = 8
@@ -200,7 +198,7 @@ class Lora(LibrarySection):
 class Quantization(LibrarySection):
     """How the base is quantised. Beside these, other arguments of `BitsAndBytesConfig` may be set by name."""
 
-    library = LibraryClass("transformers.utils.quantization_config", "BitsAndBytesConfig")
+    library = BITSANDBYTES_CONFIG
     owned = QUANTIZATION_OWNED
 
     load_in_4bit: bool | None = None

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-__all__ = ["Argument", "LibraryClass", "enum_values"]
+__all__ = ["BITSANDBYTES_CONFIG", "LORA_CONFIG", "TRAINING_ARGUMENTS", "Argument", "LibraryClass", "enum_values"]
 
 
 @dataclass(frozen=True)
@@ -45,6 +45,11 @@ class LibraryClass:
         """What the library says of an argument: in the class's docstring or, where not there, beside the field."""
         default, beside = _written(self.module, self.name).get(name, (None, None))
         return Argument(_documented(self.module, self.name).get(name) or beside, default)
+
+
+TRAINING_ARGUMENTS = LibraryClass("transformers.training_args", "TrainingArguments")
+LORA_CONFIG = LibraryClass("peft.tuners.lora.config", "LoraConfig")
+BITSANDBYTES_CONFIG = LibraryClass("transformers.utils.quantization_config", "BitsAndBytesConfig")
 
 
 @functools.cache

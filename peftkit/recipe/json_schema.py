@@ -8,9 +8,12 @@ from typing import Any
 from pydantic import PydanticSchemaGenerationError, TypeAdapter
 from pydantic.errors import PydanticInvalidForJsonSchema
 
-from peftkit.recipe.fields import documented_fields
+from peftkit.recipe.advised import ADVICE
+from peftkit.recipe.fields import PASSED_ON
 from peftkit.recipe.hyperparameters import Lora, Quantization, Training
 from peftkit.recipe.schema import Recipe
+from peftkit.recipe.section import Section
+from peftkit.recipe.tree import all_sections
 
 __all__ = ["recipe_schema"]
 
@@ -18,10 +21,13 @@ __all__ = ["recipe_schema"]
 def recipe_schema() -> dict[str, Any]:
     """JSON Schema (draft 2020-12) of a recipe, with the arguments of the installed libraries that it may name."""
     schema = Recipe.model_json_schema()
-    for fields in documented_fields().values():
-        for field in fields:
-            definition = schema if field.section is Recipe else schema["$defs"][field.section.__name__]
-            definition["properties"][field.name]["description"] = field.text
+    sections: dict[type[Section], str] = {}
+    places: list[tuple[str, type[Section]]] = [("", Recipe), *all_sections(Recipe)]
+    for home, section in places:
+        sections.setdefault(section, home)  # one that recurs is advised on at its first place
+    for section, home in sections.items():
+        definition = schema if section is Recipe else schema["$defs"][section.__name__]
+        _document(definition["properties"], section, home)
     for section in (Training, Lora, Quantization):
         definition = schema["$defs"][section.__name__]
         for name, kind in sorted(section.passed_through_types().items()):
@@ -30,8 +36,18 @@ def recipe_schema() -> dict[str, Any]:
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema, "title": "peftkit recipe"}
 
 
+def _document(properties: dict[str, Any], section: type[Section], home: str) -> None:
+    """Give each field its meaning on one line, what is known beside it on further ones, and a default made anew."""
+    for name, field in section.model_fields.items():
+        advice = ADVICE.get(f"{home}.{name}" if home else name)
+        beside = [f"{what}: {text}" for what, text in advice.lines()] if advice else []
+        properties[name]["description"] = "\n".join([" ".join((field.description or "").split()), *beside])
+        if field.default_factory in (dict, list):
+            properties[name]["default"] = field.default_factory()
+
+
 def _described(section: type[Training | Lora | Quantization], name: str) -> str:
-    return f"{section.library.name}'s {name}, passed on as it is."
+    return f"{section.library.name}'s {name}, {PASSED_ON}"
 
 
 def _type_schema(kind: Any) -> dict[str, Any]:

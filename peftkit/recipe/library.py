@@ -2,22 +2,54 @@
 
 from __future__ import annotations
 
+import re
+from dataclasses import dataclass
 from pathlib import Path
 
 from peftkit.errors import InputError
 from peftkit.recipe.names import nearest
 
-__all__ = ["find_recipe", "recipe_name", "shipped_recipes"]
+__all__ = ["ShippedRecipe", "find_recipe", "list_recipes", "recipe_name", "shipped_recipes"]
 
 _PACKAGE = Path(__file__).resolve().parents[1]
 # An installed package carries the recipes inside it; a checkout has them beside it, where people look for them.
 _FOLDERS = (_PACKAGE / "assets" / "recipes", _PACKAGE.parent / "recipes")
+
+_LISTED = re.compile(r"^(?:  )?(name|method|model|format|description): (.*?)(?: +#.*)?$", re.MULTILINE)
+"""A field of a shipped recipe that is listed, on a line of its own, and its value."""
 
 
 def shipped_recipes() -> dict[str, Path]:
     """The shipped recipes' files by name."""
     folder = next((folder for folder in _FOLDERS if folder.is_dir()), _FOLDERS[0])
     return {path.stem: path for path in sorted(folder.glob("*.yaml"))}
+
+
+@dataclass(frozen=True)
+class ShippedRecipe:
+    """What a shipped recipe says of itself."""
+
+    name: str
+    method: str
+    base: str
+    """The model that it starts from; `new` for one made from `base.init`."""
+
+    format: str
+    description: str
+
+
+def list_recipes() -> list[ShippedRecipe]:
+    """The shipped recipes, read line by line: YAML and the schema would take longer than everything else together.
+
+    Each of them writes out what is listed, and a test compares that with what the loader reads.
+    """
+    found = [dict(_LISTED.findall(path.read_text(encoding="utf-8"))) for path in shipped_recipes().values()]
+    return [
+        ShippedRecipe(
+            recipe["name"], recipe["method"], recipe.get("model", "new"), recipe["format"], recipe["description"]
+        )
+        for recipe in found
+    ]
 
 
 def find_recipe(name: str) -> Path:

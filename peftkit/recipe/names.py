@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterable, Mapping
 
 __all__ = [
@@ -11,6 +10,7 @@ __all__ = [
     "LORA_OWNED",
     "QUANTIZATION_OWNED",
     "TRAINING_OWNED",
+    "TRAINING_REFUSED",
     "TRAINING_REMOVED",
     "nearest",
     "printable",
@@ -91,6 +91,9 @@ TRAINING_OWNED: Mapping[str, str] = {
 }
 """Arguments of `TrainingArguments` that peftkit sets itself, and what a recipe says instead."""
 
+TRAINING_REFUSED: Mapping[str, str] = {**TRAINING_REMOVED, **TRAINING_OWNED}
+"""Names that the `training` section does not take."""
+
 LORA_BEYOND: Mapping[str, str] = {
     "layer_replication": "repeats layers",
     "target_parameters": "adapts bare parameters",
@@ -141,6 +144,8 @@ QUANTIZATION_OWNED: Mapping[str, str] = {
 
 def nearest(name: str, valid: Iterable[str]) -> str | None:
     """The valid name that is most like `name`, if one is like enough to be meant."""
+    import difflib  # only a name that is unknown needs it
+
     matches = difflib.get_close_matches(name, list(valid), n=1, cutoff=0.6)
     return matches[0] if matches else None
 

@@ -8,13 +8,12 @@ from pydantic import Field, model_validator
 
 from peftkit.recipe.evidence import TEXT_METRICS, Expectation, Generation
 from peftkit.recipe.hyperparameters import Lora, Quantization, Training
+from peftkit.recipe.literals import Format, Method
 from peftkit.recipe.section import Section, disagree
 
 __all__ = ["COLUMNS", "UNUSED_SECTIONS", "Base", "Data", "Format", "Init", "Method", "Precision", "Recipe", "Source"]
 
-Method = Literal["full", "lora", "qlora"]
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
-Format = Literal["auto", "text", "completion", "instruction", "chat", "tokens"]
 Positive = Annotated[int, Field(gt=0)]
 
 

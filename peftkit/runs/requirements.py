@@ -13,6 +13,7 @@ from packaging.utils import canonicalize_name
 from packaging.version import Version
 
 from peftkit.errors import RunError
+from peftkit.extras import EXTRAS
 from peftkit.runs.versions import version_of
 
 __all__ = ["Library", "check_complete", "examine_library", "installed_libraries", "pinned_versions"]
@@ -109,12 +110,17 @@ def pinned_versions() -> dict[str, str]:
 
 
 def _required() -> Iterator[Requirement]:
-    """The libraries that peftkit's package names, without those of its extras."""
+    """The libraries that peftkit's package names, and of those that a command's extra names the ones that are there."""
     try:
         lines = requires("peftkit") or []
     except PackageNotFoundError:
         return
     for line in lines:
         wanted = Requirement(line)
-        if wanted.marker is None or wanted.marker.evaluate({"extra": ""}):
+        if _applies(wanted, "") or (version_of(wanted.name) and any(_applies(wanted, extra) for extra in EXTRAS)):
             yield wanted
+
+
+def _applies(wanted: Requirement, extra: str) -> bool:
+    """Whether a requirement holds here, with an extra of the package or, where that is empty, without any."""
+    return wanted.marker is None or wanted.marker.evaluate({"extra": extra})

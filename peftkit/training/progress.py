@@ -25,7 +25,7 @@ class ProgressReport(TrainerCallback):  # type: ignore[misc]
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Draw the bar, where there is a terminal to draw on."""
         del args, control
-        if not console.stderr.is_terminal:
+        if not console.stderr().is_terminal:
             return
         self._bar = Progress(
             TextColumn("[bold]{task.description}"),
@@ -35,7 +35,7 @@ class ProgressReport(TrainerCallback):  # type: ignore[misc]
             TimeElapsedColumn(),
             TextColumn("left"),
             TimeRemainingColumn(),
-            console=console.stderr,
+            console=console.stderr(),
             transient=True,
         )
         self._bar.start()

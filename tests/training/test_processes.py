@@ -31,7 +31,7 @@ def pair() -> Pair:
 def loud() -> Iterator[None]:
     """Messages are seen again, whatever a test has done."""
     yield
-    console.stderr.quiet = console.stdout.quiet = False
+    console.stderr().quiet = console.stdout.quiet = False
 
 
 def test_a_process_alone_sums_and_gathers_what_it_has() -> None:
@@ -88,7 +88,7 @@ def test_of_two_errors_the_first_is_told_by_its_own_process(pair: Pair) -> None:
 
     with pytest.raises(RunError, match="the loss"), other.ending_as_one():
         raise RunError("the loss is no number.")
-    speaks = not console.stderr.quiet
+    speaks = not console.stderr().quiet
     with pytest.raises(PeerError, match="the loss is no number") as caught, main.ending_as_one():
         raise RuntimeError("[gloo] Connection closed by peer")
 

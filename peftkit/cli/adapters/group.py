@@ -1,33 +1,24 @@
-"""The group of commands; each is the file of its name beside this one."""
+"""The group of commands; each is the file of its name in this folder."""
 
 from __future__ import annotations
 
-import importlib
-
 import click
+
+from peftkit.cli.lazy import LazyGroup
 
 __all__ = ["command"]
 
-COMMANDS = ("list", "inspect", "verify", "diff", "combine", "shrink")
+COMMANDS = {
+    "list": "List the adapters below a folder, without opening their bases.",
+    "inspect": "Measure what an adapter does to each weight.",
+    "verify": "Check that an adapter is sound.",
+    "diff": "Compare two adapters: settings, updates and outputs.",
+    "combine": "Write the weighted sum of adapters of one base.",
+    "shrink": "Write the nearest adapter of a lower rank.",
+}
+"""In the order of a first use, each with its line in the group's help."""
 
 
-class _Commands(click.Group):
-    """Imports a command's file when it is asked for."""
-
-    def list_commands(self, ctx: click.Context) -> list[str]:
-        """Every command, in the order of `COMMANDS`."""
-        del ctx
-        return list(COMMANDS)
-
-    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        """The command of that name."""
-        del ctx
-        if cmd_name not in COMMANDS:
-            return None
-        command: click.Command = importlib.import_module(f"peftkit.cli.adapters.{cmd_name}").command
-        return command
-
-
-@click.group("adapters", cls=_Commands)
+@click.group("adapters", cls=LazyGroup, package="peftkit.cli.adapters", summaries=COMMANDS)
 def command() -> None:
     """Look into adapters, check and compare them, add them up and make them smaller."""

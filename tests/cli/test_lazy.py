@@ -1,0 +1,42 @@
+"""A group's help is known before its commands are imported."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import click
+import pytest
+from click.testing import CliRunner
+
+from peftkit.cli.adapters.group import COMMANDS as ADAPTER_COMMANDS
+from peftkit.cli.adapters.group import command as adapters
+from peftkit.cli.app import COMMANDS, app
+
+GROUPS = [(app, COMMANDS), (adapters, ADAPTER_COMMANDS)]
+
+
+@pytest.mark.parametrize(("group", "summaries"), GROUPS, ids=["peftkit", "adapters"])
+def test_each_commands_line_is_whole_in_a_terminal_of_80_columns(
+    group: click.Group, summaries: Mapping[str, str]
+) -> None:
+    shown = CliRunner().invoke(group, ["--help"], terminal_width=80).output
+
+    assert [text for text in summaries.values() if f"  {text}\n" not in shown] == []
+
+
+@pytest.mark.parametrize(("group", "summaries"), GROUPS, ids=["peftkit", "adapters"])
+def test_each_command_has_the_name_that_it_is_found_by(group: click.Group, summaries: Mapping[str, str]) -> None:
+    context = click.Context(group)
+    found = [command.name for name in summaries if (command := group.get_command(context, name))]
+
+    assert found == group.list_commands(context)
+
+
+@pytest.mark.parametrize(
+    ("group", "name", "hint"), [(app, "trian", "Did you mean train?"), (adapters, "lst", "Did you mean list?")]
+)
+def test_an_unknown_command_is_refused_with_the_nearest_one(group: click.Group, name: str, hint: str) -> None:
+    done = CliRunner().invoke(group, [name])
+
+    assert (done.exit_code, done.stdout) == (2, "")
+    assert f"There is no command '{name}'. {hint}" in done.stderr
