@@ -7,10 +7,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import fmean, stdev
 
+from scipy.special import stdtrit
+
 from peftkit.planning.hardware import Hardware
 from peftkit.planning.precision import ChosenPrecision
 from peftkit.planning.schedule import Schedule
-from peftkit.student import two_sided_t
 
 __all__ = ["Duration", "Pace", "computed_duration", "duration", "operations_of_a_token"]
 
@@ -53,7 +54,7 @@ def duration(pace: Pace, schedule: Schedule) -> Duration:
         return Duration(seconds, None, None)
     # of the mean of the steps that were measured, and of the sum of those that will be
     error = stdev(pace.step_seconds) * math.sqrt(schedule.steps**2 / measured + schedule.steps)
-    reach = two_sided_t(measured - 1) * error
+    reach = float(stdtrit(measured - 1, 0.975)) * error
     return Duration(seconds, max(beside, seconds - reach), seconds + reach)
 
 
