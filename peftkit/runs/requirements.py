@@ -24,7 +24,7 @@ __all__ = [
     "examine_library",
     "installed_libraries",
     "pinned_versions",
-    "tested_pythons",
+    "supported_pythons",
 ]
 
 State = Literal["tested", "supported", "newer", "unknown", "unfit", "missing"]
@@ -134,7 +134,7 @@ def pinned_versions(name: str = NEWEST) -> dict[str, str]:
     }
 
 
-def tested_pythons() -> list[str]:
+def supported_pythons() -> list[str]:
     """The versions of Python that peftkit was tested with, as its package says; none where it is not installed."""
     try:
         classifiers = metadata("peftkit").get_all("Classifier") or []

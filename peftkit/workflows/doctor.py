@@ -24,7 +24,7 @@ from peftkit.planning.precision import choose_precision, dtype_of
 from peftkit.recipe.hyperparameters import Quantization
 from peftkit.recipe.schema import Base
 from peftkit.redaction import redact
-from peftkit.runs.requirements import Library, tested_pythons
+from peftkit.runs.requirements import Library, supported_pythons
 from peftkit.runs.versions import installed_versions
 from peftkit.storage import cache_folder
 from peftkit.workflows.surroundings import reach_hub, room_at
@@ -70,7 +70,7 @@ class Report:
             "hardware": self.hardware.record(),
             "versions": self.versions,
             "libraries": [library.record() for library in self.libraries],
-            "tested_pythons": self.pythons,
+            "supported_pythons": self.pythons,
             "checks": [asdict(check) for check in self.checks],
             "decisions": [asdict(decision) for decision in self.decisions],
         }
@@ -102,7 +102,7 @@ def examine(libraries: Sequence[Library]) -> Report:
         _try("reach the hub", reach_hub, needed=False),
     ]
     decisions = decide(hardware, varlen=has_varlen(), flash=find_spec("flash_attn") is not None)
-    return Report(hardware, installed_versions(), libraries, tested_pythons(), checks, decisions)
+    return Report(hardware, installed_versions(), libraries, supported_pythons(), checks, decisions)
 
 
 def _try(name: str, check: Callable[[], str], *, needed: bool = True, advice: str | None = None) -> Check:
