@@ -40,8 +40,9 @@ optimizer and activation checkpointing are suggested with their figures.
 - **can it**: each thing that training needs, done once on the embedded base. `NO` is something that peftkit needs, and
   the exit status is 1. `no` is something that can be done without, as the hub, with what to do about it.
 - **decision**: those of the table below, for this machine.
-- **library**: those that are in another version than was tested. `newer` and `older` are what peftkit allows; `unfit`
-  is not. All others stand in the last line, `as tested`.
+- **library**: each version here with the lowest and newest that were tested. `tested` is one of these two, `supported`
+  lies between them, `newer` is allowed and untested, `unfit` is not what peftkit requires, with what to install
+  ([installing.md](installing.md)).
 
 `peftkit doctor --json` has the same for programs. It shows no token: it says only whether one is set.
 
