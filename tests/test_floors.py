@@ -24,7 +24,7 @@ FLOORS = {
     "cli": 6,
 }  # fmt: skip
 ALLOWED = {
-    "torch": {"models", "data", "training", "evaluation", "merging", "workflows"},
+    "torch": {"compatibility", "models", "data", "training", "evaluation", "merging", "workflows"},
     "transformers": {"models", "data", "training", "evaluation", "merging", "workflows"},
     "click": {"cli"},
     "peft": {"models", "merging"},
