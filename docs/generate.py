@@ -1,4 +1,8 @@
-"""Writes `commands.md`, `recipe.md` and `hardware.md`, for reference, from the code: `python docs/generate.py`."""
+"""Writes `commands.md`, `recipe.md` and `hardware.md`, and the recipe's JSON Schema, from the code.
+
+`python docs/generate.py --libraries` first lists anew what the installed libraries take from a recipe: for a new
+version in `constraints.txt`, with that version installed.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +18,9 @@ from peftkit.cli.app import COMMANDS, app
 from peftkit.console import size
 from peftkit.planning.decisions import decide
 from peftkit.planning.devices import DEVICES
+from peftkit.recipe.installed import installed_listing
 from peftkit.recipe.json_schema import recipe_schema
+from peftkit.recipe.libraries import LISTING, listed_versions
 
 FOLDER = Path(__file__).resolve().parent
 
@@ -34,8 +40,9 @@ optimizer and activation checkpointing are suggested with their figures.
 - **can it**: each thing that training needs, done once on the embedded base. `NO` is something that peftkit needs, and
   the exit status is 1. `no` is something that can be done without, as the hub, with what to do about it.
 - **decision**: those of the table below, for this machine.
-- **library**: those that are in another version than was tested. `newer` and `older` are what peftkit allows; `unfit`
-  is not. All others stand in the last line, `as tested`.
+- **library**: each version here with the lowest and newest that were tested. `tested` is one of these two, `supported`
+  lies between them, `newer` is allowed and untested, `unfit` is not what peftkit requires, with what to install
+  ([installing.md](installing.md)).
 
 `peftkit doctor --json` has the same for programs. It shows no token: it says only whether one is set.
 
@@ -76,10 +83,12 @@ def _command_parts(command: click.Command, context: click.Context, level: int) -
 def recipe_page() -> str:
     """Every documented field of a recipe: its type, its default and its meaning."""
     schema = recipe_schema()
+    versions = " and ".join(f"{library} {version}" for library, version in listed_versions().items())
     parts = [
         "# Recipe fields",
         "Made from the code by `python docs/generate.py`. The sections `training`, `lora` and `quantization` also take "
-        "every other argument of the installed `TrainingArguments`, `LoraConfig` and `BitsAndBytesConfig` by its name.",
+        "every other argument of `TrainingArguments`, `LoraConfig` and `BitsAndBytesConfig` by its name, as "
+        f"{versions} have them.",
         "Under a field stand the values that are usual, with who used them, and what other ones do. `new` is a base "
         "made from `base.init`. `peftkit explain FIELD` says the same in the terminal, and of a library's argument "
         "what the library says; with `--recipe my.yaml` also what a recipe sets, and whether that is usual.",
@@ -151,12 +160,20 @@ def _devices(names: list[str]) -> str:
     return "everywhere" if len(names) == len(DEVICES) else ", ".join(f"`{name}`" for name in names)
 
 
+def _as_json(value: Any) -> str:
+    return json.dumps(value, indent=1, ensure_ascii=False) + "\n"
+
+
 def _is_plain(value: Any) -> bool:
     return not isinstance(value, dict)
 
 
 if __name__ == "__main__":
-    argparse.ArgumentParser(description=__doc__).parse_args()  # there is nothing to choose
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--libraries", action="store_true", help="list anew what the installed libraries take")
+    if parser.parse_args().libraries:
+        LISTING.write_text(_as_json(installed_listing()), encoding="utf-8")
+    LISTING.with_name("recipe.schema.json").write_text(_as_json(recipe_schema()), encoding="utf-8")
     (FOLDER / "commands.md").write_text(commands_page(), encoding="utf-8")
     (FOLDER / "hardware.md").write_text(hardware_page(), encoding="utf-8")
     (FOLDER / "recipe.md").write_text(recipe_page(), encoding="utf-8")

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from hashlib import sha1
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from importlib.util import find_spec
 from itertools import pairwise
 from pathlib import Path
 from threading import Thread
@@ -57,6 +58,15 @@ training:
   eval_strategy: epoch
   save_strategy: "no"
 """
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Take the settings of plugins that are not installed: tests then run one after the other, and without limit."""
+    if find_spec("xdist") is None:
+        parser.addoption("--numprocesses", help="without pytest-xdist, nothing")
+        parser.addoption("--dist", help="without pytest-xdist, nothing")
+    if find_spec("pytest_timeout") is None:
+        parser.addini("timeout", help="without pytest-timeout, nothing")
 
 
 @pytest.fixture

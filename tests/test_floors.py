@@ -14,6 +14,7 @@ import peftkit
 
 PACKAGE = Path(peftkit.__file__).parent
 FLOORS = {
+    "compatibility": 0,
     "errors": 0, "redaction": 0, "console": 0, "extras": 0, "storage": 0, "hub": 0,
     "recipe": 1, "runs": 1,
     "planning": 2, "adapters": 2, "report": 2,
@@ -23,7 +24,7 @@ FLOORS = {
     "cli": 6,
 }  # fmt: skip
 ALLOWED = {
-    "torch": {"models", "data", "training", "evaluation", "merging", "workflows"},
+    "torch": {"compatibility", "models", "data", "training", "evaluation", "merging", "workflows"},
     "transformers": {"models", "data", "training", "evaluation", "merging", "workflows"},
     "click": {"cli"},
     "peft": {"models", "merging"},

@@ -12,8 +12,10 @@ from typing import Any
 import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
+from packaging.version import Version
 
 from peftkit.extras import EXTRAS
+from peftkit.runs.requirements import LOWEST, NEWEST
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -34,7 +36,9 @@ def test_a_wheel_holds_recipes_schema_and_base_and_works_elsewhere(tmp_path: Pat
         name.rpartition("/")[2] for name in names if name.startswith("peftkit/assets/recipes/")
     }
     assert {
+        "peftkit/assets/arguments.json",
         "peftkit/assets/constraints.txt",
+        "peftkit/assets/constraints-lowest.txt",
         "peftkit/assets/recipe.schema.json",
         "peftkit/assets/tiny-gpt2/model.safetensors",
         "peftkit/py.typed",
@@ -44,15 +48,44 @@ def test_a_wheel_holds_recipes_schema_and_base_and_works_elsewhere(tmp_path: Pat
     assert done.returncode == 0, done.stderr
 
 
-def test_the_tested_version_of_every_dependency_is_pinned() -> None:
+def test_the_newest_tested_version_of_every_dependency_is_pinned() -> None:
     extras = project()["optional-dependencies"]
     wanted = [*project()["dependencies"], *(requirement for extra in extras.values() for requirement in extra)]
-    pinned = {
-        canonicalize_name(line.partition("==")[0])
-        for line in (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()
-    }
 
-    assert {name_of(requirement) for requirement in wanted} - {"peftkit"} <= pinned
+    assert {name_of(requirement) for requirement in wanted} - {"peftkit"} <= set(pins(NEWEST))
+
+
+def test_the_lower_bound_of_every_dependency_is_its_lowest_tested_version() -> None:
+    extras = project()["optional-dependencies"]
+    wanted = [*project()["dependencies"], *(requirement for name in EXTRAS for requirement in extras[name])]
+    lowest = pins(LOWEST)
+
+    assert [
+        requirement
+        for requirement in wanted
+        if requirement.partition(",")[0] != f"{requirement.partition('>=')[0]}>={lowest[name_of(requirement)]}"
+    ] == []
+
+
+def test_what_both_lists_pin_of_the_libraries_is_no_newer_in_the_lowest() -> None:
+    lowest, newest = pins(LOWEST), pins(NEWEST)
+
+    assert set(lowest) <= set(newest)
+    assert [name for name, pin in lowest.items() if Version(pin) > Version(newest[name])] == []
+
+
+def test_ci_runs_both_lists() -> None:
+    script = (ROOT / ".ci" / "run").read_text(encoding="utf-8")
+
+    assert "-c constraints.txt -e '.[test]'" in script
+    assert "-c constraints-lowest.txt -e ." in script
+    assert "pytest tests/models tests/training tests/merging tests/adapters" in script
+
+
+def pins(name: str) -> dict[str, str]:
+    lines = (ROOT / name).read_text(encoding="utf-8").splitlines()
+    found = [Requirement(line) for line in lines if line and not line.startswith("#")]
+    return {canonicalize_name(pin.name): next(iter(pin.specifier)).version for pin in found}
 
 
 def test_a_commands_extra_has_what_the_command_asks_for_and_belongs_to_the_tests() -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 import click
@@ -12,7 +12,6 @@ from peftkit.cli import options
 from peftkit.cli.decisions import print_decisions
 
 if TYPE_CHECKING:
-    from peftkit.runs.requirements import Library
     from peftkit.workflows.doctor import Check, Report
 
 __all__ = ["command"]
@@ -24,7 +23,7 @@ def command(as_json: bool) -> None:
     """Try what this machine can do.
 
     Each thing that training needs is done once, on the embedded base. Then come the decisions that a recipe leaves to
-    peftkit, with their reasons, and the libraries beside the versions that were tested.
+    peftkit, with their reasons, and the versions of Python and of the libraries with those that were tested.
 
     The exit status is 1 if something that peftkit needs does not work. The hub, a token and room on the disk are
     told, with what to do, and are no failure.
@@ -51,7 +50,7 @@ def _print(report: Report) -> None:
     console.print_text("")
     print_decisions(report.decisions)
     console.print_text("")
-    console.print_table(None, ["library", "beside what was tested"], list(_library_rows(report.libraries)))
+    console.print_table(None, ["library", "here", "tested", ""], list(_library_rows(report)))
 
 
 def _row(check: Check) -> list[str]:
@@ -60,11 +59,14 @@ def _row(check: Check) -> list[str]:
     return [check.name, answer, f"{check.detail}. {check.advice}" if check.advice else check.detail]
 
 
-def _library_rows(libraries: Sequence[Library]) -> Iterator[list[str]]:
-    """A line for each library that is not as tested, and one for all others."""
-    for library in libraries:
-        if library.state != "tested":
-            told = f"{library.state}; {library.tested or 'nothing'} was tested"
-            yield [f"{library.name} {library.installed}", f"{told}. {library.advice}" if library.advice else told]
-    tested = [f"{library.name} {library.installed}" for library in libraries if library.state == "tested"]
-    yield ["as tested", ", ".join(tested) or "none is known"]
+def _library_rows(report: Report) -> Iterator[list[str]]:
+    """Python and each library: its version, the lowest and newest tested ones, and how it compares with them."""
+    pythons = report.pythons
+    yield ["python", str(report.versions["python"]), _range(pythons[0], pythons[-1]) if pythons else "unknown", ""]
+    for library in report.libraries:
+        state = f"{library.state}. {library.advice}" if library.advice else library.state
+        yield [library.name, library.installed or "", _range(library.lowest, library.tested), state]
+
+
+def _range(lowest: str | None, newest: str | None) -> str:
+    return f"{lowest} to {newest}" if lowest and newest and lowest != newest else newest or "unknown"

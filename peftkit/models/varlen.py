@@ -8,13 +8,14 @@ builds no mask, and does not wait for the GPU to see whether documents are packe
 
 from __future__ import annotations
 
-import inspect
 from functools import partial
 from typing import Any, Protocol
 
 import torch
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.modeling_utils import AttentionInterface
+
+from peftkit.compatibility import varlen_attention
 
 __all__ = ["BOUNDS", "VARLEN", "Kernel", "bounds_of", "fits_varlen", "flash_kernel", "has_varlen", "register_varlen"]
 
@@ -101,7 +102,7 @@ def flash_kernel(
     takes neither a scale nor a window.
     """
     inputs = (query, key, value, bounds, bounds, longest, longest)
-    public, asks_for_groups = _varlen_attn()
+    public, asks_for_groups = varlen_attention()
     if public is None or dropout:
         operator = torch.ops.aten._flash_attention_forward
         sides = {"window_size_left": window, "window_size_right": 0}
@@ -111,25 +112,6 @@ def flash_kernel(
         groups = {"enable_gqa": query.shape[1] != key.shape[1]} if asks_for_groups else {}
         attended = public(*inputs, scale=scale, window_size=(window, 0), **groups)
     return attended
-
-
-_found: list[tuple[Any | None, bool]] = []  # a cache that torch.compile can look into
-
-
-def _varlen_attn() -> tuple[Any | None, bool]:
-    """`varlen_attn` as torch has it from 2.11 on, None before, and whether it asks for key heads that serve several.
-
-    It does from torch 2.12 on; 2.11 takes them as they are. It is imported late: that takes a second.
-    """
-    if not _found:
-        try:
-            from torch.nn.attention.varlen import varlen_attn
-        except ImportError:
-            _found.append((None, False))
-        else:
-            names = inspect.signature(varlen_attn).parameters
-            _found.append((varlen_attn if "window_size" in names else None, "enable_gqa" in names))
-    return _found[0]
 
 
 def bounds_of(position_ids: torch.Tensor) -> torch.Tensor:

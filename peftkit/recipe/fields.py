@@ -16,7 +16,7 @@ from typing import Any
 from peftkit.errors import InputError
 from peftkit.recipe.advice import Advice
 from peftkit.recipe.advised import ADVICE
-from peftkit.recipe.installed import BITSANDBYTES_CONFIG, LORA_CONFIG, TRAINING_ARGUMENTS, LibraryClass
+from peftkit.recipe.libraries import BITSANDBYTES_CONFIG, LORA_CONFIG, TRAINING_ARGUMENTS, LibraryClass
 from peftkit.recipe.names import LORA_OWNED, QUANTIZATION_OWNED, TRAINING_REFUSED, nearest, printable
 
 __all__ = ["PASSED_ON", "RecipeField", "documented_fields", "find_fields"]
@@ -137,17 +137,10 @@ def find_fields(name: str) -> list[RecipeField]:
     for at, section in _sections().items():
         if home in ("", at) and last in section.names:
             found.setdefault(section.kind, RecipeField(at, last))
-    if not found:  # the installed library may be newer than the schema
-        found = {at: RecipeField(at, last) for at in _LIBRARIES if home in ("", at) and _passes_on(at, last)}
     top = [field for field in found.values() if not field.home]
     if found:
         return top or list(found.values())
     raise _unknown(name)
-
-
-def _passes_on(home: str, name: str) -> bool:
-    library, refused = _LIBRARIES[home]
-    return name not in refused and name in library.argument_types()
 
 
 @functools.cache

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
-from peftkit.recipe.installed import BITSANDBYTES_CONFIG, LORA_CONFIG, TRAINING_ARGUMENTS, enum_values
+from peftkit.recipe.libraries import BITSANDBYTES_CONFIG, LORA_CONFIG, OPTIMIZERS, SCHEDULERS, TRAINING_ARGUMENTS
 from peftkit.recipe.names import (
     LORA_INITS_BEYOND,
     LORA_OWNED,
@@ -24,7 +24,7 @@ Interval = Literal["no", "steps", "epoch"]
 
 
 def _one_of(name: str, valid: tuple[str, ...]) -> str:
-    """Check a value against the names of the installed library."""
+    """Check a value against the names that the library has."""
     if name not in valid:
         guess = nearest(name, valid)
         hint = f"Did you mean {guess}?" if guess else f"There are: {', '.join(valid)}."
@@ -33,11 +33,11 @@ def _one_of(name: str, valid: tuple[str, ...]) -> str:
 
 
 def _optimizer(name: str) -> str:
-    return _one_of(name, enum_values(TRAINING_ARGUMENTS.module, "OptimizerNames"))
+    return _one_of(name, OPTIMIZERS.listed())
 
 
 def _scheduler(name: str) -> str:
-    return _one_of(name, enum_values("transformers.trainer_utils", "SchedulerType"))
+    return _one_of(name, SCHEDULERS.listed())
 
 
 _FULL_SHARD = ("full_shard", "full_shard auto_wrap")

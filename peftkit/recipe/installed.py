@@ -1,8 +1,6 @@
 """What the installed libraries accept, read from their source without importing them.
 
-`TrainingArguments` has over a hundred fields and `LoraConfig` over forty, and they change with every release. A recipe
-may use each of them by name, so their names and types are read from the installed files with `ast`: always true of the
-version at hand, and 50 milliseconds instead of the seconds that importing torch takes.
+That takes 50 milliseconds instead of the seconds that importing torch takes.
 """
 
 from __future__ import annotations
@@ -11,85 +9,109 @@ import ast
 import functools
 import importlib.util
 import re
-import typing
-from dataclasses import dataclass
+from collections.abc import Container
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-__all__ = ["BITSANDBYTES_CONFIG", "LORA_CONFIG", "TRAINING_ARGUMENTS", "Argument", "LibraryClass", "enum_values"]
+from peftkit.compatibility import spelled
+from peftkit.errors import FieldError
+from peftkit.recipe.libraries import (
+    BITSANDBYTES_CONFIG,
+    LORA_CONFIG,
+    OPTIMIZERS,
+    SCHEDULERS,
+    TRAINING_ARGUMENTS,
+    Argument,
+    LibraryClass,
+    LibraryValues,
+    listed_versions,
+)
+from peftkit.recipe.schema import UNUSED_SECTIONS, Recipe
+
+__all__ = ["check_installed", "installed_arguments", "installed_listing", "installed_values"]
 
 
-@dataclass(frozen=True)
-class Argument:
-    """What a library says of one argument of a class."""
+def check_installed(recipe: Recipe) -> None:
+    """See that the installed libraries have every argument that a recipe passes on to them.
 
-    help: str | None
-    """Its documentation, on one line."""
-
-    default: Any
-    """Its default; a text of Python where that is no plain value, and None where there is none."""
-
-
-@dataclass(frozen=True)
-class LibraryClass:
-    """A class of an installed library whose arguments a recipe section passes on by name."""
-
-    module: str
-    name: str
-
-    def argument_types(self) -> dict[str, Any]:
-        """Each argument's name and type; a type that only the library knows is `Any`."""
-        return _argument_types(self.module, self.name)
-
-    def argument(self, name: str) -> Argument:
-        """What the library says of an argument: in the class's docstring or, where not there, beside the field."""
-        default, beside = _written(self.module, self.name).get(name, (None, None))
-        return Argument(_documented(self.module, self.name).get(name) or beside, default)
+    Raises:
+        FieldError: one is missing; names the version that has it.
+    """
+    for home, section in (("training", recipe.training), ("lora", recipe.lora), ("quantization", recipe.quantization)):
+        if home in UNUSED_SECTIONS.get(recipe.method, ()):
+            continue
+        for name in section.model_extra or {}:
+            known = installed_arguments(section.library)
+            _check(
+                f"{home}.{name}", next(iter(spelled({name: None}, known))), known, "argument", section.library.package
+            )
+    package = TRAINING_ARGUMENTS.package
+    _check("training.optim", recipe.training.optim, installed_values(OPTIMIZERS), "optimizer", package)
+    schedule = recipe.training.lr_scheduler_type
+    _check("training.lr_scheduler_type", schedule, installed_values(SCHEDULERS), "schedule", package)
 
 
-TRAINING_ARGUMENTS = LibraryClass("transformers.training_args", "TrainingArguments")
-LORA_CONFIG = LibraryClass("peft.tuners.lora.config", "LoraConfig")
-BITSANDBYTES_CONFIG = LibraryClass("transformers.utils.quantization_config", "BitsAndBytesConfig")
+def _check(field: str, name: str, known: Container[str], kind: str, package: str) -> None:
+    if name not in known:
+        listed = listed_versions()[package]
+        raise FieldError(
+            field,
+            f"{package} {version(package)}, which is installed, has no {kind} {name}.",
+            remedy=f"{package} {listed} has it: pip install '{package}=={listed}', or remove the field.",
+        )
 
 
-@functools.cache
-def _argument_types(module: str, name: str) -> dict[str, Any]:
-    body = _class_body(module, name)
-    fields = {
-        node.target.id: node.annotation
-        for node in body
-        if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name)
+def installed_listing() -> dict[str, Any]:
+    """What the installed libraries say of all that a recipe may pass on: the content of `assets/arguments.json`."""
+    classes = (TRAINING_ARGUMENTS, LORA_CONFIG, BITSANDBYTES_CONFIG)
+    return {
+        "versions": {package: version(package) for package in sorted({library.package for library in classes})},
+        "classes": {
+            library.name: {name: vars(said) for name, said in installed_arguments(library).items()}
+            for library in classes
+        },
+        "values": {values.name: list(installed_values(values)) for values in (OPTIMIZERS, SCHEDULERS)},
     }
-    if fields:
-        return {field: _evaluate(annotation) for field, annotation in fields.items()}
-    constructor = next(node for node in body if isinstance(node, ast.FunctionDef) and node.name == "__init__")
-    return {argument.arg: _evaluate(argument.annotation) for argument in constructor.args.args[1:]}
 
 
 @functools.cache
-def _written(module: str, name: str) -> dict[str, tuple[Any, str | None]]:
-    """Each argument's default, and the help that a field of a dataclass has in its metadata."""
-    body = _class_body(module, name)
-    found: dict[str, tuple[Any, str | None]] = {}
-    for node in body:
-        if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
-            found[node.target.id] = _field(node.value)
-        elif isinstance(node, ast.FunctionDef) and node.name == "__init__" and not found:
-            arguments = node.args.args
-            defaults = node.args.defaults
-            named = zip(arguments[len(arguments) - len(defaults) :], defaults, strict=True)
-            found |= {argument.arg: (_plain(default), None) for argument, default in named}
-    return found
+def installed_arguments(library: LibraryClass) -> dict[str, Argument]:
+    """What an installed class says of its arguments: in its docstring or, where not there, beside the field."""
+    body = _class_of(library).body
+    fields = [node for node in body if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name)]
+    written = {field.target.id: _field(field) for field in fields if isinstance(field.target, ast.Name)}
+    documented = _documented(library)
+    return {
+        name: Argument(kind, default, documented.get(name) or beside)
+        for name, (kind, default, beside) in (written or _of_constructor(body)).items()
+    }
 
 
-def _field(value: ast.expr | None) -> tuple[Any, str | None]:
-    """Default and help of `x: T = value`, where the value may be a call of `dataclasses.field`."""
-    if not isinstance(value, ast.Call):
-        return _plain(value), None
-    given = {keyword.arg: keyword.value for keyword in value.keywords}
+_Written = tuple[str | None, Any, str | None]
+"""Type, default, and the help that stands beside an argument."""
+
+
+def _of_constructor(body: list[ast.stmt]) -> dict[str, _Written]:
+    constructor = next(node for node in body if isinstance(node, ast.FunctionDef) and node.name == "__init__")
+    arguments, defaults = constructor.args.args[1:], constructor.args.defaults
+    without = len(arguments) - len(defaults)
+    values = [None] * without + [_plain(default) for default in defaults]
+    return {
+        argument.arg: (ast.unparse(argument.annotation) if argument.annotation else None, value, None)
+        for argument, value in zip(arguments, values, strict=True)
+    }
+
+
+def _field(node: ast.AnnAssign) -> _Written:
+    """A dataclass's `x: T = value`, where the value may be a call of `dataclasses.field`."""
+    kind = ast.unparse(node.annotation)
+    if not isinstance(node.value, ast.Call):
+        return kind, _plain(node.value), None
+    given = {keyword.arg: keyword.value for keyword in node.value.keywords}
     metadata = _plain(given.get("metadata"))
     text = metadata.get("help") if isinstance(metadata, dict) else None
-    return _plain(given.get("default")), " ".join(text.split()) if isinstance(text, str) else None
+    return kind, _plain(given.get("default")), " ".join(text.split()) if isinstance(text, str) else None
 
 
 def _plain(value: ast.expr | None) -> Any:
@@ -105,19 +127,21 @@ _ENTRY = re.compile(r"^ {4}(\w+) ?\(.*\).*:[ \t]*\n((?:(?: {8}.*)?\n)+)", re.MUL
 """An argument in a class's docstring: its name and type on a line, and its text further in below."""
 
 
-@functools.cache
-def _documented(module: str, name: str) -> dict[str, str]:
-    nodes = _source_tree(module).body
-    found = next(node for node in nodes if isinstance(node, ast.ClassDef) and node.name == name)
-    text = f"{ast.get_docstring(found) or ''}\n"
+def _documented(library: LibraryClass) -> dict[str, str]:
+    text = f"{ast.get_docstring(_class_of(library)) or ''}\n"
     return {argument: " ".join(entry.split()) for argument, entry in _ENTRY.findall(text)}
 
 
 @functools.cache
-def enum_values(module: str, name: str) -> tuple[str, ...]:
-    """The values of a string enumeration, in the order of the source."""
-    assignments = (node.value for node in _class_body(module, name) if isinstance(node, ast.Assign))
+def installed_values(values: LibraryValues) -> tuple[str, ...]:
+    """The values of an installed enumeration, in the order of the source."""
+    assignments = (node.value for node in _class_of(values).body if isinstance(node, ast.Assign))
     return tuple(str(value.value) for value in assignments if isinstance(value, ast.Constant))
+
+
+def _class_of(library: LibraryClass | LibraryValues) -> ast.ClassDef:
+    nodes = _source_tree(library.module).body
+    return next(node for node in nodes if isinstance(node, ast.ClassDef) and node.name == library.name)
 
 
 @functools.cache
@@ -128,26 +152,3 @@ def _source_tree(module: str) -> ast.Module:
         raise ModuleNotFoundError(f"{package} is not installed")
     source = Path(spec.origin).parent.joinpath(*inner).with_suffix(".py")
     return ast.parse(source.read_text(encoding="utf-8"))
-
-
-def _class_body(module: str, name: str) -> list[ast.stmt]:
-    nodes = _source_tree(module).body
-    return next(node.body for node in nodes if isinstance(node, ast.ClassDef) and node.name == name)
-
-
-class _TypingNames(dict[str, Any]):
-    """The names an annotation may use; any other stands for a class of the library, and is `Any` here."""
-
-    def __missing__(self, name: str) -> Any:
-        return getattr(typing, name, Any)
-
-
-def _evaluate(annotation: ast.expr | None) -> Any:
-    if annotation is None:
-        return Any
-    builtins = {kind.__name__: kind for kind in (bool, int, float, str, list, dict, tuple, set)}
-    code = compile(ast.Expression(annotation), "<annotation>", "eval")
-    try:
-        return eval(code, {"__builtins__": {}}, _TypingNames(builtins))
-    except (AttributeError, TypeError):  # an attribute or subscript of a class that only the library knows
-        return Any

@@ -19,7 +19,7 @@ __all__ = ["recipe_schema"]
 
 
 def recipe_schema() -> dict[str, Any]:
-    """JSON Schema (draft 2020-12) of a recipe, with the arguments of the installed libraries that it may name."""
+    """JSON Schema (draft 2020-12) of a recipe, with the arguments of the libraries that it may name."""
     schema = Recipe.model_json_schema()
     sections: dict[type[Section], str] = {}
     places: list[tuple[str, type[Section]]] = [("", Recipe), *all_sections(Recipe)]

@@ -8,7 +8,7 @@ from typing import Any, ClassVar, NoReturn
 from pydantic import BaseModel, ConfigDict, ModelWrapValidatorHandler, TypeAdapter, ValidationError, model_validator
 from pydantic_core import InitErrorDetails, PydanticCustomError
 
-from peftkit.recipe.installed import LibraryClass
+from peftkit.recipe.libraries import LibraryClass
 
 __all__ = ["LibrarySection", "Section", "disagree"]
 
@@ -44,8 +44,8 @@ class Section(BaseModel):
 class LibrarySection(Section):
     """A section that takes, beside its own documented fields, every other argument of one library class.
 
-    Those arguments are checked against the installed library: a name that it does not have is an error like any
-    other unknown name, and so is a value of the wrong type.
+    Those arguments are checked against the newest supported version of the library: a name that it does not have is an
+    error like any other unknown name, and so is a value of the wrong type.
     """
 
     model_config = ConfigDict(extra="allow")

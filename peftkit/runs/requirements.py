@@ -1,10 +1,10 @@
-"""The installed libraries, beside what peftkit requires and what it was tested with."""
+"""The installed libraries and Python, compared with what peftkit requires and the versions that it was tested with."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
-from importlib.metadata import PackageNotFoundError, requires
+from importlib.metadata import PackageNotFoundError, metadata, requires
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,13 +16,27 @@ from peftkit.errors import RunError
 from peftkit.extras import EXTRAS
 from peftkit.runs.versions import version_of
 
-__all__ = ["Library", "check_complete", "examine_library", "installed_libraries", "pinned_versions"]
+__all__ = [
+    "LOWEST",
+    "NEWEST",
+    "Library",
+    "check_complete",
+    "examine_library",
+    "installed_libraries",
+    "pinned_versions",
+    "supported_pythons",
+]
 
-State = Literal["tested", "newer", "older", "unknown", "unfit", "missing"]
+State = Literal["tested", "supported", "newer", "unknown", "unfit", "missing"]
+
+NEWEST = "constraints.txt"
+LOWEST = "constraints-lowest.txt"
+"""The two lists of versions that all tests, and those that touch libraries, run with."""
 
 _PACKAGE = Path(__file__).resolve().parents[1]
-# An installed package carries the list inside it; a checkout has it beside it, where pip is pointed at it.
-_FILES = (_PACKAGE / "assets" / "constraints.txt", _PACKAGE.parent / "constraints.txt")
+# An installed package carries the lists inside it; a checkout has them beside it, where pip is pointed at them.
+_FOLDERS = (_PACKAGE / "assets", _PACKAGE.parent)
+_PYTHON = "Programming Language :: Python :: 3."
 
 
 @dataclass(frozen=True)
@@ -36,12 +50,15 @@ class Library:
     required: str
     """As `>=2.13`; empty where any will do."""
 
+    lowest: str | None
+    """The lowest version that peftkit was tested with; None where that is not known."""
+
     tested: str | None
-    """The version that peftkit was tested with; None where that is not known."""
+    """The newest one; None where that is not known."""
 
     state: State
-    """`tested`: the very version. `newer` and `older` than that, as is allowed. `unknown`: nothing is known to have
-    been tested. `unfit`: not what is required."""
+    """`tested`: the lowest or the newest tested version. `supported`: between them. `newer` than both. `unknown`:
+    nothing is known to have been tested. `unfit`: not what is required."""
 
     @property
     def pin(self) -> str:
@@ -53,7 +70,7 @@ class Library:
         """What to do; None where there is nothing to do."""
         return {
             "newer": f"If something fails: pip install {self.pin}",
-            "unfit": f"peftkit requires {self.required}: pip install {self.pin}",
+            "unfit": f"peftkit requires {self.required}. Run pip install {self.pin}",
             "missing": f"pip install {self.pin}",
         }.get(self.state)
 
@@ -64,10 +81,11 @@ class Library:
 
 def installed_libraries() -> list[Library]:
     """Every library that peftkit requires, as its own package says; none where peftkit itself is not installed."""
-    tested = pinned_versions()
+    lowest, newest = pinned_versions(LOWEST), pinned_versions(NEWEST)
     return [
-        examine_library(wanted, version_of(wanted.name), tested.get(canonicalize_name(wanted.name)))
+        examine_library(wanted, version_of(wanted.name), newest.get(name), lowest.get(name))
         for wanted in _required()
+        for name in [canonicalize_name(wanted.name)]
     ]
 
 
@@ -83,12 +101,15 @@ def check_complete(libraries: Sequence[Library]) -> None:
         raise RunError(f"{names}: not installed.", where="doctor", remedy=f"Run pip install {pins}.")
 
 
-def examine_library(wanted: Requirement, installed: str | None, tested: str | None) -> Library:
-    """Compare what is installed of a library with what is required and what was tested."""
-    return Library(wanted.name, installed, str(wanted.specifier), tested, _state(wanted, installed, tested))
+def examine_library(
+    wanted: Requirement, installed: str | None, tested: str | None, lowest: str | None = None
+) -> Library:
+    """Compare what is installed of a library with what is required and the versions that were tested."""
+    state = _state(wanted, installed, tested, lowest)
+    return Library(wanted.name, installed, str(wanted.specifier), lowest, tested, state)
 
 
-def _state(wanted: Requirement, installed: str | None, tested: str | None) -> State:
+def _state(wanted: Requirement, installed: str | None, tested: str | None, lowest: str | None) -> State:
     if installed is None:
         return "missing"
     if not wanted.specifier.contains(installed, prereleases=True):
@@ -96,17 +117,30 @@ def _state(wanted: Requirement, installed: str | None, tested: str | None) -> St
     if tested is None:
         return "unknown"
     public = Version(Version(installed).public)  # without what a build adds, as +cpu
-    if public == Version(tested):
+    if public in {Version(pin) for pin in (tested, lowest) if pin}:
         return "tested"
-    return "newer" if public > Version(tested) else "older"
+    return "newer" if public > Version(tested) else "supported"
 
 
-def pinned_versions() -> dict[str, str]:
-    """The version of each library that peftkit was tested with, by its normal name; empty where the list is gone."""
-    file = next((file for file in _FILES if file.is_file()), None)
+def pinned_versions(name: str = NEWEST) -> dict[str, str]:
+    """The version of each library in a list, by its normal name; empty where the list is gone."""
+    file = next((folder / name for folder in _FOLDERS if (folder / name).is_file()), None)
     lines = file.read_text(encoding="utf-8").splitlines() if file else []
-    pins = (line.partition("==") for line in lines if "==" in line and not line.startswith("#"))
-    return {canonicalize_name(name): pin.strip() for name, _, pin in pins}
+    pins = [Requirement(line) for line in lines if "==" in line and not line.startswith("#")]
+    return {
+        canonicalize_name(pin.name): next(iter(pin.specifier)).version
+        for pin in pins
+        if pin.marker is None or pin.marker.evaluate()
+    }
+
+
+def supported_pythons() -> list[str]:
+    """The versions of Python that peftkit was tested with, as its package says; none where it is not installed."""
+    try:
+        classifiers = metadata("peftkit").get_all("Classifier") or []
+    except PackageNotFoundError:
+        return []
+    return sorted((f"3.{name.removeprefix(_PYTHON)}" for name in classifiers if name.startswith(_PYTHON)), key=Version)
 
 
 def _required() -> Iterator[Requirement]:

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from transformers import TrainingArguments
 
+from peftkit.compatibility import spelled
 from peftkit.errors import FieldError
 from peftkit.planning.decisions import (
     choose_checkpointing,
@@ -59,7 +60,7 @@ def training_arguments(
     if chosen["warmup_steps"] >= 1:
         chosen["warmup_steps"] = int(chosen["warmup_steps"])
     try:
-        arguments = TrainingArguments(**chosen)
+        arguments = TrainingArguments(**spelled(chosen, TrainingArguments.__dataclass_fields__))
         arguments._n_gpu = min(arguments.n_gpu, 1)  # Trainer would train on all GPUs from one process: other steps
         return arguments
     except (ValueError, TypeError, ImportError) as error:

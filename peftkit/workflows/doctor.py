@@ -24,7 +24,7 @@ from peftkit.planning.precision import choose_precision, dtype_of
 from peftkit.recipe.hyperparameters import Quantization
 from peftkit.recipe.schema import Base
 from peftkit.redaction import redact
-from peftkit.runs.requirements import Library
+from peftkit.runs.requirements import Library, supported_pythons
 from peftkit.runs.versions import installed_versions
 from peftkit.storage import cache_folder
 from peftkit.workflows.surroundings import reach_hub, room_at
@@ -58,6 +58,9 @@ class Report:
     hardware: Hardware
     versions: dict[str, str | None]
     libraries: Sequence[Library]
+    pythons: list[str]
+    """The versions of Python that were tested, from the lowest."""
+
     checks: list[Check]
     decisions: list[Decision[Any]]
 
@@ -67,6 +70,7 @@ class Report:
             "hardware": self.hardware.record(),
             "versions": self.versions,
             "libraries": [library.record() for library in self.libraries],
+            "supported_pythons": self.pythons,
             "checks": [asdict(check) for check in self.checks],
             "decisions": [asdict(decision) for decision in self.decisions],
         }
@@ -98,7 +102,7 @@ def examine(libraries: Sequence[Library]) -> Report:
         _try("reach the hub", reach_hub, needed=False),
     ]
     decisions = decide(hardware, varlen=has_varlen(), flash=find_spec("flash_attn") is not None)
-    return Report(hardware, installed_versions(), libraries, checks, decisions)
+    return Report(hardware, installed_versions(), libraries, supported_pythons(), checks, decisions)
 
 
 def _try(name: str, check: Callable[[], str], *, needed: bool = True, advice: str | None = None) -> Check:
@@ -118,9 +122,10 @@ def _fitting(libraries: Sequence[Library]) -> str:
     if unfit:
         pins = " ".join(library.pin for library in unfit)
         names = ", ".join(f"{library.name} {library.installed}" for library in unfit)
-        raise RunError(f"{names}: not what peftkit requires", remedy=f"pip install {pins}")
-    tested = sum(library.state == "tested" for library in libraries)
-    return f"{len(libraries)} are required and there, {tested} of them as tested"
+        raise RunError(f"{names}: not what peftkit requires", remedy=f"Run pip install {pins}")
+    newer = [f"{library.name} {library.installed}" for library in libraries if library.state == "newer"]
+    beyond = f"; newer than tested: {', '.join(newer)}" if newer else ""
+    return f"{len(libraries)} are installed, each in a version that peftkit supports{beyond}"
 
 
 def _describe(hardware: Hardware) -> str:

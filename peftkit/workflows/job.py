@@ -18,6 +18,7 @@ from peftkit.planning.hardware import Hardware
 from peftkit.planning.precision import ChosenPrecision, Dtype, choose_base_dtype, choose_precision
 from peftkit.planning.processes import check_machine, check_recipe
 from peftkit.planning.sharding import check_sharding, is_sharded
+from peftkit.recipe.installed import check_installed
 from peftkit.recipe.loader import RecipeFile
 from peftkit.recipe.schema import Recipe
 from peftkit.runs.folder import RunFolder
@@ -150,6 +151,7 @@ def prepare_job(file: RecipeFile, processes: Processes = ALONE, *, elsewhere: Ha
         hardware = elsewhere or detect_hardware()
         check_machine(processes.place, hardware)
         check_recipe(recipe, processes.count)
+        check_installed(recipe)
         decide(hardware, recipe)  # what this machine cannot do is refused here, at its line of the recipe
         precision = choose_precision(recipe.precision, hardware).choice
         check_sharding(recipe, processes.count, precision)

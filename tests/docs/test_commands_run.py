@@ -27,6 +27,8 @@ BLOCK = re.compile(r"^ *```(\w*)\n(.*?)^ *```", re.MULTILINE | re.DOTALL)
 
 NOT_RUN = {
     "pip install -c constraints.txt": "the tests run in what it installed, as `.ci/run` does from nothing",
+    "pip install -c constraints-lowest.txt": "`.ci/run` does, and runs tests there",
+    "pip install -c torch.txt": "it would install into the environment of the tests",
     "pytest": "this is it",
     "peftkit quickstart": "tests/workflows/test_quickstart.py runs it",
     "HF_TOKEN=hf_... peftkit push": "it sends to the hub",

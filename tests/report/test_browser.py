@@ -5,13 +5,18 @@ from __future__ import annotations
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Final, Literal
+from typing import TYPE_CHECKING, Final, Literal
 
-import axe_core_python  # type: ignore[import-untyped]
 import pytest
-from playwright.sync_api import Browser, sync_playwright
 
 from peftkit.workflows.report import write_report
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser
+
+# a machine that only runs the tests of a GPU need not have them
+axe_core_python = pytest.importorskip("axe_core_python")
+sync_api = pytest.importorskip("playwright.sync_api")
 
 Scheme = Literal["light", "dark"]
 SCHEMES: Final[tuple[Scheme, ...]] = ("light", "dark")
@@ -23,7 +28,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.skipif(CHROMIUM is None, reason="the
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
-    with sync_playwright() as playwright:
+    with sync_api.sync_playwright() as playwright:
         started = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
         yield started
         started.close()
