@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,20 @@ from peftkit.recipe.hyperparameters import Training
 from peftkit.recipe.schema import Recipe
 
 __all__ = ["products_as_before", "training_arguments"]
+
+_PARENTS = ("backends", "backends.cudnn")
+"""What others inherit their `fp32_precision` from: everything, and everything on CUDA."""
+
+_PRECISIONS = (
+    *_PARENTS,
+    "backends.cuda.matmul",
+    "backends.cudnn.conv",
+    "backends.cudnn.rnn",
+    "backends.mkldnn.matmul",
+    "backends.mkldnn.conv",
+    "backends.mkldnn.rnn",
+)
+"""All that have one, parents first. `mkldnn` itself has one that cannot be set: its setter sets the first parent's."""
 
 
 def training_arguments(
@@ -109,10 +124,34 @@ def _decided(training: Training, hardware: Hardware, precision: ChosenPrecision)
 
 @contextlib.contextmanager
 def products_as_before() -> Iterator[None]:
-    """Undo what `TrainingArguments` does about TF32: it acts on the whole process, and what follows is to be exact."""
-    backends: Any = torch.backends
-    before = backends.fp32_precision
+    """Undo what training does about TF32: it acts on the whole process, and what follows is to be exact.
+
+    `TrainingArguments` sets the precision of all backends. A compilation then sets that of CUDA's matmuls to what it
+    inherits, after which it follows the common setting no more, so every setting is put back. The older API
+    (`torch.set_float32_matmul_precision`, `allow_tf32`) agrees again with it then.
+    """
+    before = _own_precisions()
     try:
         yield
     finally:
-        backends.fp32_precision = before
+        _set_precisions(before)
+
+
+def _own_precisions() -> dict[str, str]:
+    """What each precision is set to by itself, of those that this torch has.
+
+    One that is set to `none` reads as its parent's, so a parent is `none` while those below it are read.
+    """
+    found: dict[str, str] = {}
+    for name in _PRECISIONS:
+        with contextlib.suppress(AttributeError):
+            found[name] = attrgetter(f"{name}.fp32_precision")(torch)
+        if name in _PARENTS:
+            _set_precisions({name: "none"})
+    _set_precisions(found)
+    return found
+
+
+def _set_precisions(precisions: dict[str, str]) -> None:
+    for name, precision in precisions.items():
+        attrgetter(name)(torch).fp32_precision = precision

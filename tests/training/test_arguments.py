@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from transformers.utils.import_utils import enable_tf32
 
 from peftkit.errors import FieldError, RecipeError
 from peftkit.planning.devices import device_named
@@ -60,14 +62,74 @@ def test_training_takes_the_decisions_that_are_printed(recipe_path: Path, tmp_pa
     assert [arguments.use_cpu for arguments in (*built, own)] == [True, False, False]
 
 
-def test_a_run_leaves_the_products_of_its_process_as_they_were() -> None:
-    backends: Any = torch.backends
-    before = backends.fp32_precision
+BACKENDS: Any = torch.backends
+PRECISIONS = {
+    "all": BACKENDS,
+    "cuda": BACKENDS.cudnn,
+    "cuda matmul": BACKENDS.cuda.matmul,
+    "cuda conv": BACKENDS.cudnn.conv,
+    "cuda rnn": BACKENDS.cudnn.rnn,
+    "mkldnn matmul": BACKENDS.mkldnn.matmul,
+    "mkldnn conv": BACKENDS.mkldnn.conv,
+    "mkldnn rnn": BACKENDS.mkldnn.rnn,
+}
+
+
+def precisions() -> dict[str, str]:
+    """What each of torch's settings of fp32 compute is in effect."""
+    return {name: place.fp32_precision for name, place in PRECISIONS.items()}
+
+
+def train_with_tf32() -> None:
+    """What a run does to these settings that is compiled on an NVIDIA GPU."""
+    enable_tf32(True)
+    torch._dynamo.reset()
+    torch.compile(lambda values: values + 1, backend="eager")(torch.ones(2))
+
+
+@pytest.fixture
+def _precisions_as_before() -> Iterator[None]:
+    before = precisions()
+    yield
+    torch.set_float32_matmul_precision("highest")
+    for name, value in before.items():
+        PRECISIONS[name].fp32_precision = value
+
+
+def test_a_run_that_compiles_leaves_the_precision_of_matmuls_as_it_was() -> None:
+    before = precisions()
 
     with products_as_before():
-        backends.fp32_precision = "tf32"
+        train_with_tf32()
+        within = precisions()
 
-    assert backends.fp32_precision == before
+    assert (within["all"], within["cuda matmul"]) == ("tf32", "tf32")
+    assert precisions() == before
+
+
+def test_after_a_run_the_common_precision_still_acts_on_all_that_inherit_it() -> None:
+    with products_as_before():
+        train_with_tf32()
+
+    with products_as_before():
+        BACKENDS.fp32_precision = "ieee"
+        inherited = precisions()
+
+    assert inherited["cuda matmul"] == inherited["mkldnn matmul"] == "ieee"
+
+
+@pytest.mark.usefixtures("_precisions_as_before")
+@pytest.mark.parametrize("chosen", ["highest", "high"])
+def test_what_was_chosen_by_the_older_api_is_kept_and_can_still_be_asked_for(chosen: str) -> None:
+    torch.set_float32_matmul_precision(chosen)
+    before = precisions()
+
+    with products_as_before():
+        train_with_tf32()
+
+    assert torch.get_float32_matmul_precision() == chosen
+    assert BACKENDS.cuda.matmul.allow_tf32 is (chosen == "high")
+    assert precisions() == before
 
 
 def test_a_combination_that_transformers_refuses_is_an_error_about_training(recipe_path: Path, tmp_path: Path) -> None:
