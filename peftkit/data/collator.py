@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
@@ -11,7 +12,12 @@ import torch
 from peftkit.data.documents import NO_LABEL
 from peftkit.data.sequences import Features
 
-__all__ = ["Collator"]
+__all__ = ["ON_HOST", "Batch", "Collator"]
+
+ON_HOST = ("num_tokens", "numbers")
+"""What of a batch are arrays and not tensors: loaders and the Trainer leave them on the host, where they are read."""
+
+Batch: TypeAlias = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -29,10 +35,12 @@ class Collator:
     bounds: bool = False
     """Add where the documents of packed rows begin: the program would wait for a GPU that is to find them."""
 
-    def __call__(self, features: Sequence[Features]) -> dict[str, torch.Tensor]:
+    def __call__(self, features: Sequence[Features]) -> Batch:
         """The batch: `input_ids`, `labels` and, if packed, `position_ids` [rows, tokens]; `num_tokens` [rows].
 
-        Where the rows have a number, `numbers` [rows] are these.
+        `label_indices` [labels] are the places of the tokens in the loss among all rows * tokens of the batch, which a
+        GPU could otherwise not find without the host waiting for their number. Where the rows have a number, `numbers`
+        [rows] are these.
 
         In a packed row the padding is a document of its own, with positions from 0. `cu_seq_lens_q`, as Transformers
         calls it, has the bounds of documents where they are wanted: the place of each one's first token when the rows
@@ -43,13 +51,14 @@ class Collator:
         packed = "position_ids" in features[0]
         if self.flat and packed:
             features = [{name: np.concatenate([row[name] for row in features]) for name in features[0]}]
-        batch = {
+        batch: Batch = {
             "input_ids": self._padded(features, "input_ids", self.pad_token_id),
             "labels": self._padded(features, "labels", NO_LABEL),
-            "num_tokens": torch.tensor(lengths),
+            "num_tokens": np.array(lengths),
         }
+        batch["label_indices"] = _label_indices(batch["labels"])
         if numbers:
-            batch["numbers"] = torch.from_numpy(np.concatenate(numbers))
+            batch["numbers"] = np.concatenate(numbers)
         if packed:
             batch["position_ids"] = self._padded(features, "position_ids", 0)
             for row, values in enumerate(features):
@@ -68,3 +77,10 @@ class Collator:
         for index, row in enumerate(features):
             padded[index, : len(row[name])] = row[name]
         return torch.from_numpy(padded)
+
+
+def _label_indices(labels: torch.Tensor) -> torch.Tensor:
+    """The places of labels [rows, tokens] in the flattened batch, without the first of a row: nothing predicts that."""
+    taught = labels != NO_LABEL
+    taught[:, 0] = False
+    return taught.flatten().nonzero()[:, 0]
