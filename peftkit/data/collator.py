@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
 from peftkit.data.documents import NO_LABEL
@@ -14,8 +15,8 @@ from peftkit.data.sequences import Features
 
 __all__ = ["ON_HOST", "Batch", "Collator"]
 
-ON_HOST = ("num_tokens", "numbers")
-"""What of a batch are arrays and not tensors: loaders and the Trainer leave them on the host, where they are read."""
+ON_HOST = ("num_tokens", "numbers", "packed")
+"""What of a batch is no tensor: loaders and Trainer leave it on the host, where it is read. Models do not see it."""
 
 Batch: TypeAlias = dict[str, Any]
 
@@ -40,7 +41,7 @@ class Collator:
 
         `label_indices` [labels] are the places of the tokens in the loss among all rows * tokens of the batch, which a
         GPU could otherwise not find without the host waiting for their number. Where the rows have a number, `numbers`
-        [rows] are these.
+        [rows] are these. `packed` says whether a row holds several documents.
 
         In a packed row the padding is a document of its own, with positions from 0. `cu_seq_lens_q`, as Transformers
         calls it, has the bounds of documents where they are wanted: the place of each one's first token when the rows
@@ -55,8 +56,9 @@ class Collator:
             "input_ids": self._padded(features, "input_ids", self.pad_token_id),
             "labels": self._padded(features, "labels", NO_LABEL),
             "num_tokens": np.array(lengths),
+            "packed": False,
         }
-        batch["label_indices"] = _label_indices(batch["labels"])
+        batch["label_indices"] = torch.from_numpy(_label_indices(batch["labels"].numpy()))
         if numbers:
             batch["numbers"] = np.concatenate(numbers)
         if packed:
@@ -64,6 +66,7 @@ class Collator:
             for row, values in enumerate(features):
                 padding = batch["position_ids"][row, len(values["position_ids"]) :]
                 padding.copy_(torch.arange(len(padding)))
+            batch["packed"] = bool((batch["position_ids"][:, 1:] == 0).any())
             if self.bounds:
                 positions = batch["position_ids"].flatten()
                 first = (positions == 0).nonzero().flatten()  # all documents, and so all rows, begin at 0
@@ -79,8 +82,8 @@ class Collator:
         return torch.from_numpy(padded)
 
 
-def _label_indices(labels: torch.Tensor) -> torch.Tensor:
+def _label_indices(labels: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
     """The places of labels [rows, tokens] in the flattened batch, without the first of a row: nothing predicts that."""
-    taught = labels != NO_LABEL
-    taught[:, 0] = False
-    return taught.flatten().nonzero()[:, 0]
+    labelled = labels != NO_LABEL
+    labelled[:, 0] = False
+    return np.flatnonzero(labelled)

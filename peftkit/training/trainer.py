@@ -15,6 +15,7 @@ from peftkit import console
 from peftkit.data.collator import ON_HOST
 from peftkit.errors import RunError
 from peftkit.models.dtypes import computing
+from peftkit.models.layout import known_layout
 from peftkit.models.loss import Loss, compute_loss_at_labels, evaluate_loss
 from peftkit.planning.precision import ChosenPrecision
 from peftkit.training.conduct import Conduct
@@ -74,11 +75,13 @@ class TokenTrainer(ResumableTrainer):
         if self._step is None:
             self._step = _Step()
         self._step.batches.append(dict(inputs))
+        packed = inputs["packed"]
         for name in ON_HOST if self._takes_label_indices else (*ON_HOST, "label_indices"):
             inputs.pop(name, None)
         inputs["use_cache"] = False  # with a cache, packed documents would see each other
         try:
-            loss: torch.Tensor = super().training_step(model, inputs, num_items_in_batch)
+            with known_layout(packed=packed):
+                loss: torch.Tensor = super().training_step(model, inputs, num_items_in_batch)
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
