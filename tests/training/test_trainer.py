@@ -24,7 +24,7 @@ from tests.training.waits import LateResults, Waits
 
 Build = Callable[..., TokenTrainer]
 
-FORWARD, OPTIMIZER, EVALUATION = 0.06, 0.04, 0.4
+FORWARD, OPTIMIZER, EVALUATION = 0.4, 0.1, 0.4
 """Seconds of a device's work."""
 
 ACCUMULATED = ("training.gradient_accumulation_steps=2", "training.per_device_train_batch_size=2")
@@ -61,14 +61,14 @@ class Watch(TrainerCallback):
         self._open.close()
         lists.append(self._open.enter_context(Waits()).names)
 
-    def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+    def on_step_begin(self, *_: Any, **__: Any) -> None:
         self._open.close()
         self._count_into(self.steps)
 
-    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+    def on_step_end(self, *_: Any, **__: Any) -> None:
         self._count_into(self.logs)
 
-    def on_log(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+    def on_log(self, *_: Any, **__: Any) -> None:
         self._open.close()
 
 
@@ -83,7 +83,7 @@ class Late(TrainerCallback):
     def _forward(self, *_: Any) -> None:
         self._results.ask_for(FORWARD if self._model.training else EVALUATION)
 
-    def on_train_begin(self, args: Any, state: Any, control: Any, optimizer: Any = None, **_: Any) -> None:
+    def on_train_begin(self, *_: Any, optimizer: Any, **__: Any) -> None:
         optimizer.optimizer.register_step_post_hook(lambda *_: self._results.ask_for(OPTIMIZER))
 
 
@@ -118,7 +118,7 @@ def test_logging_reads_only_the_sum_of_the_losses_which_is_on_the_host(build: Bu
 @pytest.mark.parametrize("accumulation", [1, 2])
 def test_a_step_lasts_until_its_device_has_computed_it(accumulation: int, build: Build) -> None:
     trainer = build(
-        "full", f"training.gradient_accumulation_steps={accumulation}", "training.max_steps=4",
+        "full", f"training.gradient_accumulation_steps={accumulation}", "training.max_steps=3",
         "training.per_device_train_batch_size=2", "training.eval_strategy=no",
     )  # fmt: skip
     results = LateResults()
@@ -129,7 +129,7 @@ def test_a_step_lasts_until_its_device_has_computed_it(accumulation: int, build:
         trainer.run(None)
 
     # the optimizer's last step is waited for on a GPU only
-    assert trainer.progress.step_seconds >= 4 * accumulation * FORWARD + 3 * OPTIMIZER
+    assert trainer.progress.step_seconds >= 3 * accumulation * FORWARD + 2 * OPTIMIZER
     assert trainer.progress.step_seconds <= time.perf_counter() - start
 
 
@@ -170,14 +170,14 @@ class GpuWaits(TrainerCallback):
         self._caught: Any = None
         self._found: Any = None
 
-    def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+    def on_step_begin(self, *_: Any, **__: Any) -> None:
         self._end()
         torch.cuda.set_sync_debug_mode("warn")
         self._caught = warnings.catch_warnings(record=True)
         self._found = self._caught.__enter__()
         warnings.simplefilter("always")
 
-    def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+    def on_train_end(self, *_: Any, **__: Any) -> None:
         self._end()
 
     def _end(self) -> None:
