@@ -24,6 +24,7 @@ from peftkit.planning.precision import ChosenPrecision, choose_tf32
 from peftkit.planning.processes import share_of
 from peftkit.recipe.hyperparameters import Training
 from peftkit.recipe.schema import Recipe
+from peftkit.storage import read_json
 
 __all__ = ["products_as_before", "training_arguments"]
 
@@ -66,6 +67,7 @@ def training_arguments(
         "disable_tqdm": True,
         "fsdp": None,  # peftkit shards the model itself, before the Trainer trains it
         "logging_nan_inf_filter": False,  # it would show a NaN as a loss of 0
+        "accelerator_config": _loading(recipe.training, hardware, processes),
     }
     if processes > 1:
         chosen.update(_shared(recipe, processes))
@@ -101,13 +103,36 @@ def _shared(recipe: Recipe, processes: int) -> dict[str, Any]:
         "log_level_replica": "error",  # the main process is as quiet by itself
         "data_seed": training.seed if data_seed is None else data_seed,
         "ddp_find_unused_parameters": given.get("ddp_find_unused_parameters") or False,
-        "accelerator_config": {
-            **(given.get("accelerator_config") or {}),
-            "split_batches": True,
-            "even_batches": False,
-            "dispatch_batches": False,
-        },
     }
+
+
+def _loading(training: Training, hardware: Hardware, processes: int) -> dict[str, Any]:
+    """How batches come from the loader to the device: the recipe's `accelerator_config`, completed.
+
+    A GPU copies batches from pinned memory by itself while the host continues; otherwise the host would wait for each.
+
+    Raises:
+        FieldError: the recipe wants batches to be dispatched, and peftkit deals their rows out itself.
+    """
+    extra: dict[str, Any] = training.model_extra or {}
+    given = extra.get("accelerator_config") or {}
+    if isinstance(given, str):
+        given = _read_config(Path(given))
+    if given.get("dispatch_batches"):
+        what = "cannot be true: each process makes its own rows."
+        raise FieldError("training.accelerator_config.dispatch_batches", what, remedy="Remove it.")
+    pinned = hardware.device == "cuda" and choose_pinned_memory(training, hardware).choice
+    shared = {"split_batches": True, "even_batches": False} if processes > 1 else {}
+    return {"non_blocking": pinned, **given, "dispatch_batches": False, **shared}
+
+
+def _read_config(path: Path) -> dict[str, Any]:
+    """Accelerate's configuration in a JSON file, which Transformers takes too."""
+    try:
+        return dict(read_json(path))
+    except (OSError, ValueError, TypeError) as error:
+        what = f"{path} cannot be read as a JSON object: {error}"
+        raise FieldError("training.accelerator_config", what, remedy="Write its values into the recipe.") from error
 
 
 def _decided(training: Training, hardware: Hardware, precision: ChosenPrecision) -> dict[str, Any]:

@@ -96,6 +96,40 @@ def _precisions_as_before() -> Iterator[None]:
         PRECISIONS[name].fp32_precision = value
 
 
+def test_batches_are_copied_to_a_gpu_while_the_host_continues(recipe_path: Path, tmp_path: Path) -> None:
+    changes = ("training.dataloader_pin_memory=false",), ("training.accelerator_config={non_blocking: false}",)
+    built = [training_arguments(recipe_of(recipe_path), device, "fp32", tmp_path) for device in (CPU, T4)]
+    own = [training_arguments(recipe_of(recipe_path, "lora", *each), T4, "fp32", tmp_path) for each in changes]
+    many = training_arguments(recipe_of(recipe_path), T4, "fp32", tmp_path, processes=2)
+
+    asked = [arguments.accelerator_config.non_blocking for arguments in (*built, *own, many)]
+
+    assert asked == [False, True, False, False, True]
+
+
+def test_what_a_recipe_says_of_loading_is_taken(recipe_path: Path, tmp_path: Path) -> None:
+    path = tmp_path / "accelerator.json"
+    path.write_text('{"use_seedable_sampler": false}', encoding="utf-8")
+
+    built = [
+        training_arguments(recipe_of(recipe_path, "lora", f"training.accelerator_config={given}"), CPU, "fp32", path)
+        for given in ("{use_seedable_sampler: false}", path)
+    ]
+
+    assert [each.accelerator_config.use_seedable_sampler for each in built] == [False, False]
+
+
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [("{dispatch_batches: true}", "each process makes its own rows"), ("missing.json", "missing.json cannot be read")],
+)
+def test_loading_that_peftkit_cannot_do_is_refused(given: str, told: str, recipe_path: Path, tmp_path: Path) -> None:
+    recipe = recipe_of(recipe_path, "lora", f"training.accelerator_config={given}")
+
+    with pytest.raises(FieldError, match=told):
+        training_arguments(recipe, CPU, "fp32", tmp_path)
+
+
 def test_a_run_that_compiles_leaves_the_precision_of_matmuls_as_it_was() -> None:
     before = precisions()
 
