@@ -49,7 +49,7 @@ def build(recipe_path: Path, tmp_path: Path) -> Iterator[Build]:
         yield build
 
 
-class Watch(TrainerCallback):
+class Watch(TrainerCallback):  # type: ignore[misc]
     """Counts what would wait for a GPU: in each step, and from there until it has been logged."""
 
     def __init__(self) -> None:
@@ -72,7 +72,7 @@ class Watch(TrainerCallback):
         self._open.close()
 
 
-class Late(TrainerCallback):
+class Late(TrainerCallback):  # type: ignore[misc]
     """Gives a device that computes late the work of a run: a forward pass, and an optimizer step."""
 
     def __init__(self, results: LateResults, model: Any) -> None:
@@ -162,7 +162,7 @@ def test_a_gpu_is_waited_for_once_a_step(changes: tuple[str, ...], build: Build)
     assert [step for step in steps[1:-1] if len(step) > 1] == []  # the first and the last have other work, too
 
 
-class GpuWaits(TrainerCallback):
+class GpuWaits(TrainerCallback):  # type: ignore[misc]
     """Lists torch's own warnings of operations that wait for the GPU, from one step to the next."""
 
     def __init__(self, steps: list[list[str]]) -> None:
