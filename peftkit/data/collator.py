@@ -4,14 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any, TypeAlias
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
 from peftkit.data.documents import NO_LABEL
 from peftkit.data.sequences import Features
 
-__all__ = ["Collator"]
+__all__ = ["ON_HOST", "Batch", "Collator"]
+
+ON_HOST = ("num_tokens", "numbers", "packed")
+"""What of a batch is no tensor: loaders and Trainer leave it on the host, where it is read. Models do not see it."""
+
+Batch: TypeAlias = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -29,10 +36,12 @@ class Collator:
     bounds: bool = False
     """Add where the documents of packed rows begin: the program would wait for a GPU that is to find them."""
 
-    def __call__(self, features: Sequence[Features]) -> dict[str, torch.Tensor]:
+    def __call__(self, features: Sequence[Features]) -> Batch:
         """The batch: `input_ids`, `labels` and, if packed, `position_ids` [rows, tokens]; `num_tokens` [rows].
 
-        Where the rows have a number, `numbers` [rows] are these.
+        `label_indices` [labels] are the places of the tokens in the loss among all rows * tokens of the batch, which a
+        GPU could otherwise not find without the host waiting for their number. Where the rows have a number, `numbers`
+        [rows] are these. `packed` says whether a row holds several documents.
 
         In a packed row the padding is a document of its own, with positions from 0. `cu_seq_lens_q`, as Transformers
         calls it, has the bounds of documents where they are wanted: the place of each one's first token when the rows
@@ -43,18 +52,21 @@ class Collator:
         packed = "position_ids" in features[0]
         if self.flat and packed:
             features = [{name: np.concatenate([row[name] for row in features]) for name in features[0]}]
-        batch = {
+        batch: Batch = {
             "input_ids": self._padded(features, "input_ids", self.pad_token_id),
             "labels": self._padded(features, "labels", NO_LABEL),
-            "num_tokens": torch.tensor(lengths),
+            "num_tokens": np.array(lengths),
+            "packed": False,
         }
+        batch["label_indices"] = torch.from_numpy(_label_indices(batch["labels"].numpy()))
         if numbers:
-            batch["numbers"] = torch.from_numpy(np.concatenate(numbers))
+            batch["numbers"] = np.concatenate(numbers)
         if packed:
             batch["position_ids"] = self._padded(features, "position_ids", 0)
             for row, values in enumerate(features):
                 padding = batch["position_ids"][row, len(values["position_ids"]) :]
                 padding.copy_(torch.arange(len(padding)))
+            batch["packed"] = bool((batch["position_ids"][:, 1:] == 0).any())
             if self.bounds:
                 positions = batch["position_ids"].flatten()
                 first = (positions == 0).nonzero().flatten()  # all documents, and so all rows, begin at 0
@@ -68,3 +80,10 @@ class Collator:
         for index, row in enumerate(features):
             padded[index, : len(row[name])] = row[name]
         return torch.from_numpy(padded)
+
+
+def _label_indices(labels: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    """The places of labels [rows, tokens] in the flattened batch, without the first of a row: nothing predicts that."""
+    labelled = labels != NO_LABEL
+    labelled[:, 0] = False
+    return np.flatnonzero(labelled)

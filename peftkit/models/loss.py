@@ -79,11 +79,12 @@ def compute_loss_at_labels(model: Any, label_smoothing: float = 0.0) -> bool:
         input_ids: torch.Tensor | None = None,
         labels: torch.Tensor | None = None,
         num_items_in_batch: torch.Tensor | int | None = None,
+        label_indices: torch.Tensor | None = None,
         **inputs: Any,
     ) -> Any:
         if labels is None:
             return stock(input_ids=input_ids, **inputs)
-        hidden, targets = _at_labels(inner, labels, input_ids=input_ids, **inputs)
+        hidden, targets = _at_labels(inner, labels, label_indices, input_ids=input_ids, **inputs)
         total = _summed_loss(hidden, head, targets, label_smoothing)
         return CausalLMOutput(loss=total / (len(targets) if num_items_in_batch is None else num_items_in_batch))
 
@@ -110,9 +111,9 @@ def row_losses(
     Matmuls are computed in `precision`, and the logits and what passes from layer to layer in float32, whatever dtype
     the weights are held in: methods differ in that, and are compared.
 
-    A batch holds `input_ids` and `labels` [rows, tokens], the labels not yet shifted, and `position_ids` where
-    documents are packed. There is neither mask nor cache, which is what keeps packed documents apart. The model is in
-    evaluation mode until the last batch; its own mode is put back.
+    A batch holds `input_ids` and `labels` [rows, tokens], the labels not yet shifted, `position_ids` where documents
+    are packed, and may hold the `label_indices` of `peftkit.data.collator`. There is neither mask nor cache, which is
+    what keeps packed documents apart. The model is in evaluation mode until the last batch; its own mode is put back.
     """
     sharded = getattr(model, LABEL_LOSSES, None)
     losses_of = sharded or label_losses(model)
@@ -126,7 +127,7 @@ def row_losses(
                 rows = len(batch["input_ids"])
                 which = (batch["labels"][:, 1:] != _NO_LABEL).nonzero()[:, 0].cpu()
                 with torch.no_grad(), computing(model, precision):
-                    losses = losses_of({name: values.to(device) for name, values in batch.items()})
+                    losses = losses_of(_moved(batch, device))
                 yield torch.bincount(which, losses.cpu().double(), rows), torch.bincount(which, minlength=rows)
     finally:
         model.train(was_training)
@@ -140,7 +141,7 @@ def label_losses(model: Any) -> Callable[[dict[str, torch.Tensor]], torch.Tensor
 
 def _losses_from_hidden(inner: Any, batch: dict[str, torch.Tensor]) -> torch.Tensor:
     """The loss in nats of each labelled token, [labels], float32, from a few hundred logits at a time."""
-    hidden, targets = _at_labels(inner, batch["labels"], **_inputs(batch))
+    hidden, targets = _at_labels(inner, batch["labels"], batch.get("label_indices"), **_inputs(batch))
     return token_losses(hidden, Head(inner.get_output_embeddings()), targets, _compute_dtype(hidden))
 
 
@@ -172,6 +173,12 @@ def _inputs(batch: dict[str, torch.Tensor]) -> dict[str, Any]:
     return {name: batch[name] for name in names if name in batch} | {"use_cache": False}
 
 
+def _moved(batch: dict[str, Any], device: torch.device) -> dict[str, torch.Tensor]:
+    """The tensors of a batch on a device; a CUDA device copies them by itself while the host continues."""
+    tensors = {name: values for name, values in batch.items() if isinstance(values, torch.Tensor)}
+    return {name: values.to(device, non_blocking=device.type == "cuda") for name, values in tensors.items()}
+
+
 def _causal_model(model: Any) -> Any:
     """The language model itself, inside its adapter where it has one."""
     return model.get_base_model() if hasattr(model, "peft_config") else model
@@ -201,10 +208,18 @@ def _has_plain_head(inner: Any) -> bool:
     return bool(torch.allclose(logits.float(), expected.float(), rtol=1e-3, atol=1e-5))
 
 
-def _at_labels(inner: Any, labels: torch.Tensor, **inputs: Any) -> tuple[torch.Tensor, torch.Tensor]:
-    """The hidden states [labels, width] that predict a labelled token, and those tokens [labels]."""
-    hidden = _body(inner)(**inputs).last_hidden_state[:, :-1]
-    targets = labels[:, 1:]
+def _at_labels(
+    inner: Any, labels: torch.Tensor, indices: torch.Tensor | None = None, **inputs: Any
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The hidden states [labels, width] that predict a labelled token, and those tokens [labels].
+
+    With the places of these tokens in the flattened batch, [labels], a GPU need not be waited for to know how many
+    there are.
+    """
+    hidden = _body(inner)(**inputs).last_hidden_state
+    if indices is not None:
+        return hidden.flatten(0, 1).index_select(0, indices - 1), labels.flatten().index_select(0, indices)
+    hidden, targets = hidden[:, :-1], labels[:, 1:]
     taught = targets != _NO_LABEL
     return hidden[taught], targets[taught]
 

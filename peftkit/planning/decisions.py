@@ -209,5 +209,5 @@ def choose_pinned_memory(training: Training, hardware: Hardware) -> Decision[boo
     """Whether batches are put where a GPU can fetch them by itself."""
     asked = set_by_recipe("pinned memory", training, "dataloader_pin_memory")
     on = hardware.device == "cuda"
-    why = "the GPU fetches a batch while it computes" if on else "batches are where the products are"
+    why = "batches are copied to the GPU while the host continues" if on else "batches are where the products are"
     return asked or Decision("pinned memory", on, why)

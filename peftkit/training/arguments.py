@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +25,23 @@ from peftkit.planning.precision import ChosenPrecision, choose_tf32
 from peftkit.planning.processes import share_of
 from peftkit.recipe.hyperparameters import Training
 from peftkit.recipe.schema import Recipe
+from peftkit.storage import read_json
 
 __all__ = ["products_as_before", "training_arguments"]
+
+_PARENTS = ("backends", "backends.cudnn")
+"""What others inherit their `fp32_precision` from: everything, and everything on CUDA."""
+
+_PRECISIONS = (
+    *_PARENTS,
+    "backends.cuda.matmul",
+    "backends.cudnn.conv",
+    "backends.cudnn.rnn",
+    "backends.mkldnn.matmul",
+    "backends.mkldnn.conv",
+    "backends.mkldnn.rnn",
+)
+"""All that have one, parents first. `mkldnn` itself has one that cannot be set: its setter sets the first parent's."""
 
 
 def training_arguments(
@@ -52,6 +68,7 @@ def training_arguments(
         "disable_tqdm": True,
         "fsdp": None,  # peftkit shards the model itself, before the Trainer trains it
         "logging_nan_inf_filter": False,  # it would show a NaN as a loss of 0
+        "accelerator_config": _loading(recipe.training, hardware, processes),
     }
     if processes > 1:
         chosen.update(_shared(recipe, processes))
@@ -87,13 +104,36 @@ def _shared(recipe: Recipe, processes: int) -> dict[str, Any]:
         "log_level_replica": "error",  # the main process is as quiet by itself
         "data_seed": training.seed if data_seed is None else data_seed,
         "ddp_find_unused_parameters": given.get("ddp_find_unused_parameters") or False,
-        "accelerator_config": {
-            **(given.get("accelerator_config") or {}),
-            "split_batches": True,
-            "even_batches": False,
-            "dispatch_batches": False,
-        },
     }
+
+
+def _loading(training: Training, hardware: Hardware, processes: int) -> dict[str, Any]:
+    """How batches come from the loader to the device: the recipe's `accelerator_config`, completed.
+
+    A GPU copies batches from pinned memory by itself while the host continues; otherwise the host would wait for each.
+
+    Raises:
+        FieldError: the recipe wants batches to be dispatched, and peftkit deals their rows out itself.
+    """
+    extra: dict[str, Any] = training.model_extra or {}
+    given = extra.get("accelerator_config") or {}
+    if isinstance(given, str):
+        given = _read_config(Path(given))
+    if given.get("dispatch_batches"):
+        what = "cannot be true: each process makes its own rows."
+        raise FieldError("training.accelerator_config.dispatch_batches", what, remedy="Remove it.")
+    pinned = hardware.device == "cuda" and choose_pinned_memory(training, hardware).choice
+    shared = {"split_batches": True, "even_batches": False} if processes > 1 else {}
+    return {"non_blocking": pinned, **given, "dispatch_batches": False, **shared}
+
+
+def _read_config(path: Path) -> dict[str, Any]:
+    """Accelerate's configuration in a JSON file, which Transformers takes too."""
+    try:
+        return dict(read_json(path))
+    except (OSError, ValueError, TypeError) as error:
+        what = f"{path} cannot be read as a JSON object: {error}"
+        raise FieldError("training.accelerator_config", what, remedy="Write its values into the recipe.") from error
 
 
 def _decided(training: Training, hardware: Hardware, precision: ChosenPrecision) -> dict[str, Any]:
@@ -110,10 +150,34 @@ def _decided(training: Training, hardware: Hardware, precision: ChosenPrecision)
 
 @contextlib.contextmanager
 def products_as_before() -> Iterator[None]:
-    """Undo what `TrainingArguments` does about TF32: it acts on the whole process, and what follows is to be exact."""
-    backends: Any = torch.backends
-    before = backends.fp32_precision
+    """Undo what training does about TF32: it acts on the whole process, and what follows is to be exact.
+
+    `TrainingArguments` sets the precision of all backends. A compilation then sets that of CUDA's matmuls to what it
+    inherits, after which it follows the common setting no more, so every setting is put back. The older API
+    (`torch.set_float32_matmul_precision`, `allow_tf32`) agrees again with it then.
+    """
+    before = _own_precisions()
     try:
         yield
     finally:
-        backends.fp32_precision = before
+        _set_precisions(before)
+
+
+def _own_precisions() -> dict[str, str]:
+    """What each precision is set to by itself, of those that this torch has.
+
+    One that is set to `none` reads as its parent's, so a parent is `none` while those below it are read.
+    """
+    found: dict[str, str] = {}
+    for name in _PRECISIONS:
+        with contextlib.suppress(AttributeError):
+            found[name] = attrgetter(f"{name}.fp32_precision")(torch)
+        if name in _PARENTS:
+            _set_precisions({name: "none"})
+    _set_precisions(found)
+    return found
+
+
+def _set_precisions(precisions: dict[str, str]) -> None:
+    for name, precision in precisions.items():
+        attrgetter(name)(torch).fp32_precision = precision

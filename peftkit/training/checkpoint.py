@@ -40,7 +40,8 @@ class Progress:
     """Tokens seen in training, without padding."""
 
     step_seconds: float = 0.0
-    """Time spent in the forward and backward passes and between them, without evaluation and saving."""
+    """Time of the optimizer steps until the device had computed them, with the fetching of their batches; without
+    evaluation and saving."""
 
     train_seconds: float = 0.0
     peak_memory_bytes: int = 0

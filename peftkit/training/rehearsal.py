@@ -100,8 +100,8 @@ class _Watch(TrainerCallback):  # type: ignore[misc]
 def _longest_step(trainer: TokenTrainer, train: Prepared) -> int:
     """A forward and backward pass of the longest rows, while the optimizer's state is there; gives what was kept."""
     batch = _longest(trainer, train, trainer.args.per_device_train_batch_size)
-    inputs = {name: values.to(trainer.args.device) for name, values in batch.items()}
-    inputs = {name: inputs[name] for name in ("input_ids", "labels", "position_ids") if name in inputs}
+    names = ("input_ids", "labels", "position_ids")
+    inputs = {name: batch[name].to(trainer.args.device) for name in names if name in batch}
     trainer.model.train()
     with kept_for_backward(trainer.model) as kept, trainer.compute_loss_context_manager():
         loss = trainer.compute_loss(trainer.model, inputs | {"use_cache": False})

@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
 
+import torch
 from transformers import TrainerCallback
 
 from peftkit.adapters.card import CARD_NAME
@@ -16,6 +17,7 @@ from peftkit.errors import MemoryRunError, RunError, Stopped
 from peftkit.runs.checkpoints import Checkpoint, checkpoint_place
 from peftkit.storage import manifest_faults, write_text
 from peftkit.training.checkpoint import CheckpointWriter, StateFiles, random_state, set_random_state
+from peftkit.training.clock import StepClock
 from peftkit.training.conduct import Conduct
 from peftkit.training.shared import SharedTrainer
 from peftkit.training.values import read_values
@@ -27,6 +29,9 @@ __all__ = ["ResumableTrainer"]
 class ResumableTrainer(SharedTrainer):
     """A Trainer that writes checkpoints which verify, goes on from them exactly, and stops between two steps."""
 
+    _tr_loss: torch.Tensor
+    """Trainer's sum of the losses that have not been logged yet."""
+
     def __init__(self, conduct: Conduct, weights: Weights, **arguments: Any) -> None:
         super().__init__(conduct.processes, weights, **arguments)
         self.conduct = conduct
@@ -36,6 +41,7 @@ class ResumableTrainer(SharedTrainer):
         self._begun = time.perf_counter()
         self._random_at_epoch: dict[str, Any] = random_state()
         self.in_epoch = False
+        self.clock = StepClock(conduct.progress, self.args.device)
         self.add_callback(_Epochs(self))
 
     def run(self, checkpoint: Checkpoint | None) -> None:
@@ -125,6 +131,7 @@ class ResumableTrainer(SharedTrainer):
     def begin_epoch(self) -> None:
         """Note, or put back, what the order of an epoch's data is drawn from."""
         self.in_epoch = True
+        self._tr_loss = self._tr_loss.cpu()  # the losses are added up where they are read: logging waits for no GPU
         if self._resumed is not None:
             checkpoint, self._resumed = self._resumed, None
             saved = self._saved_randoms(str(checkpoint.path))[0]
@@ -177,6 +184,7 @@ class ResumableTrainer(SharedTrainer):
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         """Write a checkpoint that `resume` goes on from."""
         del model, trial
+        self.clock.stop()
         start = time.perf_counter()
         self.store_flos()
         self.progress.checkpoints += 1
@@ -249,3 +257,4 @@ class _Epochs(TrainerCallback):  # type: ignore[misc]
     def on_epoch_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         del args, state, control
         self._trainer.in_epoch = False
+        self._trainer.clock.stop()

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator
 from itertools import chain
 from typing import Any
 
+import numpy as np
 import torch
 from transformers import Trainer
 
@@ -61,6 +62,6 @@ class SharedTrainer(Trainer):  # type: ignore[misc]
     def _blanks(self) -> Iterator[dict[str, Any]]:
         """Batches that teach nothing and count for nothing: the beginning of a row, without labels."""
         row = {name: values[:_FEW_TOKENS] for name, values in self.train_dataset[0].items() if name != "number"}
+        row["labels"] = np.full_like(row["labels"], NO_LABEL)
         while True:
-            blank = self.data_collator([row])
-            yield {**blank, "labels": torch.full_like(blank["labels"], NO_LABEL), "num_tokens": torch.zeros(1).long()}
+            yield {**self.data_collator([row]), "num_tokens": np.zeros(1, np.int64)}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-import time
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,8 +12,10 @@ import torch
 from transformers.trainer_utils import EvalLoopOutput
 
 from peftkit import console
+from peftkit.data.collator import ON_HOST
 from peftkit.errors import RunError
 from peftkit.models.dtypes import computing
+from peftkit.models.layout import known_layout
 from peftkit.models.loss import Loss, compute_loss_at_labels, evaluate_loss
 from peftkit.planning.precision import ChosenPrecision
 from peftkit.training.conduct import Conduct
@@ -32,9 +34,8 @@ _OVERFLOWS = 50
 
 @dataclass
 class _Step:
-    """What is known of an optimizer step before it is taken."""
+    """What is there of an optimizer step before it is taken; on a GPU the losses may still have to be computed."""
 
-    loss_before: torch.Tensor
     losses: list[torch.Tensor] = field(default_factory=list)
     batches: list[dict[str, torch.Tensor]] = field(default_factory=list)
 
@@ -44,7 +45,8 @@ class TokenTrainer(ResumableTrainer):
 
     def __init__(self, conduct: Conduct, weights: Weights, **arguments: Any) -> None:
         super().__init__(conduct, weights, **arguments)
-        if compute_loss_at_labels(self.model, self.args.label_smoothing_factor):
+        self._takes_label_indices = compute_loss_at_labels(self.model, self.args.label_smoothing_factor)
+        if self._takes_label_indices:
             self.label_smoother = None  # the model smooths itself
             self.model_accepts_loss_kwargs = True
         else:
@@ -55,26 +57,40 @@ class TokenTrainer(ResumableTrainer):
         self._step: _Step | None = None
         self._overflows = 0
 
+    def get_batch_samples(
+        self, epoch_iterator: Iterator[Any], num_batches: int, device: Any
+    ) -> tuple[list[dict[str, Any]], Any]:
+        """The batches of a step, which begins here."""
+        self.clock.start()
+        samples: tuple[list[dict[str, Any]], Any] = super().get_batch_samples(epoch_iterator, num_batches, device)
+        return samples
+
     def training_step(self, model: Any, inputs: dict[str, Any], num_items_in_batch: Any = None) -> torch.Tensor:
-        """One forward and backward pass; a loss that is not finite counts as nothing until the step is looked at."""
-        start = time.perf_counter()
+        """One forward and backward pass.
+
+        Returns:
+            Zero, on the CPU, which Trainer adds to the losses to be logged. The real loss is added by `_check_step`:
+            here it would be waited for.
+        """
         if self._step is None:
-            self._step = _Step(self._tr_loss.clone())
+            self._step = _Step()
         self._step.batches.append(dict(inputs))
-        for name in ("num_tokens", "numbers"):
+        packed = inputs["packed"]
+        for name in ON_HOST if self._takes_label_indices else (*ON_HOST, "label_indices"):
             inputs.pop(name, None)
         inputs["use_cache"] = False  # with a cache, packed documents would see each other
         try:
-            loss: torch.Tensor = super().training_step(model, inputs, num_items_in_batch)
+            with known_layout(packed=packed):
+                loss: torch.Tensor = super().training_step(model, inputs, num_items_in_batch)
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
             shortage = error.with_traceback(None)  # whose frames would hold what memory is short of
         else:
             self._step.losses.append(loss)
-            self.progress.step_seconds += time.perf_counter() - start
-            return torch.nan_to_num(loss, nan=0.0, posinf=0.0, neginf=0.0)
-        raise self.conduct.advise(self, self._step.batches[-1]) from shortage
+            return torch.zeros(())
+        batch = self._step.batches[-1]
+        raise self.conduct.advise(self, {name: batch[name] for name in _INPUTS if name in batch}) from shortage
 
     @property
     def precision(self) -> ChosenPrecision:
@@ -91,29 +107,32 @@ class TokenTrainer(ResumableTrainer):
         """The rate that the next step will take."""
         return float(self._get_learning_rate())
 
-    def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> Any:
-        """The norm, once the step is known to be one; Trainer asks for it before each."""
-        norm = whole_tensor(super()._get_grad_norm(model, grad_norm))
-        self._check_step(norm)
-        return norm
+    def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> float:
+        """The norm, once the step is known to be one; Trainer asks for it before each, and logs it."""
+        return self._check_step(whole_tensor(super()._get_grad_norm(model, grad_norm)))
 
-    def _check_step(self, norm: Any) -> None:
-        """See that losses and gradients of a step are numbers, and stop or leave it out.
+    def _check_step(self, norm: Any) -> float:
+        """See that losses and gradients of a step are numbers, and stop or leave it out; gives the gradients' norm.
+
+        This is where a step waits for the device, and the only place: all that the host must know comes in one piece.
 
         Raises:
             RunError: they are not, and the recipe does not say to skip.
         """
         assert self._step is not None
         step, self._step = self._step, None
-        losses = torch.stack(step.losses).isfinite().tolist()
+        *losses, norm = torch.stack([*step.losses, torch.as_tensor(norm, device=step.losses[0].device)]).tolist()
+        self.clock.lap()
+        finite = [math.isfinite(loss) for loss in losses]
         tokens = sum(int(batch["num_tokens"].sum()) for batch in step.batches)
-        broken, tokens_of_all = self.processes.sums(losses.count(False), tokens)
+        broken, tokens_of_all = self.processes.sums(finite.count(False), tokens)
         self.progress.train_tokens += int(tokens_of_all)
-        norm_is_finite = bool(torch.isfinite(torch.as_tensor(norm)))
-        if not broken and (norm_is_finite or self._may_overflow()):
-            self._overflows = 0 if norm_is_finite else self._overflows
-            return
-        blamed = [batch for batch, finite in zip(step.batches, losses, strict=True) if not (broken and finite)]
+        if not broken and (math.isfinite(norm) or self._may_overflow()):
+            self._overflows = 0 if math.isfinite(norm) else self._overflows
+            for loss in losses:
+                self._tr_loss += loss
+            return float(norm)
+        blamed = [batch for batch, sound in zip(step.batches, finite, strict=True) if not (broken and sound)]
         what = "loss" if broken else "gradient norm"
         line = f"the {what} is not a finite number at step {self.state.global_step + 1}{self._named(blamed)}"
         if self.conduct.on_nonfinite == "stop":
@@ -125,16 +144,16 @@ class TokenTrainer(ResumableTrainer):
             )
         self.progress.skipped_steps += 1
         self.conduct.warn(f"{line}; the step is skipped.")
-        self._leave_out(step)
+        self._leave_out()
+        return float(norm)
 
     def _may_overflow(self) -> bool:
         """In fp16 the scaler finds its scale by overflowing, and leaves such a step out itself."""
         self._overflows += 1
         return self.accelerator.scaler is not None and self._overflows < _OVERFLOWS
 
-    def _leave_out(self, step: _Step) -> None:
+    def _leave_out(self) -> None:
         """Take no optimizer step, and log no loss for it; the schedule goes on."""
-        self._tr_loss.copy_(step.loss_before)
         self._globalstep_last_logged += 1
         if self.accelerator.scaler is None:
             self.accelerator.gradient_state._set_sync_gradients(False)  # the optimizer's step does nothing then
@@ -167,6 +186,7 @@ class TokenTrainer(ResumableTrainer):
             RunError: the loss is not finite.
         """
         del description, prediction_loss_only, ignore_keys
+        self.clock.stop()
         batches = self.in_step(dataloader) if self.weights.are_sharded else dataloader
         own = evaluate_loss(self.model, batches, self.precision)
         total, tokens, sequences = self.processes.sums(own.total, own.tokens, own.sequences)

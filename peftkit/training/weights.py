@@ -13,6 +13,7 @@ from typing import Any
 from safetensors.torch import load_file
 
 from peftkit.errors import RunError
+from peftkit.training.paged import load_optimizer_state
 
 __all__ = ["Weights", "load_weights"]
 
@@ -55,7 +56,7 @@ class Weights:
 
     def load_state(self, optimizer: Any, state: dict[str, Any]) -> None:
         """Let an optimizer go on from a whole state."""
-        optimizer.load_state_dict(state)
+        load_optimizer_state(optimizer, state)
 
 
 def load_weights(model: Any, folder: Path) -> None:

@@ -91,6 +91,21 @@ def test_label_smoothing_is_the_trainers_in_loss_and_gradients(kind: str, adapte
     assert_equal(gradients(model, output.loss), stock)
 
 
+@pytest.mark.parametrize("adapted", [False, True])
+def test_with_the_places_of_labels_loss_and_gradients_are_the_same(adapted: bool, tmp_path: Any) -> None:
+    model, inputs = model_of("gpt2", adapted, tmp_path), batch()
+    compute_loss_at_labels(model)
+    labelled = inputs["labels"] != -100
+    labelled[:, 0] = False
+    found = model(**inputs)
+    expected = gradients(model, found.loss)
+
+    output = model(**inputs, label_indices=labelled.flatten().nonzero()[:, 0])
+
+    assert output.loss.item() == found.loss.item()
+    assert_equal(gradients(model, output.loss), expected)
+
+
 def test_a_bias_that_is_trained_on_a_frozen_head_is_taken_as_it_is_now() -> None:
     model = AutoModelForCausalLM.from_config(copy.deepcopy(SHAPES["phi, whose head has a bias"]))
     model.lm_head = torch.nn.Linear(32, 600)  # no multiple of what heads are filled up to

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from transformers.utils.import_utils import enable_tf32
 
 from peftkit.errors import FieldError, RecipeError
 from peftkit.planning.devices import device_named
@@ -60,14 +62,108 @@ def test_training_takes_the_decisions_that_are_printed(recipe_path: Path, tmp_pa
     assert [arguments.use_cpu for arguments in (*built, own)] == [True, False, False]
 
 
-def test_a_run_leaves_the_products_of_its_process_as_they_were() -> None:
-    backends: Any = torch.backends
-    before = backends.fp32_precision
+BACKENDS: Any = torch.backends
+PRECISIONS = {
+    "all": BACKENDS,
+    "cuda": BACKENDS.cudnn,
+    "cuda matmul": BACKENDS.cuda.matmul,
+    "cuda conv": BACKENDS.cudnn.conv,
+    "cuda rnn": BACKENDS.cudnn.rnn,
+    "mkldnn matmul": BACKENDS.mkldnn.matmul,
+    "mkldnn conv": BACKENDS.mkldnn.conv,
+    "mkldnn rnn": BACKENDS.mkldnn.rnn,
+}
+
+
+def precisions() -> dict[str, str]:
+    """What each of torch's settings of fp32 compute is in effect."""
+    return {name: place.fp32_precision for name, place in PRECISIONS.items()}
+
+
+def train_with_tf32() -> None:
+    """What a run does to these settings that is compiled on an NVIDIA GPU."""
+    enable_tf32(True)
+    torch._dynamo.reset()
+    torch.compile(lambda values: values + 1, backend="eager")(torch.ones(2))
+
+
+@pytest.fixture
+def _precisions_as_before() -> Iterator[None]:
+    before = precisions()
+    yield
+    torch.set_float32_matmul_precision("highest")
+    for name, value in before.items():
+        PRECISIONS[name].fp32_precision = value
+
+
+def test_batches_are_copied_to_a_gpu_while_the_host_continues(recipe_path: Path, tmp_path: Path) -> None:
+    changes = ("training.dataloader_pin_memory=false",), ("training.accelerator_config={non_blocking: false}",)
+    built = [training_arguments(recipe_of(recipe_path), device, "fp32", tmp_path) for device in (CPU, T4)]
+    own = [training_arguments(recipe_of(recipe_path, "lora", *each), T4, "fp32", tmp_path) for each in changes]
+    many = training_arguments(recipe_of(recipe_path), T4, "fp32", tmp_path, processes=2)
+
+    asked = [arguments.accelerator_config.non_blocking for arguments in (*built, *own, many)]
+
+    assert asked == [False, True, False, False, True]
+
+
+def test_what_a_recipe_says_of_loading_is_taken(recipe_path: Path, tmp_path: Path) -> None:
+    path = tmp_path / "accelerator.json"
+    path.write_text('{"use_seedable_sampler": false}', encoding="utf-8")
+
+    built = [
+        training_arguments(recipe_of(recipe_path, "lora", f"training.accelerator_config={given}"), CPU, "fp32", path)
+        for given in ("{use_seedable_sampler: false}", path)
+    ]
+
+    assert [each.accelerator_config.use_seedable_sampler for each in built] == [False, False]
+
+
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [("{dispatch_batches: true}", "each process makes its own rows"), ("missing.json", "missing.json cannot be read")],
+)
+def test_loading_that_peftkit_cannot_do_is_refused(given: str, told: str, recipe_path: Path, tmp_path: Path) -> None:
+    recipe = recipe_of(recipe_path, "lora", f"training.accelerator_config={given}")
+
+    with pytest.raises(FieldError, match=told):
+        training_arguments(recipe, CPU, "fp32", tmp_path)
+
+
+def test_a_run_that_compiles_leaves_the_precision_of_matmuls_as_it_was() -> None:
+    before = precisions()
 
     with products_as_before():
-        backends.fp32_precision = "tf32"
+        train_with_tf32()
+        within = precisions()
 
-    assert backends.fp32_precision == before
+    assert (within["all"], within["cuda matmul"]) == ("tf32", "tf32")
+    assert precisions() == before
+
+
+def test_after_a_run_the_common_precision_still_acts_on_all_that_inherit_it() -> None:
+    with products_as_before():
+        train_with_tf32()
+
+    with products_as_before():
+        BACKENDS.fp32_precision = "ieee"
+        inherited = precisions()
+
+    assert inherited["cuda matmul"] == inherited["mkldnn matmul"] == "ieee"
+
+
+@pytest.mark.usefixtures("_precisions_as_before")
+@pytest.mark.parametrize("chosen", ["highest", "high"])
+def test_what_was_chosen_by_the_older_api_is_kept_and_can_still_be_asked_for(chosen: str) -> None:
+    torch.set_float32_matmul_precision(chosen)
+    before = precisions()
+
+    with products_as_before():
+        train_with_tf32()
+
+    assert torch.get_float32_matmul_precision() == chosen
+    assert BACKENDS.cuda.matmul.allow_tf32 is (chosen == "high")
+    assert precisions() == before
 
 
 def test_a_combination_that_transformers_refuses_is_an_error_about_training(recipe_path: Path, tmp_path: Path) -> None:

@@ -1,0 +1,127 @@
+"""A paged optimizer that is resumed keeps its state in pages, and takes the steps that would have come."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import bitsandbytes
+import pytest
+import torch
+
+from peftkit.training.paged import load_optimizer_state
+from peftkit.training.values import read_values, write_values
+
+SHAPE = (256, 512)
+"""Above 100,000 numbers, from where bitsandbytes keeps state in pages, and above 4,096, from where it has 8 bits."""
+
+KINDS = {
+    "AdamW 8-bit": bitsandbytes.optim.PagedAdamW8bit,
+    "AdamW 32-bit": bitsandbytes.optim.PagedAdamW32bit,
+    "Lion 8-bit": bitsandbytes.optim.PagedLion8bit,
+}
+ON_GPU = {**KINDS, "AdEMAMix 8-bit": bitsandbytes.optim.PagedAdEMAMix8bit}
+GPU = pytest.param("cuda", marks=[pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA")])
+
+
+@pytest.fixture(autouse=True)
+def _no_warning_that_a_cpu_has_no_pages() -> Iterator[None]:
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Paged optimizers are not supported on CPU")
+        yield
+
+
+@pytest.fixture(params=KINDS)
+def kind(request: pytest.FixtureRequest) -> Any:
+    """One of bitsandbytes' own classes, whose buffers on a CPU are marked as pages are."""
+    own: Any = KINDS[request.param]
+
+    class Marked(own):  # type: ignore[misc]
+        def get_state_buffer(self, p: torch.Tensor, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+            buffer: torch.Tensor = super().get_state_buffer(p, dtype)
+            buffer.is_paged = p.numel() >= 1e5  # type: ignore[attr-defined]
+            return buffer
+
+        def prefetch_state(self, p: torch.Tensor) -> None:
+            """There is nothing to fetch on a CPU."""
+
+    return Marked
+
+
+class Training:
+    """A large weight and a small one, and the optimizer that trains them."""
+
+    def __init__(self, kind: Any, device: str = "cpu") -> None:
+        generator = torch.Generator().manual_seed(0)
+        shapes = (SHAPE, (8,))
+        self.weights = [torch.nn.Parameter(torch.randn(shape, generator=generator).to(device)) for shape in shapes]
+        self.optimizer: Any = kind(self.weights, lr=1e-3)
+
+    def steps(self, count: int) -> None:
+        for _ in range(count):
+            for weight in self.weights:
+                weight.grad = weight.detach() * 2
+            self.optimizer.step()
+
+    def resumed(self, path: Path, kind: Any, device: str = "cpu") -> Training:
+        """Another one that goes on from its state in a file."""
+        write_values(path, self.optimizer.state_dict())
+        other = Training(kind, device)
+        with torch.no_grad():
+            for ours, theirs in zip(other.weights, self.weights, strict=True):
+                ours.copy_(theirs)
+        load_optimizer_state(other.optimizer, read_values(path))
+        return other
+
+    @property
+    def paged(self) -> list[str]:
+        """The names of the large weight's state that is in pages."""
+        state = self.optimizer.state[self.weights[0]]
+        return sorted(name for name, value in state.items() if getattr(value, "is_paged", False))
+
+
+def test_state_that_was_in_pages_is_in_pages_after_a_resume(kind: Any, tmp_path: Path) -> None:
+    training = Training(kind)
+    training.steps(2)
+
+    other = training.resumed(tmp_path / "optimizer.safetensors", kind)
+
+    assert other.paged == training.paged != []
+
+
+def test_a_resumed_paged_optimizer_takes_the_very_same_steps(kind: Any, tmp_path: Path) -> None:
+    training = Training(kind)
+    training.steps(2)
+
+    other = training.resumed(tmp_path / "optimizer.safetensors", kind)
+    for each in (training, other):
+        each.steps(3)
+
+    assert all(torch.equal(ours, theirs) for ours, theirs in zip(other.weights, training.weights, strict=True))
+
+
+def test_an_optimizer_without_pages_takes_its_state_as_ever(tmp_path: Path) -> None:
+    training = Training(bitsandbytes.optim.AdamW8bit)
+    training.steps(2)
+
+    other = training.resumed(tmp_path / "optimizer.safetensors", bitsandbytes.optim.AdamW8bit)
+    for each in (training, other):
+        each.steps(3)
+
+    assert all(torch.equal(ours, theirs) for ours, theirs in zip(other.weights, training.weights, strict=True))
+
+
+@pytest.mark.parametrize("name", ON_GPU)
+@pytest.mark.parametrize("device", [GPU])
+def test_pages_of_a_gpu_are_pages_again_and_give_the_same_steps(name: str, device: str, tmp_path: Path) -> None:
+    training = Training(ON_GPU[name], device)
+    training.steps(2)
+
+    other = training.resumed(tmp_path / "optimizer.safetensors", ON_GPU[name], device)
+    for each in (training, other):
+        each.steps(3)
+
+    assert other.paged == training.paged != []
+    assert all(torch.equal(ours, theirs) for ours, theirs in zip(other.weights, training.weights, strict=True))
