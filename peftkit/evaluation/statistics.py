@@ -6,9 +6,8 @@ import math
 from collections.abc import Sequence
 from statistics import fmean, variance
 
-from scipy.special import stdtrit
-
 from peftkit.runs.comparison import Statistic
+from peftkit.student import two_sided_t
 
 __all__ = ["statistic", "welch_interval"]
 
@@ -32,5 +31,5 @@ def welch_interval(ours: Sequence[float], theirs: Sequence[float]) -> tuple[floa
     if squared == 0:
         return difference, difference
     freedom = squared**2 / sum(part**2 / (len(values) - 1) for part, values in zip(parts, (ours, theirs), strict=True))
-    reach = float(stdtrit(freedom, 0.975)) * math.sqrt(squared)  # Student's t, exceeded either way 5 of 100 times
+    reach = two_sided_t(freedom) * math.sqrt(squared)
     return difference - reach, difference + reach
