@@ -7,11 +7,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import fmean, stdev
 
-from scipy.special import stdtrit
-
 from peftkit.planning.hardware import Hardware
 from peftkit.planning.precision import ChosenPrecision
 from peftkit.planning.schedule import Schedule
+from peftkit.student import two_sided_t
 
 __all__ = ["Duration", "Pace", "computed_duration", "duration", "operations_of_a_token"]
 
@@ -54,7 +53,7 @@ def duration(pace: Pace, schedule: Schedule) -> Duration:
         return Duration(seconds, None, None)
     # of the mean of the steps that were measured, and of the sum of those that will be
     error = stdev(pace.step_seconds) * math.sqrt(schedule.steps**2 / measured + schedule.steps)
-    reach = float(stdtrit(measured - 1, 0.975)) * error
+    reach = two_sided_t(measured - 1) * error
     return Duration(seconds, max(beside, seconds - reach), seconds + reach)
 
 
