@@ -11,10 +11,11 @@ import json
 import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from typing import IO, TYPE_CHECKING, Any, Literal, TextIO, cast
+from contextlib import contextmanager, suppress
+from typing import IO, TYPE_CHECKING, Any, TextIO, cast
 
 from peftkit.redaction import redact
+from peftkit.tables import lay_out
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -37,20 +38,59 @@ __all__ = [
     "warning",
 ]
 
-_SHORT = 12
-"""Cells of a table that have no more characters than this stay on one line."""
+_WIDTH = 80
+"""Characters of a line where there is no terminal."""
 
 
-@functools.cache
-def stdout() -> Console:
-    """Where results go."""
-    from rich.console import Console
+class _Results:
+    """Standard output, as plain text: importing Rich takes as long as most commands that print a table."""
 
-    class Results(Console):
-        def on_broken_pipe(self) -> None:
-            _lose_reader()
+    def __init__(self) -> None:
+        self.quiet = False
 
-    return Results(highlight=False, soft_wrap=True, emoji=False)
+    @property
+    def is_terminal(self) -> bool:
+        """Whether a person sees it."""
+        return sys.stdout.isatty()
+
+    @property
+    def encoding(self) -> str:
+        """How characters are written."""
+        return sys.stdout.encoding
+
+    @property
+    def width(self) -> int:
+        """The characters that a line has room for: in the terminal that one of the streams is, or 80."""
+        given = os.environ.get("COLUMNS", "")
+        if given.isdecimal() and int(given):
+            return int(given)
+        for stream in (1, 2, 0):
+            with suppress(OSError):  # it is no terminal
+                return os.get_terminal_size(stream).columns or _WIDTH
+        return _WIDTH
+
+    def write(self, text: str) -> None:
+        """Write a text and end the line, at once. A reader that has had enough, as `head`, is no failure."""
+        if self.quiet:
+            return
+        try:
+            print(text, flush=True)
+        except BrokenPipeError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # nothing can be written, not even at exit
+
+    def bold(self, line: str) -> str:
+        """The line as a terminal shows it bold; as it is, elsewhere."""
+        plain = not line or not self.is_terminal or os.environ.get("TERM") in ("dumb", None)
+        return line if plain else f"\x1b[1m{line}\x1b[0m"
+
+    def draw(self, marked: str) -> None:
+        """Write a text in Rich's markup."""
+        from rich.console import Console
+
+        Console(highlight=False, quiet=self.quiet).print(marked)
+
+
+stdout = _Results()
 
 
 class _Messages:
@@ -96,12 +136,12 @@ def stderr() -> Console:
     """Where messages, warnings and progress go."""
     from rich.console import Console
 
-    return Console(file=cast(IO[str], _Messages()), highlight=False, emoji=False)
+    return Console(file=cast(IO[str], _Messages()), highlight=False)
 
 
 def hush() -> None:
     """Say and print nothing from here on: another process does."""
-    stdout().quiet = stderr().quiet = True
+    stdout.quiet = stderr().quiet = True
 
 
 def speak() -> None:
@@ -194,27 +234,22 @@ def duration(seconds: float) -> str:
 
 def print_text(text: str) -> None:
     """Print a result as it is, without wrapping or markup."""
-    if not stdout().quiet:
-        try:
-            print(text, flush=True)  # Rich would replace its tabs
-        except BrokenPipeError:
-            _lose_reader()
-
-
-def _lose_reader() -> None:
-    """Write to nothing from here on: who read the results, as `head`, has had enough, which is no failure."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    stdout.write(text)
 
 
 def print_marked(parts: Sequence[tuple[bool, str]]) -> None:
-    """Print a text of which some parts are marked: in colour and, for who sees none, by brackets."""
-    marked = (f"[green]⟦{_plain(text)}⟧[/green]" if mark else f"[dim]{_plain(text)}[/dim]" for mark, text in parts)
-    stdout().print("".join(marked), soft_wrap=not stdout().is_terminal)  # a person reads words, a program lines
+    """Print a text of which some parts are marked: by brackets and, on a terminal, in colour."""
+    if stdout.is_terminal:  # where a person reads it, in lines that break between words
+        stdout.draw(
+            "".join(f"[green]⟦{_plain(text)}⟧[/]" if mark else f"[dim]{_plain(text)}[/]" for mark, text in parts)
+        )
+    else:
+        stdout.write("".join(f"⟦{text}⟧" if mark else text for mark, text in parts))
 
 
 def print_json(value: Any) -> None:
     """Print a result as one JSON document."""
-    print_text(json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False))
+    stdout.write(json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False))
 
 
 def print_table(
@@ -224,13 +259,6 @@ def print_table(
 
     Where the terminal is narrow, long cells go on in a further line; nothing is cut off.
     """
-    from rich.table import Table
-
-    table = Table(title=title, title_justify="left", title_style="bold", box=None, pad_edge=False, padding=(0, 2, 0, 0))
-    for index, column in enumerate(columns):
-        justify: Literal["left", "right"] = "right" if numeric and index else "left"
-        short = max((len(row[index]) for row in rows), default=0) <= _SHORT
-        table.add_column(column, justify=justify, header_style="bold", overflow="fold", no_wrap=short)
-    for row in rows:
-        table.add_row(*(_plain(cell) for cell in row))
-    stdout().print(table, soft_wrap=False)
+    heading, *body = lay_out(columns, rows, stdout.width, numeric=numeric)
+    bold = [*([title] if title is not None else []), *heading]
+    stdout.write("\n".join([*map(stdout.bold, bold), *(line for lines in body for line in lines)]))

@@ -30,7 +30,7 @@ def test_a_table_has_the_width_of_the_terminal(
 
     console.print_table("A title", ["field", "meaning"], [["lora_dropout", "how often inputs are dropped"]])
 
-    assert [line.rstrip() for line in capsys.readouterr().out.splitlines()] == [
+    assert capsys.readouterr().out.splitlines() == [
         "A title",
         "field         meaning",
         "lora_dropout  how often inputs",

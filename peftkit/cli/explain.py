@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
@@ -18,8 +17,6 @@ if TYPE_CHECKING:
     from peftkit.recipe.loader import RecipeFile
 
 __all__ = ["command"]
-
-_WIDTH = 100
 
 
 @click.command("explain")
@@ -97,13 +94,7 @@ def _print_field(field: RecipeField, file: RecipeFile | None) -> None:
 
 
 def _print_summaries(title: str | None, fields: list[RecipeField]) -> None:
-    """A line for each field, laid out by click: Rich takes longer for it than all the rest of the command."""
-    formatter = click.HelpFormatter(width=min(shutil.get_terminal_size().columns, _WIDTH))
-    if title:
-        formatter.write(f"{title}\n")
-    with formatter.indentation():
-        formatter.write_dl([(field.name, field.summary) for field in fields])
-    console.print_text(formatter.getvalue().rstrip("\n"))
+    console.print_table(title, ["field", "what it is"], [[field.name, field.summary] for field in fields])
 
 
 def _print_lines(lines: list[Explained], file: RecipeFile) -> None:

@@ -36,7 +36,7 @@ def command(run: Path, as_json: bool) -> None:
     if not content.metrics:
         console.info(f"{run}: {content.manifest.status}, and nothing is measured yet.")
         return
-    stdout = console.stdout()
+    stdout = console.stdout
     drawable = stdout.is_terminal and stdout.encoding.lower().startswith("utf")
     console.print_text(draw_curves(content, stdout.width, ascii_only=not drawable))
     lines = evaluations(content)

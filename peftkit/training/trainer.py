@@ -16,8 +16,9 @@ from peftkit.errors import RunError
 from peftkit.models.dtypes import computing
 from peftkit.models.loss import Loss, compute_loss_at_labels, evaluate_loss
 from peftkit.planning.precision import ChosenPrecision
+from peftkit.shortage import forget_frames, is_out_of_memory
 from peftkit.training.conduct import Conduct
-from peftkit.training.memory import is_out_of_memory
+from peftkit.training.memory import evaluating
 from peftkit.training.resumable import ResumableTrainer
 from peftkit.training.sharded import whole_tensor
 from peftkit.training.weights import Weights
@@ -61,20 +62,22 @@ class TokenTrainer(ResumableTrainer):
         if self._step is None:
             self._step = _Step(self._tr_loss.clone())
         self._step.batches.append(dict(inputs))
+        self.newest_inputs = self._step.batches[-1]
         for name in ("num_tokens", "numbers"):
             inputs.pop(name, None)
         inputs["use_cache"] = False  # with a cache, packed documents would see each other
         try:
             loss: torch.Tensor = super().training_step(model, inputs, num_items_in_batch)
-        except (RuntimeError, MemoryError) as error:
+        except Exception as error:
             if not is_out_of_memory(error):
                 raise
-            shortage = error.with_traceback(None)  # whose frames would hold what memory is short of
+            forget_frames(error)
+            shortage = error
         else:
             self._step.losses.append(loss)
             self.progress.step_seconds += time.perf_counter() - start
             return torch.nan_to_num(loss, nan=0.0, posinf=0.0, neginf=0.0)
-        raise self.conduct.advise(self, self._step.batches[-1]) from shortage
+        raise self.conduct.advise(self, self.newest_inputs) from shortage
 
     @property
     def precision(self) -> ChosenPrecision:
@@ -165,10 +168,12 @@ class TokenTrainer(ResumableTrainer):
 
         Raises:
             RunError: the loss is not finite.
+            MemoryRunError: a batch does not fit into memory.
         """
         del description, prediction_loss_only, ignore_keys
         batches = self.in_step(dataloader) if self.weights.are_sharded else dataloader
-        own = evaluate_loss(self.model, batches, self.precision)
+        with evaluating(self.args.per_device_eval_batch_size):
+            own = evaluate_loss(self.model, batches, self.precision)
         total, tokens, sequences = self.processes.sums(own.total, own.tokens, own.sequences)
         loss = Loss(total, int(tokens), int(sequences))
         if not math.isfinite(loss.total):

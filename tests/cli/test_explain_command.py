@@ -18,7 +18,7 @@ def test_alone_it_lists_the_fields_in_groups(peftkit: Command) -> None:
     assert done.returncode == 0
     titles = [line.strip() for line in done.stdout.splitlines() if line.strip() in ("recipe", "lora", "base.init")]
     assert titles == ["recipe", "base.init", "lora"]
-    assert "\n  learning_rate " in done.stdout
+    assert "\nlearning_rate " in done.stdout
 
 
 def test_a_field_is_explained_whole(peftkit: Command) -> None:

@@ -31,7 +31,7 @@ def pair() -> Pair:
 def loud() -> Iterator[None]:
     """Messages are seen again, whatever a test has done."""
     yield
-    console.stderr().quiet = console.stdout().quiet = False
+    console.stderr().quiet = console.stdout.quiet = False
 
 
 def test_a_process_alone_sums_and_gathers_what_it_has() -> None:
