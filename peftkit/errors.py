@@ -11,7 +11,7 @@
     │   ├── TargetError          exit 2   a folder named on the command line is not what is needed
     │   └── ChangedError         exit 2   a run that is gone on with, and what has changed since it began
     ├── RunError                 exit 1   a run that started and could not end as promised
-    │   ├── MemoryRunError       exit 1   a step that needs more memory than there is
+    │   ├── MemoryRunError       exit 1   a part of the work that needs more memory than there is
     │   └── PeerError            exit N   a run that another of its processes has ended with status N
     └── Stopped                  exit 128 + N   a run that signal N ended, and that can be gone on with
 
@@ -23,9 +23,11 @@ from __future__ import annotations
 import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 __all__ = [
     "BaseError",
+    "Batch",
     "ChangedError",
     "DataError",
     "FieldError",
@@ -40,6 +42,10 @@ __all__ = [
     "Stopped",
     "TargetError",
 ]
+
+
+Batch = Literal["training", "evaluation"]
+"""The batches of a run: of a training step, and of the evaluation of the validation data."""
 
 
 class PeftkitError(Exception):
@@ -200,7 +206,22 @@ class RunError(PeftkitError):
 
 
 class MemoryRunError(RunError):
-    """A training step needs more memory than there is."""
+    """A part of the work needs more memory than there is.
+
+    Args:
+        what: which part, with the figures that are known.
+        where: what it belongs to.
+        remedy: what would make it fit.
+        batch: which batch would have to be smaller; None where no batch has a part in it.
+    """
+
+    def __init__(
+        self, what: str, *, where: str | None = None, remedy: str | None = None, batch: Batch | None = None
+    ) -> None:
+        super().__init__(what, where=where, remedy=remedy)
+        self.batch = batch
+        self.moved = False
+        """Whether weights have been trained since they were loaded or saved, and may be so in part."""
 
 
 class PeerError(RunError):

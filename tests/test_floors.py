@@ -15,7 +15,7 @@ import peftkit
 PACKAGE = Path(peftkit.__file__).parent
 FLOORS = {
     "compatibility": 0,
-    "errors": 0, "redaction": 0, "console": 0, "extras": 0, "storage": 0, "hub": 0,
+    "errors": 0, "redaction": 0, "console": 0, "extras": 0, "shortage": 0, "storage": 0, "hub": 0,
     "recipe": 1, "runs": 1,
     "planning": 2, "adapters": 2, "report": 2,
     "models": 3, "data": 3,

@@ -99,10 +99,14 @@ def _status(arguments: Sequence[str] | None) -> int:
     except Exception as error:
         if os.environ.get("PEFTKIT_TRACEBACK"):
             raise
+        from peftkit.shortage import figures, is_out_of_memory
         from peftkit.storage import FULL, is_full
 
         if is_full(error):
             console.error(f"{FULL} PEFTKIT_CACHE is where data is kept, and TMPDIR what is needed for a moment.")
+            return 1
+        if is_out_of_memory(error):
+            console.error(f"memory was short{figures(str(error))}. Free memory that others use, or use a smaller base.")
             return 1
         reason = str(error).strip().splitlines()
         console.error(

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 __all__ = ["command"]
 
-_PARTS = ("weights", "gradients", "optimizer", "activations", "logits", "runtime")
+_PARTS = ("weights", "gradients", "optimizer", "activations", "logits", "end", "runtime")
 
 
 @click.command("plan")
@@ -115,7 +115,7 @@ def _rows(plans: Sequence[Plan]) -> Iterator[list[str]]:
     if any(each.train_tokens for each in plans):
         yield ["tokens", *(f"{each.train_tokens or 0:,}" for each in plans)]
     yield ["peak memory", *(console.size(each.peak_memory_bytes) for each in plans)]
-    for part in _PARTS:
+    for part in (part for part in _PARTS if any(each.memory[part] for each in plans)):
         yield [f"  {part}", *(console.size(each.memory[part]) for each in plans)]
     yield ["memory there is", *(console.size(each.limit_bytes) for each in plans)]
     yield ["checkpoints", *(_checkpoints(each) for each in plans)]

@@ -9,9 +9,9 @@ from peftkit.data.documents import NO_LABEL
 from peftkit.data.prepare import RunData
 from peftkit.data.sequences import Features
 
-__all__ = ["pick_sample"]
+__all__ = ["SAMPLE_TOKENS", "pick_sample"]
 
-_ROWS, _TOKENS = 8, 64
+_ROWS, SAMPLE_TOKENS = 8, 64
 """512 tokens: enough to see a wrong weight, and 100 MB of GPT-2's logits."""
 
 
@@ -31,5 +31,5 @@ def pick_sample(data: RunData) -> Sample:
 def _first_document(row: Features) -> tuple[list[int], list[int]]:
     positions = row.get("position_ids")
     begins = np.flatnonzero(positions == 0) if positions is not None else np.zeros(1)
-    end = min(int(begins[1]) if len(begins) > 1 else len(row["input_ids"]), _TOKENS)
+    end = min(int(begins[1]) if len(begins) > 1 else len(row["input_ids"]), SAMPLE_TOKENS)
     return row["input_ids"][:end].tolist(), row["labels"][:end].tolist()

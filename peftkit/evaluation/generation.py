@@ -11,6 +11,7 @@ from peftkit.models.attention import plain_attention
 from peftkit.models.dtypes import computing
 from peftkit.models.start import padding_id, positions
 from peftkit.recipe.evidence import Generation
+from peftkit.shortage import memory_for
 
 __all__ = ["write"]
 
@@ -24,14 +25,19 @@ def write(
     Prompts of one length are continued together. Where these differ, they are padded on the left, where the attention
     mask and the positions leave padding out. Of a prompt that leaves no room for the answer in the model's positions,
     the end is taken. The model is in evaluation mode meanwhile, and attends by sdpa.
+
+    Raises:
+        MemoryRunError: so many at a time do not fit into memory.
     """
     rows = _rows(model, tokenizer, prompts, generation)
     order = sorted(range(len(rows)), key=lambda index: len(rows[index]))
     written = [""] * len(rows)
     was_training = model.training
     model.eval()
+    what = f"generating {generation.batch_size} completions at a time"
     try:
-        with computing(model), plain_attention(model):
+        short = memory_for(what, where="generation", remedy="Lower its batch_size or max_new_tokens.")
+        with short, computing(model), plain_attention(model):
             for start in range(0, len(order), generation.batch_size):
                 chosen = order[start : start + generation.batch_size]
                 texts = _continued(model, tokenizer, [rows[index] for index in chosen], generation, temperature)

@@ -31,6 +31,7 @@ from peftkit.models.adapter import AS_RECORDED, Footing, GivenBase, check_fit, f
 from peftkit.models.quantise import compute_in_float32
 from peftkit.recipe.schema import Base
 from peftkit.runs.versions import installed_versions
+from peftkit.shortage import memory_for
 from peftkit.storage import atomic_folder, folder_hashes, is_free, sha256_of_file, sync_files, write_json, write_text
 
 __all__ = ["MERGE_DTYPES", "MergeSettings", "merge"]
@@ -71,12 +72,14 @@ def merge(
     Raises:
         TargetError: the folders cannot be used.
         RunError: the merged model's logits are not the adapter's; nothing is written then.
+        MemoryRunError: a tensor or the proof does not fit into memory; nothing is written then.
     """
     _check_places([folder for folder, _ in folders], output)
     with tempfile.TemporaryDirectory() as work:
         parts = _parts(folders, Path(work), given)
         hashes: dict[str, str] = {}
-        with atomic_folder(output, hashes) as folder:
+        remedy = "Free memory of the machine that others use."
+        with memory_for("a merged tensor", where=str(output), remedy=remedy), atomic_folder(output, hashes) as folder:
             hashes |= _write_model(folder, parts, settings)
             with ThreadPoolExecutor(max_workers=1) as beside:  # the disk is busy with one, a processor with the other
                 beside.submit(sync_files, folder)
@@ -179,12 +182,14 @@ def _prove(folder: Path, parts: _Parts, tolerance: float | None) -> Agreement:
     Raises:
         RunError: they differ by more than is accepted.
     """
-    model = compute_in_float32(parts.footing.load("cpu"))
-    if parts.adapter is not None:
-        model = put_adapter(model, parts.adapter)
-    sample = Sample.read(parts.folder, model.get_input_embeddings().weight.shape[0])
-    expected = logits_of(model, sample)
-    del model  # the process that proves needs the memory
+    remedy = "Free memory of the machine that others use; --no-verify leaves the proof out."
+    with memory_for("the adapter on its base in float32", where=str(parts.folder), remedy=remedy):
+        model = compute_in_float32(parts.footing.load("cpu"))
+        if parts.adapter is not None:
+            model = put_adapter(model, parts.adapter)
+        sample = Sample.read(parts.folder, model.get_input_embeddings().weight.shape[0])
+        expected = logits_of(model, sample)
+        del model  # the process that proves needs the memory
     agreement = compare_in_fresh_process(folder, expected, sample)
     if tolerance is not None and agreement.relative_error > tolerance:
         raise RunError(

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+import signal
 import subprocess
 import sys
 import tempfile
@@ -22,8 +23,9 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from peftkit.adapters.sample import SAMPLE_NAME, Sample
-from peftkit.errors import RunError
+from peftkit.errors import MemoryRunError, RunError
 from peftkit.models.dtypes import computing
+from peftkit.shortage import figures, says_out_of_memory
 from peftkit.storage import read_json
 
 __all__ = ["INT8_TOLERANCE", "Agreement", "compare", "compare_in_fresh_process", "logits_of"]
@@ -73,12 +75,16 @@ class Agreement:
 
 
 @torch.inference_mode()
-def logits_of(model: Any, sample: Sample) -> list[torch.Tensor]:
-    """A model's logits in evaluation mode by sdpa: for each row of the sample, float32 [tokens, vocabulary]."""
-    from peftkit.models.attention import plain_attention  # here: the fresh process does without it
+def logits_of(model: Any, sample: Sample, *, exact: bool = False) -> list[torch.Tensor]:
+    """A model's logits in evaluation mode by sdpa: for each row of the sample, float32 [tokens, vocabulary].
+
+    They are computed as training computes or, where `exact`, in float32 whatever the weights are held in.
+    """
+    from peftkit.models.attention import plain_attention  # here: the fresh process does without them
+    from peftkit.models.exact import exact_float32
 
     model.eval()
-    with computing(model), plain_attention(model):
+    with exact_float32(model) if exact else computing(model), plain_attention(model):
         return [_row_logits(model, row) for row in sample.input_ids]
 
 
@@ -96,6 +102,7 @@ def compare_in_fresh_process(folder: Path, expected: Iterable[torch.Tensor], sam
 
     Raises:
         RunError: the process could not open the model, or its logits are not finite.
+        MemoryRunError: there is not enough memory for it.
     """
     with tempfile.TemporaryDirectory() as work:
         Path(work, SAMPLE_NAME).write_text(json.dumps(sample.to_json()), encoding="utf-8")
@@ -103,9 +110,17 @@ def compare_in_fresh_process(folder: Path, expected: Iterable[torch.Tensor], sam
         command = [sys.executable, "-m", "peftkit.merging.proof", str(folder), work]
         process = subprocess.run(command, capture_output=True, text=True, check=False)
         if process.returncode:
-            lines = process.stderr.strip().splitlines() or ["it said nothing"]
-            raise RunError(f"a fresh process cannot open the model: {lines[-1]}", where=str(folder))
+            raise _not_opened(folder, process)
         return _checked(Agreement(**json.loads(process.stdout.splitlines()[-1])))
+
+
+def _not_opened(folder: Path, process: subprocess.CompletedProcess[str]) -> RunError:
+    """Why a process could not open a model: it says so, or the system has killed it, which it does to free memory."""
+    line = (process.stderr.strip().splitlines() or ["it said nothing"])[-1]
+    if process.returncode != -signal.SIGKILL and not says_out_of_memory(line):
+        return RunError(f"a fresh process cannot open the model: {line}", where=str(folder))
+    what = f"the model, which a fresh process opens in float32, does not fit into memory{figures(line)}."
+    return MemoryRunError(what, where=str(folder), remedy="Free memory of the machine that others use.")
 
 
 def _agreement(found: Iterable[torch.Tensor], expected: Iterable[torch.Tensor], sample: Sample) -> Agreement:

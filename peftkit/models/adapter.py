@@ -23,6 +23,7 @@ from peftkit.models.quantise import load_base
 from peftkit.recipe.hyperparameters import Quantization
 from peftkit.recipe.schema import Base
 from peftkit.runs.folder import RunFolder
+from peftkit.shortage import memory_for
 
 __all__ = ["AS_RECORDED", "Footing", "GivenBase", "check_fit", "find_footing", "model_footing", "put_adapter"]
 
@@ -154,19 +155,21 @@ def put_adapter(model: Any, adapter: Adapter) -> Any:
 
     Raises:
         TargetError: PEFT cannot.
+        MemoryRunError: it does not fit into memory.
     """
     from peft import PeftModel
 
     words = _saved_words(adapter, model)
-    if words not in (None, model.get_input_embeddings().num_embeddings):
-        model.resize_token_embeddings(words, mean_resizing=False)
-    hold_in_float32(model, meaning_of(adapter).whole)  # as training held them
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # a tensor that is missing has been an error before
-            return PeftModel.from_pretrained(model, str(adapter.folder), config=_library_config(adapter, model))
-    except (OSError, RuntimeError, ValueError, SafetensorError) as error:
-        raise _unfit(adapter, error) from error
+    with memory_for("the adapter", where=str(adapter.folder), remedy="Free memory that others use."):
+        if words not in (None, model.get_input_embeddings().num_embeddings):
+            model.resize_token_embeddings(words, mean_resizing=False)
+        hold_in_float32(model, meaning_of(adapter).whole)  # as training held them
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # a tensor that is missing has been an error before
+                return PeftModel.from_pretrained(model, str(adapter.folder), config=_library_config(adapter, model))
+        except (OSError, RuntimeError, ValueError, SafetensorError) as error:
+            raise _unfit(adapter, error) from error
 
 
 def _locate(adapter: Adapter, base: Base) -> LocatedBase:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from logging import ERROR, getLogger
 from pathlib import Path
+from traceback import walk_tb
 from typing import Any
 
 import torch
@@ -94,7 +95,7 @@ class LocatedBase:
                     **options,
                 )
         except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-            raise _unusable(self.reference, error) from error
+            raise _unusable(self.reference, error) from _conversion_error(error) or error
         missing = sorted(report["missing_keys"]) + sorted(str(key) for key in report["mismatched_keys"])
         if missing:
             raise BaseError(
@@ -222,6 +223,18 @@ def _unusable(reference: str, error: Exception) -> BaseError:
         where=reference,
         remedy="It must be a causal language model in the Transformers format, with safetensors and a tokenizer.",
     )
+
+
+def _conversion_error(error: BaseException) -> RuntimeError | None:
+    """What went wrong while Transformers made quantised weights of those in the files.
+
+    It keeps such errors as text, goes on with the next weight, and raises one at the end that says nothing of them.
+    """
+    for frame, _ in walk_tb(error.__traceback__):
+        kept = getattr(frame.f_locals.get("loading_info"), "conversion_errors", None)
+        if kept:
+            return RuntimeError(str(next(iter(kept.values()))))
+    return None
 
 
 def _first_line(error: Exception) -> str:

@@ -11,13 +11,13 @@ from torch import nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
-__all__ = ["Head", "logits_bytes", "summed_loss", "token_losses"]
+__all__ = ["VOCABULARY_MULTIPLE", "Head", "logits_bytes", "summed_loss", "token_losses"]
 
 _ROWS_AT_ONCE = 512
 """Labelled tokens whose logits are in memory together: 103 MB with GPT-2's vocabulary. On two cores, 256 took between
 0.95 and 1.05 of its time and all at once up to 1.4."""
 
-_VOCABULARY_MULTIPLE = 64
+VOCABULARY_MULTIPLE = 64
 """Logits in rows of this many floats are aligned. On two cores the loss with GPT-2's vocabulary of 50,257, and its
 gradients, take 0.86 of their time once 47 rows of zeros are appended to the head; the head's own matmul takes 0.75."""
 
@@ -84,7 +84,7 @@ class Head:
     @torch.no_grad()
     def _made(self, dtype: torch.dtype) -> _Operands:
         weight, bias = self.linear.weight, self.linear.bias
-        added = -len(weight) % _VOCABULARY_MULTIPLE
+        added = -len(weight) % VOCABULARY_MULTIPLE
         made = _operand(weight, dtype)
         return _Operands(
             weight=functional.pad(made, (0, 0, 0, added)) if added else made,

@@ -14,12 +14,20 @@ from transformers.modeling_utils import AttentionInterface
 
 from peftkit.models.attach import embedding_modules
 from peftkit.models.kernels import use_fast_kernels
-from peftkit.planning.hardware import Hardware
-from peftkit.planning.memory import bytes_of_a_weight
-from peftkit.planning.precision import ChosenPrecision
+from peftkit.models.linear_cross_entropy import VOCABULARY_MULTIPLE
+from peftkit.planning.hardware import Device, Hardware
+from peftkit.planning.memory import bytes_of_a_weight, fixed_and_row
+from peftkit.planning.precision import ChosenPrecision, dtype_of
 from peftkit.recipe.hyperparameters import Quantization
 
-__all__ = ["activation_bytes", "held_bytes", "kept_for_backward", "weight_bytes"]
+__all__ = [
+    "activation_bytes",
+    "activation_parts",
+    "held_bytes",
+    "kept_for_backward",
+    "loss_parts",
+    "weight_bytes",
+]
 
 _NAME = "peftkit_outline"
 _LOW = (torch.addmm, torch.matmul, torch.bmm, functional.linear, torch.Tensor.matmul)
@@ -61,6 +69,33 @@ def activation_bytes(model: Any, rows: int, tokens: int, precision: ChosenPrecis
     with kept_for_backward(model) as kept, _Autocast(precision):
         body(input_ids=ids, use_cache=False)
     return sum(kept.values())
+
+
+def activation_parts(model: Any, tokens: int, precision: ChosenPrecision, hardware: Hardware) -> tuple[int, int]:
+    """What `activation_bytes` is made of: bytes whatever the rows are, and bytes for each row of so many tokens."""
+    one, two = (activation_bytes(model, rows, tokens, precision, hardware) for rows in (1, 2))
+    return fixed_and_row(one, two)
+
+
+def loss_parts(model: Any, precision: ChosenPrecision, device: Device) -> tuple[int, int]:
+    """What the loss at labels holds beside the logits: bytes whatever the tokens are, and bytes for each token.
+
+    It has the head as its matmuls take it: padded, and in 16 bits on a GPU or rounded to 16 bits elsewhere, which is
+    another tensor where that changes anything. And it has gradients, which it computes with the logits: of the head's
+    weight in float32, if that is trained, and of hidden states. On a GPU, 16-bit matmuls add to the head's gradient by
+    way of a tensor as large. The head of a quantised base is not quantised.
+    """
+    weight = model.get_output_embeddings().weight
+    words, width = weight.shape
+    padded = -(-words // VOCABULARY_MULTIPLE) * VOCABULARY_MULTIPLE
+    in_16_bit = device == "cuda" and precision != "fp32"
+    rounded = getattr(torch, dtype_of(precision))
+    dtype = rounded if in_16_bit else torch.float32
+    copied = padded != words or rounded != weight.dtype or dtype != rounded
+    fixed = padded * width * dtype.itemsize * copied
+    if weight.requires_grad:
+        fixed += padded * width * torch.float32.itemsize * (2 if in_16_bit else 1)
+    return fixed, width * torch.float32.itemsize
 
 
 def held_bytes(model: Any) -> int:

@@ -16,6 +16,7 @@ from transformers import BitsAndBytesConfig, PreTrainedConfig
 from peftkit.errors import BaseError, RunError
 from peftkit.models.base import LocatedBase
 from peftkit.recipe.hyperparameters import Quantization
+from peftkit.shortage import memory_for
 
 __all__ = ["Rounding", "compute_in_float32", "load_base", "load_quantised", "native_library", "quantised_modules"]
 
@@ -38,6 +39,9 @@ def load_quantised(
     modules = quantised_modules(model)
     if not modules:
         raise BaseError("has no linear layer to quantise.", where=base.reference, remedy="Use method: lora.")
+    for module in modules.values():
+        if module.bias is not None:  # the live one is rounded to what its layer is given, in place
+            module.bias_of_base = module.bias.detach().clone()
     if device == "cpu":
         for module in modules.values():
             # Where a CPU has AVX512-BF16, the first evaluation would repack the weights for a kernel that computes in
@@ -54,10 +58,14 @@ def load_base(
 
     Raises:
         BaseError: it cannot be opened.
+        MemoryRunError: it does not fit into memory.
     """
-    if quantization is not None:
-        return load_quantised(base, config, quantization, dtype, device)
-    return base.load(config, dtype).to(device)
+    what = "the base, quantised," if quantization else f"the base in {dtype}"
+    remedy = "Free memory that others use" if quantization else "Quantise it (method: qlora), load it in 16 bits"
+    with memory_for(what, where=base.reference, remedy=f"{remedy}, or use a smaller base."):
+        if quantization is not None:
+            return load_quantised(base, config, quantization, dtype, device)
+        return base.load(config, dtype).to(device)
 
 
 def quantised_modules(model: Any) -> dict[str, Any]:

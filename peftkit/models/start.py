@@ -17,6 +17,7 @@ from peftkit.models.initialise import initialise_model, train_tokenizer
 from peftkit.models.quantise import load_base
 from peftkit.planning.precision import Dtype
 from peftkit.recipe.schema import Base, Init, Recipe
+from peftkit.shortage import memory_for
 
 __all__ = ["Start", "new_start", "padding_id", "positions", "pretrained_start"]
 
@@ -36,19 +37,25 @@ class Start:
     """None for a base made from `init`, which makes its own."""
 
     def load(self, recipe: Recipe, base_dtype: Dtype, device: str) -> Any:
-        """The model on its device, ready to train; the seed is set first, so a recipe always starts from the same."""
+        """The model on its device, ready to train; the seed is set first, so a recipe always starts from the same.
+
+        Raises:
+            MemoryRunError: it does not fit into memory.
+        """
         from transformers import set_seed  # its module imports PEFT, which takes seconds and evaluation can do without
 
         set_seed(recipe.training.seed)
         if self.located is None:
-            model: Any = initialise_model(recipe.base.init or Init(), self.tokenizer, recipe.base.dropout)
-            return model.to(device)
+            with memory_for("the new base", where="base.init", remedy="Lower its n_layer or n_embd."):
+                model: Any = initialise_model(recipe.base.init or Init(), self.tokenizer, recipe.base.dropout)
+                return model.to(device)
         base = load_base(self.located, self.config, recipe.base_quantization, base_dtype, device)
         if not recipe.trains_adapter:
             return base
         if recipe.training.activation_checkpointing:
             base.enable_input_require_grads()  # frozen inputs would cut the graph at the first checkpoint
-        return attach_adapter(base, recipe.lora, self.targets, self.located.folder)
+        with memory_for("the adapter", where="lora", remedy="Lower lora.r, or use a smaller base."):
+            return attach_adapter(base, recipe.lora, self.targets, self.located.folder)
 
     def outline(self, recipe: Recipe, base_dtype: Dtype) -> Any:
         """The model that `load` gives, without weights, on the meta device; a quantised base is whole in it."""

@@ -10,7 +10,19 @@ from peftkit.planning.optimizers import EIGHT_BIT, optimizer_bytes
 from peftkit.recipe.hyperparameters import Quantization
 from peftkit.recipe.schema import Recipe
 
-__all__ = ["Fit", "StepMemory", "bytes_of_a_weight", "halved_batch", "what_fits"]
+__all__ = [
+    "CONTEXT_BYTES",
+    "Fit",
+    "GpuMemory",
+    "StepMemory",
+    "bytes_of_a_weight",
+    "fixed_and_row",
+    "halved_batch",
+    "what_fits",
+]
+
+CONTEXT_BYTES = 500_000_000
+"""Of a GPU's own context with the kernels of the libraries, about."""
 
 _FLOAT = 4
 _ADAPTER_SHARE = 0.01
@@ -26,6 +38,31 @@ def bytes_of_a_weight(quantization: Quantization) -> float:
     if quantization.load_in_8bit:
         return 1.0
     return _BYTES_4_BIT_TWICE if quantization.bnb_4bit_use_double_quant else _BYTES_4_BIT
+
+
+@dataclass(frozen=True)
+class GpuMemory:
+    """The memory of a GPU at one moment, in bytes, as the driver and torch count it."""
+
+    total: int
+    free: int
+    """Of the whole GPU, whoever has the rest."""
+
+    reserved: int
+    """By torch, for the tensors of this process."""
+
+    fraction: float = 1.0
+    """Of the total that torch may reserve, as `torch.cuda.set_per_process_memory_fraction` sets it."""
+
+    @property
+    def context_bytes(self) -> int:
+        """Of this process beside what is reserved: the rest in use, as far as that can be one process's context."""
+        return max(0, min(self.total - self.free - self.reserved, 2 * CONTEXT_BYTES))
+
+    @property
+    def limit_bytes(self) -> int:
+        """That this process may have, with its context; other processes keep what they have."""
+        return min(self.free + self.reserved, int(self.fraction * self.total)) + self.context_bytes
 
 
 @dataclass(frozen=True)
@@ -53,11 +90,17 @@ class StepMemory:
     """That this process may have."""
 
     optim: str = "adamw_torch_fused"
+    fixed_bytes: int = 0
+    """Kept for the backward pass whatever the rows are: the 16-bit copies that autocast makes of 32-bit weights."""
+
     logits_bytes: int = 0
     """Logits that are in memory together, and their gradients."""
 
     runtime_bytes: int = 0
     """What is there before a model is: the libraries, or a GPU's context."""
+
+    end_bytes: int = 0
+    """Beside the weights, when training is over and what was saved is opened and compared."""
 
     processes: int = 1
     """That train together, each with rows of its own."""
@@ -81,13 +124,22 @@ class StepMemory:
         """Of what a row keeps, the part that is left with activation checkpointing."""
         return min(1.0, 2 / self.layers)
 
+    def checkpointed(self) -> StepMemory:
+        """The same step with activation checkpointing, as what it needs without any more changes."""
+        share = self.checkpointed_share
+        fixed = self.fixed_bytes if self.trainable == self.total else int(self.fixed_bytes * share)
+        return replace(self, row_bytes=int(self.row_bytes * share), fixed_bytes=fixed)
+
     def parts(
         self, rows: int, *, checkpointing: bool = False, base: int | None = None, trained: int | None = None
     ) -> dict[str, int]:
         """What a step with so many rows needs, by what it is for; it is all needed at once when the loss is known.
 
+        At the end of a run, only the weights are there with what that needs; `end` is how much more it is than a step.
+
         With activation checkpointing that the step does not have yet, each layer keeps its input alone, and one layer
-        at a time its activations (Chen et al. 2016): about two layers' worth.
+        at a time its activations (Chen et al. 2016): about two layers' worth. Autocast keeps its copies of trained
+        weights until the forward pass ends; those of frozen ones go with the activations.
 
         Args:
             rows: of a batch.
@@ -100,15 +152,17 @@ class StepMemory:
         shares = self.processes if self.is_sharded else 1
         buckets = trained if self.processes > 1 and not self.is_sharded else 0  # of DDP (Li et al. 2020, section 3.2)
         whole = self.gathered / self.total
-        row = self.row_bytes * self.checkpointed_share if checkpointing else self.row_bytes
-        return {
-            "weights": held // shares + int(whole * held),
+        share = self.checkpointed_share if checkpointing else 1.0
+        row, fixed = self.row_bytes * share, self.fixed_bytes * (1.0 if trained == self.total else share)
+        weights = held // shares + int(whole * held)
+        step = {
             "gradients": _FLOAT * (trained // shares + int(whole * trained) + buckets),
             "optimizer": optimizer_bytes(self.optim, trained, min(trained, self.embeddings)) // shares,
-            "activations": int(_SLACK * rows * row),
+            "activations": int(_SLACK * rows * row + (fixed if rows else 0)),
             "logits": self.logits_bytes,
-            "runtime": self.runtime_bytes,
         }
+        end = max(0, self.end_bytes - sum(step.values()))
+        return {"weights": weights, **step, "end": end, "runtime": self.runtime_bytes}
 
     def peak_bytes(self, rows: int, **changes: Any) -> int:
         """All of it together; see `parts`."""
@@ -121,6 +175,12 @@ class Fit:
 
     change: str
     peak_bytes: int
+
+
+def fixed_and_row(one: int, two: int) -> tuple[int, int]:
+    """What is needed whatever the rows are, and for each of them, from what one row and two rows need."""
+    row = max(0, two - one)
+    return max(0, one - row), row
 
 
 def halved_batch(rows: int, accumulation: int) -> tuple[int, int] | None:

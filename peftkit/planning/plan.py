@@ -41,9 +41,9 @@ class Plan:
     """Tokens of all steps together, without padding; None for a stream."""
 
     memory: dict[str, int]
-    """Bytes by what they are for: `weights`, `gradients`, `optimizer`, `activations`, `logits`, and `runtime`, which is
-    the rest: libraries, data and what allocators keep, or a GPU's context. Where it was measured, they add up to the
-    peak."""
+    """Bytes by what they are for: `weights`, `gradients`, `optimizer`, `activations`, `logits`, `end`, which is what
+    the end of the run needs beyond a step, and `runtime`, which is the rest: libraries, data and what allocators keep,
+    or a GPU's context. They add up to the peak."""
 
     peak_memory_bytes: int
     limit_bytes: int

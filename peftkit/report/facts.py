@@ -231,7 +231,10 @@ def _batch(run: RunContent) -> Iterator[Row]:
 
 def _batch_notes(run: RunContent) -> Iterator[str]:
     sizes = run.manifest.auto_batch
-    if sizes:
+    if sizes and "evaluation" in sizes:
+        rows, used_rows = sizes["evaluation"]
+        yield f"The recipe's evaluation of {rows} rows at a time did not fit into memory; {used_rows} did."
+    if sizes and sizes["recipe"] != sizes["used"]:
         (rows, steps), (used_rows, used_steps) = sizes["recipe"], sizes["used"]
         did = f"{used_rows} {TIMES} {used_steps} did, which is the same batch for the optimizer"
         yield f"The recipe's batches of {rows} {TIMES} {steps} did not fit into memory; {did}."

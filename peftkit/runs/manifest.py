@@ -28,7 +28,8 @@ class RunMetrics:
     """Useful tokens for each second of the training steps alone."""
 
     peak_memory_bytes: int | None = None
-    """Of the GPU, or the process's largest resident set on a CPU; of several processes, the largest."""
+    """From the first step to the end of the run: of the GPU, or the process's largest resident set on a CPU; of several
+    processes, the largest."""
 
     train_loss: float | None = None
     """Mean over the last logged steps."""
@@ -73,7 +74,8 @@ class RunManifest:
     """Each time that the run was gone on with: from which step, past which checkpoints, and with which changes."""
 
     auto_batch: dict[str, list[int]] | None = None
-    """Batch size and accumulation as the recipe had them (`recipe`), and as they fitted into memory (`used`)."""
+    """Batch size and accumulation as the recipe had them (`recipe`), and as they fitted into memory (`used`). Where an
+    evaluation did not fit, also the rows of its batch, as the recipe had them and as they fitted (`evaluation`)."""
 
     files: dict[str, str] = field(default_factory=dict)
     """SHA-256 of the recipe, the metrics, the audit and the samples, once the run has ended."""

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from peftkit.errors import RunError
+from peftkit.errors import MemoryRunError
 from peftkit.runs.folder import RunFolder
 from peftkit.training.checkpoint import Progress
 from peftkit.training.processes import Processes
@@ -35,8 +35,8 @@ class Conduct:
     warn: Callable[[str], None]
     """Tells what may surprise, and writes it down."""
 
-    advise: Callable[[Any, dict[str, Any]], RunError]
-    """What to tell when a step with these inputs did not fit into memory."""
+    advise: Callable[[Any, dict[str, Any] | None], MemoryRunError]
+    """What to report when a pass over these inputs did not fit into memory or, without them, an optimizer step."""
 
     processes: Processes
     """Those that train together."""

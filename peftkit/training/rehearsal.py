@@ -16,7 +16,8 @@ from peftkit.models.kernels import use_fast_kernels
 from peftkit.models.loss import evaluate_loss
 from peftkit.models.outline import held_bytes, kept_for_backward
 from peftkit.planning.duration import Pace
-from peftkit.training.memory import peak_memory_bytes, reset_peak_memory
+from peftkit.shortage import forget_frames, is_out_of_memory
+from peftkit.training.memory import evaluating, peak_memory_bytes, reset_peak_memory
 from peftkit.training.train import Work, build_trainer
 from peftkit.training.trainer import TokenTrainer
 
@@ -37,7 +38,7 @@ class Rehearsal:
     peak_memory_bytes: int
     weights_bytes: int
     activations_bytes: int
-    """Kept for the backward pass of the longest batch, the logits included."""
+    """Kept for the backward pass of the longest batch."""
 
 
 def rehearse(model: Any, work: Work, seconds: float) -> Rehearsal:
@@ -103,6 +104,17 @@ def _longest_step(trainer: TokenTrainer, train: Prepared) -> int:
     names = ("input_ids", "labels", "position_ids")
     inputs = {name: batch[name].to(trainer.args.device) for name in names if name in batch}
     trainer.model.train()
+    try:
+        return _kept_in_step(trainer, inputs)
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
+        forget_frames(error)
+        shortage = error
+    raise trainer.conduct.advise(trainer, inputs) from shortage
+
+
+def _kept_in_step(trainer: TokenTrainer, inputs: dict[str, torch.Tensor]) -> int:
     with kept_for_backward(trainer.model) as kept, trainer.compute_loss_context_manager():
         loss = trainer.compute_loss(trainer.model, inputs | {"use_cache": False})
     trainer.accelerator.backward(loss)
@@ -120,7 +132,8 @@ def _longest(trainer: TokenTrainer, prepared: Prepared, rows: int) -> dict[str, 
 def _evaluation_seconds(trainer: TokenTrainer, validation: Prepared) -> float:
     """Of all validation data once: from batches all over it, after one of the longest rows."""
     rows = trainer.args.per_device_eval_batch_size
-    evaluate_loss(trainer.model, [_longest(trainer, validation, rows)], trainer.precision)
+    with evaluating(rows):
+        evaluate_loss(trainer.model, [_longest(trainer, validation, rows)], trainer.precision)
     sequences = validation.sequences
     batches = -(-len(sequences) // rows)
     chosen = np.unique(np.linspace(0, batches - 1, _EVALUATION_BATCHES).astype(int))

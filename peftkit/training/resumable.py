@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
+from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -15,6 +16,7 @@ from transformers import TrainerCallback
 from peftkit.adapters.card import CARD_NAME
 from peftkit.errors import MemoryRunError, RunError, Stopped
 from peftkit.runs.checkpoints import Checkpoint, checkpoint_place
+from peftkit.shortage import forget_frames, is_out_of_memory, memory_for
 from peftkit.storage import manifest_faults, write_text
 from peftkit.training.checkpoint import CheckpointWriter, StateFiles, random_state, set_random_state
 from peftkit.training.clock import StepClock
@@ -42,6 +44,9 @@ class ResumableTrainer(SharedTrainer):
         self._random_at_epoch: dict[str, Any] = random_state()
         self.in_epoch = False
         self.clock = StepClock(conduct.progress, self.args.device)
+        self.newest_inputs: dict[str, Any] | None = None
+        """The newest batch of a pass; None before the first."""
+
         self.add_callback(_Epochs(self))
 
     def run(self, checkpoint: Checkpoint | None) -> None:
@@ -49,26 +54,41 @@ class ResumableTrainer(SharedTrainer):
 
         Raises:
             Stopped: a signal came; the step is saved.
+            MemoryRunError: memory was short; the steps before are saved where they are whole.
         """
         self._begun = time.perf_counter()
         self._resumed = checkpoint
         with self.conduct.stop.between_steps():
             try:
-                if checkpoint is None:
-                    self.train()
-                elif checkpoint.step < self._last_step():
-                    self.train(resume_from_checkpoint=str(checkpoint.path))
-                else:
-                    self._take_up_the_end(checkpoint)
+                with self.saving_steps():
+                    self._train_from(checkpoint)
             except MemoryRunError:
-                self._save_what_is_there()
                 raise
+            except Exception as error:
+                if not is_out_of_memory(error):
+                    raise
+                forget_frames(error)
+                shortage: Exception | None = error
+            else:
+                shortage = None
+        if shortage is not None:  # of neither a pass nor an evaluation, which say so themselves
+            told = self.conduct.advise(self, None)
+            told.moved = True  # an optimizer that takes one weight after the other may have taken some of them
+            raise told from shortage
         self._wait()
         stopping = self._told_to_stop()
         if stopping is not None:  # it came while the last step was being finished
             if not self.args.load_best_model_at_end and not self._is_saved():
                 self._save_checkpoint(self.model, None)
             self._stop(stopping)
+
+    def _train_from(self, checkpoint: Checkpoint | None) -> None:
+        if checkpoint is None:
+            self.train()
+        elif checkpoint.step < self._last_step():
+            self.train(resume_from_checkpoint=str(checkpoint.path))
+        else:
+            self._take_up_the_end(checkpoint)
 
     def _take_up_the_end(self, checkpoint: Checkpoint) -> None:
         """The weights and the state after the last step, where nothing is left to train."""
@@ -77,14 +97,27 @@ class ResumableTrainer(SharedTrainer):
         if self.args.load_best_model_at_end and self.state.best_model_checkpoint:
             self._load_best_model()
 
-    def _save_what_is_there(self) -> None:
-        """Save the steps before one that did not fit into memory, if memory and disk allow that much."""
-        if self.processes.are_many:
-            return  # the others are in the middle of the step
-        with contextlib.suppress(RuntimeError, MemoryError, OSError):
-            if self.state.global_step and not self._is_saved():
-                self._save_checkpoint(self.model, None)
-                self._writer.wait()
+    @contextlib.contextmanager
+    def saving_steps(self) -> Iterator[None]:
+        """Save the steps before what does not fit into memory within the block, if memory and disk allow that much.
+
+        An evaluation that did not fit would not be made again after them; where it decides which checkpoint is the
+        best, they are not saved.
+        """
+        try:
+            yield
+        except MemoryRunError as error:
+            error.moved = self.state.global_step > 0
+            decides = error.batch == "evaluation" and self.args.load_best_model_at_end
+            if not (self.processes.are_many or decides):  # other processes are in the middle of the step
+                with contextlib.suppress(RuntimeError, MemoryError, OSError, MemoryRunError):
+                    self._save_newest_step()
+            raise
+
+    def _save_newest_step(self) -> None:
+        if self.state.global_step and not self._is_saved():
+            self._save_checkpoint(self.model, None)
+            self._writer.wait()
 
     def _last_step(self) -> int:
         return int(self.set_initial_training_values(self.args, self.get_train_dataloader())[-1])
@@ -192,7 +225,8 @@ class ResumableTrainer(SharedTrainer):
             self.state.best_model_checkpoint = str(self._best_place())
         randoms = self.processes.gathered({"now": random_state(), "epoch": self._random_at_epoch})
         losses = self.processes.gathered(float(self._tr_loss))
-        with self.weights.gathered() as whole:
+        short = memory_for("a checkpoint", where="training", remedy="Free memory that others use, and resume the run.")
+        with short, self.weights.gathered() as whole:
             optimizer = self.weights.state_of(self.optimizer)
             if self.processes.is_main:
                 fill = partial(self._fill, whole, optimizer=optimizer, randoms=randoms, losses=losses)

@@ -113,6 +113,26 @@ def train(model: Any, work: Work) -> TrainingResult:
     set_seed(work.recipe.training.seed)
     use_fast_kernels(model, work.hardware)
     reset_peak_memory(work.hardware)
+    with _own_forward(model):
+        return _trained(model, work)
+
+
+@contextlib.contextmanager
+def _own_forward(model: Any) -> Iterator[None]:
+    """Give a model its own `forward` back in the end: training has put autocast and a loss in its place."""
+    modules = [model, model.get_base_model()] if hasattr(model, "peft_config") else [model]
+    before = [vars(module).get("forward") for module in modules]
+    try:
+        yield
+    finally:
+        for module, forward in zip(modules, before, strict=True):
+            for name in ("forward", "_original_forward"):  # the second is Accelerate's
+                vars(module).pop(name, None)
+            if forward is not None:
+                module.forward = forward
+
+
+def _trained(model: Any, work: Work) -> TrainingResult:
     work.processes.connect(work.hardware, (work.recipe.training.model_extra or {}).get("ddp_timeout"))
     marks = _small_weights(model)
     trainer, progress = build_trainer(model, work)
@@ -125,13 +145,15 @@ def train(model: Any, work: Work) -> TrainingResult:
     try:
         trainer.run(work.checkpoint)
         seconds = trainer.train_seconds
+        report.close()
+        trainer.weights.unite()
+        if work.processes.is_main:
+            _check_learnt(model, work.recipe, marks)
+        after = _final_evaluation(trainer) if work.data.validation else {}
     finally:
         report.close()
         trainer.finish_checkpoints()
-    trainer.weights.unite()
-    if work.processes.is_main:
-        _check_learnt(model, work.recipe, marks)
-    after = _final_evaluation(trainer) if work.data.validation else {}
+        work.stop.before_leaving = lambda: None  # it would hold the trainer, and that one the model
     return TrainingResult(
         train_tokens=progress.train_tokens,
         train_seconds=seconds,
@@ -215,7 +237,8 @@ def _final_evaluation(trainer: TokenTrainer) -> dict[str, float]:
     newest: dict[str, float] = next((log for log in reversed(trainer.state.log_history) if "eval_loss" in log), {})
     if newest.get("step") == trainer.state.global_step and not trainer.args.load_best_model_at_end:
         return newest
-    evaluated: dict[str, float] = trainer.evaluate()
+    with trainer.saving_steps():
+        evaluated: dict[str, float] = trainer.evaluate()
     return evaluated
 
 

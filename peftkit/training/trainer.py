@@ -18,8 +18,9 @@ from peftkit.models.dtypes import computing
 from peftkit.models.layout import known_layout
 from peftkit.models.loss import Loss, compute_loss_at_labels, evaluate_loss
 from peftkit.planning.precision import ChosenPrecision
+from peftkit.shortage import forget_frames, is_out_of_memory
 from peftkit.training.conduct import Conduct
-from peftkit.training.memory import is_out_of_memory
+from peftkit.training.memory import evaluating
 from peftkit.training.resumable import ResumableTrainer
 from peftkit.training.sharded import whole_tensor
 from peftkit.training.weights import Weights
@@ -75,6 +76,7 @@ class TokenTrainer(ResumableTrainer):
         if self._step is None:
             self._step = _Step()
         self._step.batches.append(dict(inputs))
+        self.newest_inputs = {name: inputs[name] for name in _INPUTS if name in inputs}
         packed = inputs["packed"]
         for name in ON_HOST if self._takes_label_indices else (*ON_HOST, "label_indices"):
             inputs.pop(name, None)
@@ -82,15 +84,15 @@ class TokenTrainer(ResumableTrainer):
         try:
             with known_layout(packed=packed):
                 loss: torch.Tensor = super().training_step(model, inputs, num_items_in_batch)
-        except (RuntimeError, MemoryError) as error:
+        except Exception as error:
             if not is_out_of_memory(error):
                 raise
-            shortage = error.with_traceback(None)  # whose frames would hold what memory is short of
+            forget_frames(error)
+            shortage = error
         else:
             self._step.losses.append(loss)
             return torch.zeros(())
-        batch = self._step.batches[-1]
-        raise self.conduct.advise(self, {name: batch[name] for name in _INPUTS if name in batch}) from shortage
+        raise self.conduct.advise(self, self.newest_inputs) from shortage
 
     @property
     def precision(self) -> ChosenPrecision:
@@ -184,11 +186,13 @@ class TokenTrainer(ResumableTrainer):
 
         Raises:
             RunError: the loss is not finite.
+            MemoryRunError: a batch does not fit into memory.
         """
         del description, prediction_loss_only, ignore_keys
         self.clock.stop()
         batches = self.in_step(dataloader) if self.weights.are_sharded else dataloader
-        own = evaluate_loss(self.model, batches, self.precision)
+        with evaluating(self.args.per_device_eval_batch_size):
+            own = evaluate_loss(self.model, batches, self.precision)
         total, tokens, sequences = self.processes.sums(own.total, own.tokens, own.sequences)
         loss = Loss(total, int(tokens), int(sequences))
         if not math.isfinite(loss.total):

@@ -22,6 +22,7 @@ from peftkit.errors import PeftkitError, TargetError
 from peftkit.merging.proof import Agreement, compare, logits_of
 from peftkit.models.adapter import AS_RECORDED, Footing, GivenBase, check_fit, find_footing, put_adapter
 from peftkit.models.weights import BaseWeights, is_transposed
+from peftkit.shortage import memory_for
 from peftkit.storage import atomic_folder, write_text
 
 __all__ = [
@@ -167,7 +168,8 @@ def _said(adapter: Adapter, given: GivenBase, sample: Sample | None = None) -> t
     model = put_adapter(footing.load("cpu"), adapter)
     words = model.get_input_embeddings().weight.shape[0]
     sample = sample or Sample.read(adapter.folder, words)
-    return sample, logits_of(model, sample)
+    with memory_for("the logits of its sample", where=str(adapter.folder), remedy="Free memory that others use."):
+        return sample, logits_of(model, sample)
 
 
 def _weight_reader(adapter: Adapter, given: GivenBase) -> Callable[[str], Floats | None] | None:

@@ -6,6 +6,7 @@ import contextlib
 import json
 import math
 import sys
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,7 @@ from peftkit.planning.precision import ChosenPrecision, choose_precision
 from peftkit.recipe.evidence import Generation
 from peftkit.recipe.hyperparameters import Training
 from peftkit.recipe.schema import Base, Data, Recipe, Source
+from peftkit.shortage import memory_for
 from peftkit.storage import write_text
 
 __all__ = ["Baseline", "Evaluation", "Forgetting", "Measures", "evaluate_target", "recorded_recipe"]
@@ -149,6 +151,7 @@ def evaluate_target(
     Raises:
         InputError: the target cannot be opened, the data cannot be read, or the stride is longer than a window.
         RunError: the loss is not a finite number.
+        MemoryRunError: the target, or a batch of its windows, does not fit into memory.
     """
     questions = read_questions(measures.choices) if measures.choices else []
     base = _base_of(name) if measures.forgetting else None
@@ -214,7 +217,8 @@ class _Measured:
         if prepared is None:
             raise TargetError("its recipe has no validation data.", where=name, remedy="Name a file with --data.")
         pad, batch_size = padding_id(opened.tokenizer), _batch_size(opened)
-        losses = measure_documents(opened.model, prepared, data, pad, batch_size, precision, measures.stride)
+        with _windows(name, data.max_length):
+            losses = measure_documents(opened.model, prepared, data, pad, batch_size, precision, measures.stride)
         if not losses.loss.total < float("inf"):
             raise RunError("its loss is not a finite number.", where=name)
         return cls(name, opened, data, prepared, losses, precision)
@@ -239,7 +243,8 @@ class _Measured:
             questions = [
                 replace(question, prompt=prompt_of(question.prompt, recipe.data, tokenizer)) for question in questions
             ]
-        return score_choices(self.opened.model, tokenizer, questions, _batch_size(self.opened), self.precision)
+        with _windows(self.name, self.data.max_length):
+            return score_choices(self.opened.model, tokenizer, questions, _batch_size(self.opened), self.precision)
 
     def against(self, theirs: _Measured, measures: Measures) -> Baseline:
         """Another target on the same documents, and the difference."""
@@ -256,6 +261,12 @@ def _precision(recipe: Recipe | None, hardware: Hardware) -> ChosenPrecision:
     with contextlib.suppress(FieldError):
         return choose_precision(recipe.precision if recipe else "auto", hardware).choice
     return choose_precision("auto", hardware).choice
+
+
+def _windows(name: str, tokens: int) -> AbstractContextManager[None]:
+    """What windows of so many tokens are measured within, to say what would fit where memory is short."""
+    remedy = "Free memory that others use, or measure shorter windows with --max-length."
+    return memory_for(f"evaluating windows of {tokens:,} tokens", where=name, remedy=remedy)
 
 
 def _batch_size(opened: Opened) -> int:

@@ -136,6 +136,10 @@ class Job:
         batch = {"per_device_train_batch_size": rows, "gradient_accumulation_steps": accumulation}
         return replace(self, file=self.file.with_training(batch))
 
+    def with_evaluation_batch(self, rows: int) -> Job:
+        """The same run with another batch in evaluations."""
+        return replace(self, file=self.file.with_training({"per_device_eval_batch_size": rows}))
+
 
 def prepare_job(file: RecipeFile, processes: Processes = ALONE, *, elsewhere: Hardware | None = None) -> Job:
     """Look at the machine, the base's structure and the data; nothing is written.

@@ -14,16 +14,18 @@ from typing import Any, get_args
 import psutil
 
 from peftkit import console
+from peftkit.data.sample import SAMPLE_TOKENS
 from peftkit.errors import RunError
 from peftkit.models.attach import count_embeddings, count_parameters
 from peftkit.models.attention import kernels_of
+from peftkit.models.exact import WIDENED_BYTES
 from peftkit.models.linear_cross_entropy import logits_bytes
-from peftkit.models.outline import activation_bytes, weight_bytes
+from peftkit.models.outline import activation_parts, loss_parts, weight_bytes
 from peftkit.planning.decisions import decide
 from peftkit.planning.disk import disk_need
 from peftkit.planning.duration import computed_duration, duration, operations_of_a_token
 from peftkit.planning.hardware import Hardware
-from peftkit.planning.memory import StepMemory, what_fits
+from peftkit.planning.memory import CONTEXT_BYTES, StepMemory, what_fits
 from peftkit.planning.plan import Plan
 from peftkit.planning.processes import Place, share_of
 from peftkit.planning.schedule import Schedule
@@ -41,9 +43,6 @@ __all__ = ["estimate", "plan", "plan_methods"]
 
 _HOPELESS = 2
 """Where the estimate is so many times what there is, measuring would only end in a failure."""
-
-_CONTEXT_BYTES = 500_000_000
-"""Of a GPU's own context with the kernels of the libraries, about."""
 
 
 def plan(file: RecipeFile, *, seconds: float | None, elsewhere: Hardware | None = None, processes: int = 1) -> Plan:
@@ -110,7 +109,7 @@ def estimate(job: Job, limit_bytes: int | None = None) -> Plan:
     memory = step.parts(step.rows, checkpointing=training.activation_checkpointing)
     as_it_is = step
     if training.activation_checkpointing:
-        as_it_is = replace(step, row_bytes=int(step.row_bytes * step.checkpointed_share))
+        as_it_is = step.checkpointed()
     schedule = Schedule(training, job.data.train.length)
     peak = sum(memory.values())
     return Plan(
@@ -149,17 +148,22 @@ def _step_memory(job: Job, model: Any, limit_bytes: int) -> StepMemory:
     rows = share_of(training.per_device_train_batch_size, training.gradient_accumulation_steps, processes).rows
     longest = int(job.data.train.sequences.lengths.max())
     base_bytes = weight_bytes(model, recipe.base_quantization)
+    vocabulary = model.config.vocab_size
+    of_loss, of_token = loss_parts(model, job.precision, job.hardware.device)
+    fixed, row = activation_parts(model, longest, job.precision, job.hardware)
     return StepMemory(
         base_bytes=base_bytes,
         trainable=trainable,
         total=total,
         embeddings=count_embeddings(model),
-        row_bytes=activation_bytes(model, rows, longest, job.precision, job.hardware) // rows,
+        row_bytes=row + of_token * longest,
+        fixed_bytes=fixed + of_loss,
         rows=rows,
         layers=int(getattr(model.config, "num_hidden_layers", 1)),
         limit_bytes=limit_bytes,
         optim=training.optim,
-        logits_bytes=logits_bytes(model.config.vocab_size, rows * longest),
+        logits_bytes=logits_bytes(vocabulary, rows * longest),
+        end_bytes=0 if job.is_sharded else WIDENED_BYTES + logits_bytes(vocabulary, SAMPLE_TOKENS),
         processes=processes,
         is_sharded=job.is_sharded,
         runtime_bytes=_runtime_bytes(job, base_bytes),
@@ -169,7 +173,7 @@ def _step_memory(job: Job, model: Any, limit_bytes: int) -> StepMemory:
 def _runtime_bytes(job: Job, base_bytes: int) -> int:
     """What is there beside a step: of the main process of a sharded run, the whole model that it saves, on the CPU."""
     if job.hardware.device != "cpu":
-        return _CONTEXT_BYTES
+        return CONTEXT_BYTES
     return psutil.Process().memory_info().rss + (base_bytes if job.is_sharded else 0)
 
 
@@ -194,15 +198,16 @@ def _measured(found: Plan, job: Job, rehearsal: Rehearsal) -> Plan:
         "weights": rehearsal.weights_bytes,
         "gradients": found.memory["gradients"],
         "optimizer": found.memory["optimizer"],
-        "activations": max(0, rehearsal.activations_bytes - found.memory["logits"] // 2),
+        "activations": rehearsal.activations_bytes,
         "logits": found.memory["logits"],
+        "end": found.memory["end"],
     }
-    runtime = max(0, rehearsal.peak_memory_bytes - sum(known.values()))
+    peak = rehearsal.peak_memory_bytes + found.memory["end"]
     return replace(
         found,
         measured=True,
-        memory={**known, "runtime": runtime},
-        peak_memory_bytes=rehearsal.peak_memory_bytes,
+        memory={**known, "runtime": max(0, peak - sum(known.values()))},
+        peak_memory_bytes=peak,
         train_seconds=duration(rehearsal.pace, Schedule(job.recipe.training, job.data.train.length)),
     )
 

@@ -44,13 +44,16 @@ class Past:
             ) from error
 
     def as_batched(self, file: RecipeFile) -> RecipeFile:
-        """A recipe with the batch that was found to fit, if it has the batch from which that was found."""
-        found = self.manifest.auto_batch
+        """A recipe with the batches that were found to fit, if it has those from which these were found."""
+        found = self.manifest.auto_batch or {}
         training = file.recipe.training
         names = ("per_device_train_batch_size", "gradient_accumulation_steps")
+        changes: dict[str, int] = {}
         if found and [getattr(training, name) for name in names] == found["recipe"]:
-            return file.with_training(dict(zip(names, found["used"], strict=True)))
-        return file
+            changes |= zip(names, found["used"], strict=True)
+        if "evaluation" in found and training.per_device_eval_batch_size == found["evaluation"][0]:
+            changes["per_device_eval_batch_size"] = found["evaluation"][1]
+        return file.with_training(changes) if changes else file
 
     def changes(self, recipe: Recipe) -> list[Difference]:
         """The fields in which a recipe is another one."""

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import gc
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
-from typing import Any
 
 from peftkit import console
-from peftkit.errors import MemoryRunError, PeftkitError, TargetError
+from peftkit.errors import Batch, MemoryRunError, PeftkitError, TargetError
 from peftkit.models.attach import count_parameters
+from peftkit.models.live import LiveModel, free_memory
 from peftkit.planning.memory import halved_batch
 from peftkit.recipe.loader import RecipeFile
 from peftkit.runs.checkpoints import Checkpoint, newest_sound
@@ -17,6 +18,7 @@ from peftkit.runs.folder import RunFolder
 from peftkit.runs.inputs import Inputs
 from peftkit.runs.manifest import RunManifest, RunMetrics
 from peftkit.storage import sha256_of_json, write_text
+from peftkit.training.memory import peak_memory_bytes
 from peftkit.training.processes import ALONE, Processes
 from peftkit.training.signals import StopRequest, stopping_at_signals
 from peftkit.training.train import TrainingResult, Work, train
@@ -78,10 +80,11 @@ def _begin(
     job = prepare_job(file, processes)
     inputs = job.inputs()
     _look_ahead(folder, job)
-    model = job.load()
+    with _beyond_auto_batch(options):
+        live = LiveModel(job.load())
     manifest = job.manifest()
     with folder.created(job.file.resolved_yaml(), manifest):
-        return _carry_out(_Attempt(job, folder, manifest, inputs, stop, options), model)
+        return _carry_out(_Attempt(job, folder, manifest, inputs, stop, options), live)
 
 
 def _go_on(past: Past, file: RecipeFile, options: RunOptions, stop: StopRequest, processes: Processes) -> RunManifest:
@@ -103,13 +106,14 @@ def _go_on(past: Past, file: RecipeFile, options: RunOptions, stop: StopRequest,
     now = {"step": step, "passed_over": passed_over, "changes": [asdict(change) for change in changes]}
     manifest.resumed = [*past.manifest.resumed, now]
     inputs = job.inputs()
-    model = job.load()
+    with _beyond_auto_batch(options):
+        live = LiveModel(job.load())
     for place in (past.folder.adapter, past.folder.model):
         past.folder.discard_output(place)  # it was not proven, or the run would be finished
     write_text(past.folder.recipe, job.file.resolved_yaml())
     past.folder.write(manifest)
     attempt = _Attempt(job, past.folder, manifest, inputs, stop, options, checkpoint, adopt=act_on_optimizer(changes))
-    return _carry_out(attempt, model)
+    return _carry_out(attempt, live)
 
 
 @dataclass(frozen=True)
@@ -142,16 +146,31 @@ class _Attempt:
             batch=(training.per_device_train_batch_size, training.gradient_accumulation_steps),
         )
 
-    def with_smaller_batch(self) -> _Attempt | None:
-        """The same run with half the batch, from its newest checkpoint; None where a batch is one row."""
+    def with_smaller(self, batch: Batch) -> _Attempt | None:
+        """The same run with half of a batch, from its newest checkpoint; None where the batch is one row."""
+        if batch == "evaluation":
+            return self._with_smaller_evaluation()
         training = self.job.recipe.training
         before = [training.per_device_train_batch_size, training.gradient_accumulation_steps]
         smaller = halved_batch(before[0], before[1])
         if smaller is None:
             return None
-        job = self.job.with_batch(*smaller)
-        recorded = self.manifest.auto_batch or {"recipe": before}
-        self.manifest.auto_batch = {"recipe": recorded["recipe"], "used": list(smaller)}
+        recorded = {"recipe": before, **(self.manifest.auto_batch or {})}
+        return self._again(self.job.with_batch(*smaller), {**recorded, "used": list(smaller)})
+
+    def _with_smaller_evaluation(self) -> _Attempt | None:
+        training = self.job.recipe.training
+        before, rows = training.per_device_eval_batch_size, training.per_device_eval_batch_size // 2
+        if not rows:
+            return None
+        batch = [training.per_device_train_batch_size, training.gradient_accumulation_steps]
+        recorded = self.manifest.auto_batch or {"recipe": batch, "used": batch}
+        found = [recorded.get("evaluation", [before])[0], rows]
+        return self._again(self.job.with_evaluation_batch(rows), {**recorded, "evaluation": found})
+
+    def _again(self, job: Job, recorded: dict[str, list[int]]) -> _Attempt:
+        """The same run with a job that needs less, which is written down."""
+        self.manifest.auto_batch = recorded
         self.manifest.recipe_sha256 = sha256_of_json(job.recipe.model_dump(mode="json"))
         write_text(self.folder.recipe, job.file.resolved_yaml())
         self.folder.write(self.manifest)
@@ -159,19 +178,23 @@ class _Attempt:
         return replace(self, job=job, checkpoint=checkpoint)
 
 
-def _carry_out(attempt: _Attempt, model: Any) -> RunManifest:
+def _carry_out(attempt: _Attempt, live: LiveModel) -> RunManifest:
     """Train, export and prove, and write down how it ended."""
     folder, manifest = attempt.folder, attempt.manifest
     processes = attempt.job.processes
-    with recorded(folder, manifest), processes.ending_as_one(), attempt.job.file.locating():
-        show_before(model, attempt.job, folder, resumed=attempt.checkpoint is not None)
-        trainable, total = count_parameters(model)
+    beyond = _beyond_auto_batch(attempt.options)
+    with recorded(folder, manifest), beyond, processes.ending_as_one(), attempt.job.file.locating():
+        show_before(live.model, attempt.job, folder, resumed=attempt.checkpoint is not None)
+        trainable, total = count_parameters(live.model)
         attempt.orders().give(processes)
-        result, attempt = _trained(attempt, model)
+        result, attempt = _trained(attempt, live)
+        free_memory()  # of the optimizer
         manifest.metrics = RunMetrics(trainable_parameters=trainable, total_parameters=total, **asdict(result))
         attempt.inputs.check()
-        show_after(model, attempt.job, folder)
-        ship(model, attempt.job, folder, manifest)
+        show_after(live.model, attempt.job, folder)
+        ship(live, attempt.job, folder, manifest)
+        peak = max(result.peak_memory_bytes, peak_memory_bytes(attempt.job.hardware))
+        manifest.metrics = replace(manifest.metrics, peak_memory_bytes=peak)
         manifest.status = "finished"
     if attempt.options.reports:
         _report(folder)
@@ -186,18 +209,34 @@ def _report(folder: RunFolder) -> None:
         console.warning(f"the report could not be written: {error}")
 
 
-def _trained(attempt: _Attempt, model: Any) -> tuple[TrainingResult, _Attempt]:
+def _trained(attempt: _Attempt, live: LiveModel) -> tuple[TrainingResult, _Attempt]:
     """Train, with smaller and smaller batches where they are wanted and needed."""
     while True:
         try:
-            return train(model, attempt.work()), attempt
+            return train(live.model, attempt.work()), attempt
         except MemoryRunError as error:
-            smaller = attempt.with_smaller_batch() if attempt.options.auto_batch else None
+            batch = error.batch if attempt.options.auto_batch else None
+            smaller = attempt.with_smaller(batch) if batch else None
             if smaller is None:
                 raise
-            attempt, told = smaller, error.what
-        _tell_smaller(attempt, told)
-        gc.collect()
+            attempt, shortage, moved = smaller, error.what, error.moved
+        _tell_smaller(attempt, shortage)
+        free_memory()  # of the optimizer
+        if moved and attempt.checkpoint is None:
+            live.release()
+            live.take(attempt.job.load())
+
+
+@contextmanager
+def _beyond_auto_batch(options: RunOptions) -> Iterator[None]:
+    """Say why --auto-batch cannot help, where memory is short within the block and it was asked for."""
+    try:
+        yield
+    except MemoryRunError as error:
+        if options.auto_batch:
+            why = f"the {error.batch} batch is one row already" if error.batch else "no batch has a part in this"
+            error.remedy = f"{error.remedy or ''} --auto-batch cannot help: {why}.".strip()
+        raise
 
 
 def _look_ahead(folder: RunFolder, job: Job) -> None:
@@ -226,5 +265,6 @@ def _tell_smaller(attempt: _Attempt, shortage: str) -> None:
     rows, accumulation = training.per_device_train_batch_size, training.gradient_accumulation_steps
     where = f"from step {attempt.checkpoint.step}" if attempt.checkpoint else "from the first step"
     batch = "one row" if rows == 1 else f"{rows} rows"
-    line = f"{shortage} Trying again {where} with {batch} at a time, accumulated {accumulation} times."
-    attempt.work().warn(line)
+    evaluated = training.per_device_eval_batch_size
+    line = f"{shortage} Trying again {where} with {batch} at a time, accumulated {accumulation} times"
+    attempt.work().warn(f"{line}, and {evaluated} at a time in evaluations.")

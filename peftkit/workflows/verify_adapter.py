@@ -10,9 +10,10 @@ from peftkit.adapters.files import Adapter, read_adapter
 from peftkit.adapters.lora import meaning_of
 from peftkit.adapters.sample import Sample
 from peftkit.adapters.soundness import config_changes, not_finite, tensor_changes
-from peftkit.errors import PeftkitError
+from peftkit.errors import MemoryRunError, PeftkitError
 from peftkit.merging.proof import compare, logits_of
 from peftkit.models.adapter import AS_RECORDED, Footing, GivenBase, check_fit, find_footing, put_adapter
+from peftkit.shortage import memory_for
 from peftkit.storage import manifest_faults
 from peftkit.workflows.check import Check
 
@@ -26,6 +27,7 @@ def check_adapter(folder: Path, given: GivenBase = AS_RECORDED) -> list[Check]:
 
     Raises:
         TargetError: the folder holds no adapter that can be read.
+        MemoryRunError: its base does not fit into memory.
     """
     adapter = read_adapter(folder)
     checks = [_files(folder), _values(adapter), *_fingerprint(adapter), _learnt(adapter)]
@@ -87,9 +89,12 @@ def _effect(adapter: Adapter, footing: Footing) -> Check:
     """Whether the adapter changes what its base says."""
     model = footing.load("cpu")
     sample = Sample.read(adapter.folder, model.get_input_embeddings().weight.shape[0])
-    before = logits_of(model, sample)
     try:
-        change = compare(logits_of(put_adapter(model, adapter), sample), before, sample)
+        with memory_for("the logits of its sample", where=str(adapter.folder), remedy="Free memory that others use."):
+            before = logits_of(model, sample)
+            change = compare(logits_of(put_adapter(model, adapter), sample), before, sample)
+    except MemoryRunError:
+        raise  # it says nothing about the adapter
     except PeftkitError as error:
         return Check("effect", False, error.what)
     detail = f"on {change.tokens:,} tokens of {change.sample}, logits move by {change.relative_error:.1%}"

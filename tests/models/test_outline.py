@@ -3,12 +3,22 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from transformers import GPT2Config, GPT2LMHeadModel
 
 from peftkit.models.kernels import use_fast_kernels
-from peftkit.models.outline import activation_bytes, held_bytes, kept_for_backward, weight_bytes
+from peftkit.models.linear_cross_entropy import Head, summed_loss
+from peftkit.models.outline import (
+    activation_bytes,
+    activation_parts,
+    held_bytes,
+    kept_for_backward,
+    loss_parts,
+    weight_bytes,
+)
 from peftkit.recipe.loader import load_recipe
 from peftkit.workflows.job import Job, prepare_job
 
@@ -33,6 +43,44 @@ def test_a_batch_keeps_what_the_outline_says(method: str, dropout: str, recipe_p
     found = activation_bytes(job.start.outline(job.recipe, job.base_dtype), ROWS, TOKENS, "fp32", job.hardware)
 
     assert found == pytest.approx(sum(kept.values()), rel=0.05)
+
+
+@pytest.mark.parametrize("rows", [1, 2, 8])
+@pytest.mark.parametrize("method", ["full", "lora"])
+def test_under_autocast_copies_of_weights_are_kept_once_whatever_the_rows(
+    method: str, rows: int, recipe_path: Path
+) -> None:
+    job = job_of(recipe_path, method, "base.dropout=0.0", "lora.lora_dropout=0.0")
+    model = job.load().train()
+    use_fast_kernels(model, job.hardware)
+    inner = model.get_base_model() if method == "lora" else model
+    ids = torch.arange(rows * TOKENS).view(rows, TOKENS)
+
+    with kept_for_backward(model) as kept, torch.autocast("cpu", torch.bfloat16):
+        inner.transformer(input_ids=ids, use_cache=False)
+    fixed, row = activation_parts(job.start.outline(job.recipe, job.base_dtype), TOKENS, "bf16", job.hardware)
+
+    assert fixed + rows * row == pytest.approx(sum(kept.values()), rel=0.05)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("trained", [True, False])
+@pytest.mark.parametrize("words", [600, 640])
+def test_the_loss_holds_of_the_head_what_the_outline_says(words: int, trained: bool, precision: Any) -> None:
+    config = GPT2Config(n_layer=1, n_head=2, n_embd=16, vocab_size=words, bos_token_id=0, eos_token_id=0)
+    linear = GPT2LMHeadModel(config).requires_grad_(trained).lm_head
+    hidden, targets = torch.ones(700, 16, requires_grad=True), torch.ones(700, dtype=torch.long)
+    head, dtype = Head(linear), {"fp32": torch.float32, "bf16": torch.bfloat16}[precision]
+
+    total: Any = summed_loss(hidden, head, targets, dtype)
+
+    tensors = [head.operands(dtype).weight, *(each for each in total.grad_fn.gradients if each is not None)]
+    sizes = {each.data_ptr(): each.untyped_storage().nbytes() for each in tensors}
+    sizes.pop(linear.weight.data_ptr(), None)
+    with torch.device("meta"):
+        outline = GPT2LMHeadModel(config).requires_grad_(trained)
+    fixed, token = loss_parts(outline, precision, "cpu")
+    assert fixed + 700 * token == sum(sizes.values())
 
 
 def test_half_precision_keeps_less_and_not_half(recipe_path: Path) -> None:

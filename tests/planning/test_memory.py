@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers.optimization import Adafactor
 
-from peftkit.planning.memory import Fit, StepMemory, halved_batch, what_fits
+from peftkit.planning.memory import CONTEXT_BYTES, Fit, GpuMemory, StepMemory, fixed_and_row, halved_batch, what_fits
 from peftkit.recipe.loader import load_recipe
 from peftkit.recipe.schema import Recipe
 
@@ -281,3 +281,51 @@ def test_what_sharded_weights_cannot_have_is_not_named_with_them() -> None:
 
     assert not [change for change in named if "8bit" in change]
     assert "method=qlora with training.fsdp=false" in " ".join(named)
+
+
+def test_what_is_kept_whatever_the_rows_are_counts_once() -> None:
+    fixed, row = fixed_and_row(one=2_000 * MB, two=2_100 * MB)
+    step = replace(FULL, fixed_bytes=fixed, row_bytes=row)
+
+    assert (fixed, row) == (1_900 * MB, 100 * MB)
+    assert step.peak_bytes(8) - FULL.peak_bytes(8) == 1_900 * MB
+    assert step.peak_bytes(0) == FULL.peak_bytes(0)
+
+
+def test_copies_of_trained_weights_stay_with_checkpointing_and_those_of_frozen_ones_go() -> None:
+    full, lora = (replace(step, fixed_bytes=1_200 * MB, row_bytes=0) for step in (FULL, ADAPTER))
+
+    assert full.parts(8, checkpointing=True)["activations"] == 1_200 * MB
+    assert lora.parts(8, checkpointing=True)["activations"] == 200 * MB
+
+
+@given(step=STEPS)
+def test_a_step_with_checkpointing_is_the_same_whichever_way_it_is_asked(step: StepMemory) -> None:
+    assert step.checkpointed().peak_bytes(8) == pytest.approx(step.peak_bytes(8, checkpointing=True), abs=10)
+
+
+def test_the_end_of_a_run_counts_where_it_needs_more_than_a_step() -> None:
+    small = replace(ADAPTER, row_bytes=MB, rows=1)
+    step = small.peak_bytes(1) - small.base_bytes
+
+    assert replace(small, end_bytes=step).peak_bytes(1) == small.peak_bytes(1)
+    assert replace(small, end_bytes=step + MB).peak_bytes(1) == small.peak_bytes(1) + MB
+
+
+def test_a_gpu_without_other_processes_has_all_that_the_driver_does_not_need() -> None:
+    gpu = GpuMemory(total=24_000 * MB, free=18_500 * MB, reserved=5_000 * MB)
+
+    assert (gpu.context_bytes, gpu.limit_bytes) == (500 * MB, 24_000 * MB)
+
+
+def test_what_other_processes_have_of_a_gpu_is_not_there() -> None:
+    gpu = GpuMemory(total=24_000 * MB, free=3_500 * MB, reserved=5_000 * MB)
+
+    assert gpu.context_bytes == 2 * CONTEXT_BYTES
+    assert gpu.limit_bytes == 3_500 * MB + 5_000 * MB + gpu.context_bytes
+
+
+def test_a_fraction_of_a_gpu_that_a_process_is_given_is_its_limit() -> None:
+    gpu = GpuMemory(total=24_000 * MB, free=18_500 * MB, reserved=5_000 * MB, fraction=0.25)
+
+    assert gpu.limit_bytes == 6_000 * MB + gpu.context_bytes
