@@ -61,8 +61,9 @@ def _row(check: Check) -> list[str]:
 
 def _library_rows(report: Report) -> Iterator[list[str]]:
     """Python and each library: its version, the lowest and newest tested ones, and how it compares with them."""
-    pythons = report.pythons
-    yield ["python", str(report.versions["python"]), _range(pythons[0], pythons[-1]) if pythons else "unknown", ""]
+    pythons, here = report.pythons or ["unknown"], str(report.versions["python"])
+    state = "tested" if here.rpartition(".")[0] in pythons else "newer" if report.pythons else "unknown"
+    yield ["python", here, _range(pythons[0], pythons[-1]), state]
     for library in report.libraries:
         state = f"{library.state}. {library.advice}" if library.advice else library.state
         yield [library.name, library.installed or "", _range(library.lowest, library.tested), state]

@@ -42,6 +42,8 @@ def test_what_training_needs_works_here_and_a_hub_that_is_not_reached_is_no_fail
     assert [name for name, check in checks.items() if not check["works"]] == ["reach the hub"]
     assert checks["reach the hub"]["detail"] == "HF_HUB_OFFLINE is set; a token is set"
     assert "libbitsandbytes" in checks["call bitsandbytes"]["detail"]
+    assert report["supported_pythons"][0] == "3.11"
+    assert [library["name"] for library in report["libraries"] if not library["lowest"]] == []
     assert report["hardware"]["device"] in ("cpu", "cuda", "mps")
     assert {library["name"] for library in report["libraries"]} >= {"torch", "transformers", "peft"}
     assert [decision["name"] for decision in report["decisions"]][:3] == ["precision", "base weights", "TF32"]
