@@ -1,4 +1,4 @@
-"""A model that is told the layout of its batch computes what it computes when it looks for itself."""
+"""Where the layout of a batch is known, a model computes what it computes when it looks for itself."""
 
 from __future__ import annotations
 

@@ -66,7 +66,7 @@ class Training:
             self.optimizer.step()
 
     def resumed(self, path: Path, kind: Any, device: str = "cpu") -> Training:
-        """Another one that goes on from its state in a file."""
+        """Another one that resumes from its state in a file."""
         write_values(path, self.optimizer.state_dict())
         other = Training(kind, device)
         with torch.no_grad():
@@ -102,7 +102,7 @@ def test_a_resumed_paged_optimizer_takes_the_very_same_steps(kind: Any, tmp_path
     assert all(torch.equal(ours, theirs) for ours, theirs in zip(other.weights, training.weights, strict=True))
 
 
-def test_an_optimizer_without_pages_takes_its_state_as_ever(tmp_path: Path) -> None:
+def test_an_optimizer_without_pages_resumes_from_its_own_state(tmp_path: Path) -> None:
     training = Training(bitsandbytes.optim.AdamW8bit)
     training.steps(2)
 
