@@ -32,8 +32,13 @@ from transformers import (
     set_seed,
 )
 
+from benchmarks.clock import StepClock, useful_tokens
+
 LORA: dict[str, Any] = {"r": 8, "lora_alpha": 16, "lora_dropout": 0.05, "target_modules": ["c_attn"]}
 TRAINING: dict[str, Any] = {"learning_rate": 5e-5, "weight_decay": 0.01, "max_grad_norm": 1.0, "seed": 42}
+
+_WARMUP = 1
+"""The first step is not counted: it touches weights and memory for the first time and takes a third longer."""
 
 
 @dataclass(frozen=True)
@@ -72,30 +77,22 @@ class Measurement:
 
 
 @contextlib.contextmanager
-def measured() -> Iterator[Measurement]:
-    """Put a clock, a token counter and a memory watch around the training of any Trainer.
-
-    The first step is not counted: it touches weights and memory for the first time and takes a third longer.
-    """
+def measured(clock: StepClock) -> Iterator[Measurement]:
+    """Put a clock, a token counter and a memory watch around the training of any Trainer."""
     found = Measurement()
     stock_train, stock_step = Trainer.train, Trainer.training_step
-    ends: list[float] = []
-    seen: list[int] = []
 
     def step(self: Any, model: Any, inputs: dict[str, Any], *rest: Any) -> Any:
-        mask = inputs.get("attention_mask")
-        tokens = inputs["input_ids"].numel() if mask is None else int(mask.sum())
+        tokens = useful_tokens(inputs, getattr(self.data_collator, "pad_token_id", None))
         loss = stock_step(self, model, inputs, *rest)
-        # peftkit's batches have no mask to count by, so it counts itself
-        seen.append(getattr(self, "train_tokens", sum(seen[-1:]) + tokens))
-        ends.append(time.perf_counter())
+        clock.step(tokens)
         return loss
 
     def train(self: Any, *arguments: Any, **named: Any) -> Any:
         before = psutil.Process().memory_info().rss
         with _watched() as peak:
             result = stock_train(self, *arguments, **named)
-        found.seconds, found.tokens = ends[-1] - ends[0], seen[-1] - seen[0]
+        found.seconds, found.tokens = clock.seconds, clock.tokens
         found.peak_bytes, found.step_bytes = peak[0], peak[0] - before
         return result
 
@@ -141,12 +138,12 @@ def model_of(job: Job) -> Any:
     return get_peft_model(model, LoraConfig(task_type="CAUSAL_LM", fan_in_fan_out=True, **LORA))
 
 
-def common_arguments(job: Job, folder: str) -> dict[str, Any]:
+def common_arguments(steps: int, batch: int, folder: str) -> dict[str, Any]:
     """Training arguments that all contenders share."""
     return {
         "output_dir": folder,
-        "max_steps": job.steps,
-        "per_device_train_batch_size": job.batch,
+        "max_steps": steps,
+        "per_device_train_batch_size": batch,
         "use_cpu": not torch.cuda.is_available(),
         "logging_strategy": "no",
         "save_strategy": "no",
@@ -170,31 +167,33 @@ def guide(job: Job, folder: str) -> None:
             {"input_ids": ids, "attention_mask": mask}
             for ids, mask in zip(padded["input_ids"], padded["attention_mask"], strict=True)
         ]
-    Trainer(
-        model=model_of(job),
-        args=TrainingArguments(**common_arguments(job, folder)),
-        train_dataset=rows,
-        data_collator=DataCollatorForLanguageModeling(tokenizer, mlm=False),
-    ).train()
+    train_as_guide(model_of(job), rows, tokenizer, common_arguments(job.steps, job.batch, folder))
+
+
+def train_as_guide(model: Any, rows: Any, tokenizer: Any, arguments: dict[str, Any]) -> None:
+    """Train on rows of one length with the stock Trainer, loss and collator."""
+    collator = DataCollatorForLanguageModeling(tokenizer, mlm=False)
+    Trainer(model, TrainingArguments(**arguments), collator, train_dataset=rows).train()
 
 
 def trl(job: Job, folder: str) -> None:
     """TRL's SFTTrainer with packing. Its default of bf16 is turned off: a CPU emulates it, many times slower."""
+    tokenizer = AutoTokenizer.from_pretrained(job.base)
+    tokenizer.pad_token = tokenizer.eos_token
+    arguments = common_arguments(job.steps, job.batch, folder)
+    arguments |= {"packing_strategy": job.trl_packing, "max_length": job.length, "bf16": False}
+    columns = {"text": [text for text in documents(job) if text.strip()]}  # it fails on empty ones
+    train_with_trl(model_of(job), columns, tokenizer, arguments)
+
+
+def train_with_trl(model: Any, columns: dict[str, Any], tokenizer: Any, arguments: dict[str, Any]) -> None:
+    """Train on packed documents, given as `text` or `input_ids`, with TRL's SFTTrainer and its default loss."""
     from datasets import Dataset
     from trl import SFTConfig, SFTTrainer
 
-    tokenizer = AutoTokenizer.from_pretrained(job.base)
-    tokenizer.pad_token = tokenizer.eos_token
-    arguments = SFTConfig(
-        **common_arguments(job, folder),
-        packing=True,
-        packing_strategy=job.trl_packing,
-        max_length=job.length,
-        bf16=False,
-        gradient_checkpointing=False,
-    )
-    rows = Dataset.from_dict({"text": [text for text in documents(job) if text.strip()]})  # it fails on empty ones
-    SFTTrainer(model=model_of(job), args=arguments, train_dataset=rows, processing_class=tokenizer).train()
+    config = SFTConfig(**arguments, packing=True, gradient_checkpointing=False)
+    rows = Dataset.from_dict(columns)
+    SFTTrainer(model=model, args=config, train_dataset=rows, processing_class=tokenizer).train()
 
 
 def peftkit(job: Job, folder: str) -> None:
@@ -276,7 +275,7 @@ def main() -> None:
             with torch.inference_mode():
                 found = limit(job, folder)
         else:
-            with measured() as found:
+            with measured(StepClock(_WARMUP, job.steps - _WARMUP)) as found:
                 {"guide": guide, "trl": trl, "peftkit": peftkit}[job.name](job, folder)
     print(json.dumps({**asdict(found), "tokens_per_second": found.tokens_per_second}))
 
