@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -11,7 +13,7 @@ import torch
 from peftkit.adapters.record import Record
 from peftkit.adapters.sample import Sample
 from peftkit.data.sample import pick_sample
-from peftkit.errors import RunError
+from peftkit.errors import MemoryRunError, RunError
 from peftkit.merging.proof import INT8_TOLERANCE, compare, compare_in_fresh_process, logits_of
 from peftkit.models.export import export
 from peftkit.models.kernels import use_fast_kernels
@@ -43,14 +45,24 @@ def ship(live: LiveModel, job: Job, folder: RunFolder, manifest: RunManifest) ->
     place = folder.adapter if job.recipe.trains_adapter else folder.model
     manifest.data = job.data_record()
     sample = pick_sample(job.data)
-    remedy = "Free memory that others use, and resume the run: its checkpoints are kept."
-    with memory_for("the proof of what was trained", where=str(place), remedy=remedy):
+    with _ending(place):
         expected = _write(live.model, job, place, manifest, sample)
         device = str(live.model.device)
         live.release()
         _verify(place, device, job, expected, sample)
     manifest.outputs = {f"{place.name}/{name}": digest for name, digest in folder_hashes(place).items()}
     manifest.files = folder.hashes()
+
+
+@contextmanager
+def _ending(place: Path) -> Iterator[None]:
+    """Say how to resume where memory is short within the block: another way to load the base would be another run."""
+    remedy = "Free memory that others use, and resume the run: its checkpoints are kept."
+    try:
+        with memory_for("the proof of what was trained", where=str(place), remedy=remedy):
+            yield
+    except MemoryRunError as error:
+        raise MemoryRunError(error.what, where=error.where, remedy=remedy) from error.__cause__
 
 
 def _write(model: Any, job: Job, place: Path, manifest: RunManifest, sample: Sample) -> list[torch.Tensor]:

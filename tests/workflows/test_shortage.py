@@ -158,11 +158,13 @@ def test_a_base_that_does_not_fit_while_it_is_quantised_is_no_other_kind_of_mode
     assert "causal language model" not in str(raised.value)
 
 
-def test_an_end_that_does_not_fit_says_so(recipe_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_end_that_does_not_fit_says_how_to_resume(
+    recipe_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     loads = iter([False, True])
     refuse(monkeypatch, LocatedBase, "load", lambda *_, **__: next(loads), torch.OutOfMemoryError(CUDA))
 
-    with pytest.raises(MemoryRunError, match=r"the base in float32 does not fit into memory"):
+    with pytest.raises(MemoryRunError, match=r"the base in float32 does not fit into memory.*resume the run"):
         run(load_recipe(recipe_path, overrides=QUICK, output=tmp_path / "run"))
 
     assert RunFolder(tmp_path / "run").read().status == "failed"
