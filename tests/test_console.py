@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import Iterator
 
 import pytest
 
@@ -23,11 +24,17 @@ def test_marked_parts_stand_in_brackets_where_there_is_no_colour(capsys: pytest.
     assert capsys.readouterr().out == "the [inn] ⟦is old⟧\n"
 
 
-def test_a_table_has_the_width_of_the_terminal(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.fixture
+def narrow(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A terminal of 30 columns, which Rich looks up once."""
     monkeypatch.setenv("COLUMNS", "30")
+    console.stdout.cache_clear()
+    yield
+    console.stdout.cache_clear()
 
+
+@pytest.mark.usefixtures("narrow")
+def test_a_table_has_the_width_of_the_terminal(capsys: pytest.CaptureFixture[str]) -> None:
     console.print_table("A title", ["field", "meaning"], [["lora_dropout", "how often inputs are dropped"]])
 
     assert [line.rstrip() for line in capsys.readouterr().out.splitlines()] == [
