@@ -13,7 +13,10 @@ import torch
 from peftkit.data.documents import NO_LABEL
 from peftkit.data.sequences import Features
 
-__all__ = ["ON_HOST", "Batch", "Collator"]
+__all__ = ["INPUTS", "ON_HOST", "Batch", "Collator"]
+
+INPUTS = ("input_ids", "labels", "position_ids")
+"""What of a batch has a value for each token: rows of it are a batch again."""
 
 ON_HOST = ("num_tokens", "numbers", "packed")
 """What of a batch is no tensor: loaders and Trainer leave it on the host, where it is read. Models do not see it."""

@@ -13,6 +13,7 @@ import psutil
 import torch
 
 from peftkit import console
+from peftkit.data.collator import INPUTS
 from peftkit.errors import MemoryRunError
 from peftkit.models.attach import count_embeddings, count_parameters
 from peftkit.models.linear_cross_entropy import logits_bytes
@@ -25,7 +26,6 @@ from peftkit.shortage import is_out_of_memory, memory_for
 
 __all__ = ["evaluating", "memory_limit", "peak_memory_bytes", "reset_peak_memory", "shortage"]
 
-_INPUTS = ("input_ids", "labels", "position_ids")
 _MAXRSS_UNIT = 1 if sys.platform == "darwin" else 1024
 _GROUP_LIMIT = Path("/sys/fs/cgroup/memory.max")
 _STATUS = Path("/proc/self/status")
@@ -183,7 +183,7 @@ def _kept(trainer: Any, inputs: dict[str, Any]) -> tuple[int, int]:
 
 
 def _kept_for_rows(trainer: Any, inputs: dict[str, Any], rows: int) -> int:
-    batch = {name: inputs[name][:rows] for name in _INPUTS if name in inputs}
+    batch = {name: inputs[name][:rows] for name in INPUTS if name in inputs}
     with kept_for_backward(trainer.model) as kept, trainer.compute_loss_context_manager():
         loss = trainer.compute_loss(trainer.model, batch | {"use_cache": False})
     del loss

@@ -11,6 +11,7 @@ import torch
 from torch.utils.data import Subset
 from transformers import TrainerCallback, set_seed
 
+from peftkit.data.collator import INPUTS
 from peftkit.data.prepare import Prepared
 from peftkit.models.kernels import use_fast_kernels
 from peftkit.models.loss import evaluate_loss
@@ -101,8 +102,7 @@ class _Watch(TrainerCallback):  # type: ignore[misc]
 def _longest_step(trainer: TokenTrainer, train: Prepared) -> int:
     """A forward and backward pass of the longest rows, while the optimizer's state is there; gives what was kept."""
     batch = _longest(trainer, train, trainer.args.per_device_train_batch_size)
-    names = ("input_ids", "labels", "position_ids")
-    inputs = {name: batch[name].to(trainer.args.device) for name in names if name in batch}
+    inputs = {name: batch[name].to(trainer.args.device) for name in INPUTS if name in batch}
     trainer.model.train()
     try:
         return _kept_in_step(trainer, inputs)

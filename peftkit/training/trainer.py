@@ -12,7 +12,7 @@ import torch
 from transformers.trainer_utils import EvalLoopOutput
 
 from peftkit import console
-from peftkit.data.collator import ON_HOST
+from peftkit.data.collator import INPUTS, ON_HOST
 from peftkit.errors import RunError
 from peftkit.models.dtypes import computing
 from peftkit.models.layout import known_layout
@@ -27,7 +27,6 @@ from peftkit.training.weights import Weights
 
 __all__ = ["TokenTrainer"]
 
-_INPUTS = ("input_ids", "labels", "position_ids")
 _NAMED = 3
 _OVERFLOWS = 50
 """Steps in a row whose fp16 gradients may overflow while their scale, which is halved each time, is looked for."""
@@ -76,7 +75,7 @@ class TokenTrainer(ResumableTrainer):
         if self._step is None:
             self._step = _Step()
         self._step.batches.append(dict(inputs))
-        self.newest_inputs = {name: inputs[name] for name in _INPUTS if name in inputs}
+        self.newest_inputs = {name: inputs[name] for name in INPUTS if name in inputs}
         packed = inputs["packed"]
         for name in ON_HOST if self._takes_label_indices else (*ON_HOST, "label_indices"):
             inputs.pop(name, None)
@@ -213,7 +212,7 @@ def _rows_that_break(model: Any, batch: dict[str, Any], precision: ChosenPrecisi
     broken = []
     for index, number in enumerate(batch["numbers"].tolist()):
         length = int(batch["num_tokens"][index])  # padding could break the row too
-        row = {name: batch[name][index : index + 1, :length] for name in _INPUTS if name in batch}
+        row = {name: batch[name][index : index + 1, :length] for name in INPUTS if name in batch}
         taught = bool((row["labels"][:, 1:] >= 0).any())
         if taught and not math.isfinite(evaluate_loss(model, [row], precision).total):
             broken.append(int(number))
