@@ -84,7 +84,7 @@ class LocatedBase:
         """
         weight_files(self.folder)  # Transformers would follow an index anywhere
         try:
-            with loading_in(self.structure(deepcopy(config)), dtype):
+            with loading_in(dtype, lambda: self.structure(deepcopy(config))):
                 model, report = AutoModelForCausalLM.from_pretrained(
                     self.folder,
                     config=config,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import torch
@@ -12,9 +12,19 @@ from transformers.pytorch_utils import Conv1D
 
 from peftkit.planning.precision import ChosenPrecision, dtype_of
 
-__all__ = ["computing", "exact_residual", "float32_modules", "hold", "hold_in_float32", "loading_in"]
+__all__ = [
+    "autocast_to",
+    "compute_dtype",
+    "computing",
+    "exact_residual",
+    "float32_modules",
+    "hold",
+    "hold_in_float32",
+    "loading_in",
+]
 
 _HALVES = (torch.float16, torch.bfloat16)
+_MIXED = "float16"  # of linear layers alone: bfloat16 has the range for all weights
 
 
 def float32_modules(structure: Any, dtype: str) -> list[str]:
@@ -23,7 +33,7 @@ def float32_modules(structure: Any, dtype: str) -> list[str]:
     Beside fp16 these are embeddings and norms: what passes from layer to layer then is float32 too, since it grows
     beyond what fp16 can hold. The range of bf16 is that of float32, and everything may be held in it.
     """
-    if dtype != "float16":
+    if dtype != _MIXED:
         return []
     tied = structure.get_output_embeddings() if getattr(structure.config, "tie_word_embeddings", False) else None
     return [
@@ -43,21 +53,25 @@ def hold(structure: Any, dtype: str) -> Any:
 
 
 @contextlib.contextmanager
-def loading_in(structure: Any, dtype: str) -> Iterator[None]:
+def loading_in(dtype: str, structure: Callable[[], Any]) -> Iterator[None]:
     """Let Transformers load models of a structure's class in `dtype` with `float32_modules` in float32.
 
-    A model class names such modules itself in `_keep_in_fp32_modules`, which counts for fp16 alone.
+    A model class names such modules itself in `_keep_in_fp32_modules`, which counts for fp16 alone: the structure is
+    made only then.
     """
-    kind, names = type(structure), float32_modules(structure, dtype)
+    if dtype != _MIXED:
+        yield
+        return
+    outline = structure()
+    kind = type(outline)
     own = vars(kind).get("_keep_in_fp32_modules")
-    if names:
-        kind._keep_in_fp32_modules = {*(kind._keep_in_fp32_modules or ()), *names}
+    kind._keep_in_fp32_modules = {*(kind._keep_in_fp32_modules or ()), *float32_modules(outline, dtype)}
     try:
         yield
     finally:
-        if names and own is not None:
+        if own is not None:
             kind._keep_in_fp32_modules = own
-        elif names:
+        else:
             del kind._keep_in_fp32_modules
 
 
@@ -72,13 +86,24 @@ def hold_in_float32(model: Any, names: Iterable[str]) -> None:
 
 
 def computing(model: Any, precision: ChosenPrecision = "fp32") -> contextlib.AbstractContextManager[Any]:
-    """Compute as training does: under autocast to a 16-bit precision, or to the dtype that weights are held in.
+    """Compute as training does: under autocast to `compute_dtype`, unless that is float32.
 
     Without autocast, a layer refuses inputs and weights of different dtypes, as where norms or biases are float32.
     """
-    held = (parameter.dtype for parameter in model.parameters() if parameter.dtype in _HALVES)
-    dtype = next(held, None) if precision == "fp32" else getattr(torch, dtype_of(precision))
-    return contextlib.nullcontext() if dtype is None else torch.autocast(model.device.type, dtype)
+    return autocast_to(compute_dtype(model, precision), model.device)
+
+
+def autocast_to(dtype: torch.dtype, device: torch.device) -> contextlib.AbstractContextManager[Any]:
+    """The same where `compute_dtype` is known, for which it looks at every weight of a float32 model."""
+    return contextlib.nullcontext() if dtype == torch.float32 else torch.autocast(device.type, dtype)
+
+
+def compute_dtype(model: Any, precision: ChosenPrecision = "fp32") -> torch.dtype:
+    """What a model's matmuls are computed in: the precision, or the 16-bit dtype that any weight is held in."""
+    if precision != "fp32":
+        half: torch.dtype = getattr(torch, dtype_of(precision))
+        return half
+    return next((weight.dtype for weight in model.parameters() if weight.dtype in _HALVES), torch.float32)
 
 
 @contextlib.contextmanager

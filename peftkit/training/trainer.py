@@ -6,6 +6,7 @@ import contextlib
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -14,7 +15,7 @@ from transformers.trainer_utils import EvalLoopOutput
 from peftkit import console
 from peftkit.data.collator import INPUTS, ON_HOST
 from peftkit.errors import RunError
-from peftkit.models.dtypes import computing
+from peftkit.models.dtypes import autocast_to, compute_dtype
 from peftkit.models.layout import known_layout
 from peftkit.models.loss import Loss, compute_loss_at_labels, evaluate_loss
 from peftkit.planning.precision import ChosenPrecision
@@ -101,8 +102,12 @@ class TokenTrainer(ResumableTrainer):
     def compute_loss_context_manager(self) -> contextlib.ExitStack:
         """Autocast where weights are held in 16 bits too, whatever the precision: they meet others in float32."""
         contexts: contextlib.ExitStack = super().compute_loss_context_manager()
-        contexts.enter_context(computing(self.model, self.precision))
+        contexts.enter_context(autocast_to(self._compute_dtype, self.model.device))
         return contexts
+
+    @cached_property
+    def _compute_dtype(self) -> torch.dtype:
+        return compute_dtype(self.model, self.precision)
 
     def current_learning_rate(self) -> float:
         """The rate that the next step will take."""
