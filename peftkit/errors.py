@@ -213,13 +213,20 @@ class MemoryRunError(RunError):
         where: what it belongs to.
         remedy: what would make it fit.
         batch: which batch would have to be smaller; None where no batch has a part in it.
+        rows: of that batch, how many are estimated to fit; None where that is not known.
     """
 
     def __init__(
-        self, what: str, *, where: str | None = None, remedy: str | None = None, batch: Batch | None = None
+        self,
+        what: str,
+        *,
+        where: str | None = None,
+        remedy: str | None = None,
+        batch: Batch | None = None,
+        rows: int | None = None,
     ) -> None:
         super().__init__(what, where=where, remedy=remedy)
-        self.batch = batch
+        self.batch, self.rows = batch, rows
         self.moved = False
         """Whether weights have been trained since they were loaded or saved, and may be so in part."""
 

@@ -12,7 +12,7 @@ from benchmarks.gpu.goals import goals
 from benchmarks.gpu.harness import Bench, Outcome, run_parts
 from benchmarks.gpu.registry import PARTS
 from benchmarks.gpu.shapes import FULL, SMOKE
-from benchmarks.gpu.table import folder_name, write_results
+from benchmarks.gpu.table import folder_name, in_order, read_parts, write_results
 from benchmarks.gpu.workers import Workers, has_gpu
 
 RESULTS = Path(__file__).resolve().parents[1] / "results"
@@ -23,7 +23,10 @@ def parsed(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu", description=__doc__)
     parser.add_argument("--smoke", action="store_true", help="tiny shapes, on a CPU too, to try the benchmark itself")
     parser.add_argument("--output", type=Path, help="folder of gpu.json and gpu.md; unset: results/CARD-DATE")
-    parser.add_argument("--only", help=f"some parts, separated by commas: {', '.join(part.name for part in PARTS)}")
+    parser.add_argument(
+        "--only",
+        help=f"parts by name, with commas; others in --output stay: {', '.join(part.name for part in PARTS)}",
+    )
     parser.add_argument("--budget", type=float, default=470, help="seconds after which no part begins (%(default)s)")
     return parser.parse_args(arguments)
 
@@ -48,11 +51,13 @@ def main() -> int:
             bench = Bench(scale, machine, Path(name), pool, deadline=start + arguments.budget)
 
             def save(outcomes: list[Outcome]) -> None:
+                outcomes = in_order([*earlier, *outcomes], names)
                 found = goals(outcomes, machine, smoke=scale.smoke)
                 seconds = round(time.monotonic() - start, 1)
                 write_results(folder, outcomes, found, machine, smoke=scale.smoke, seconds=seconds)
 
             parts = [part for part in PARTS if part.name in wanted]
+            earlier = read_parts(folder, machine) if arguments.only else []
             outcomes = run_parts(parts, bench, save, together=together, report=_report)
         finally:
             pool.close()

@@ -85,7 +85,7 @@ def llama_qlora(bench: Bench) -> Iterator[Row]:
 def full_rows(bench: Bench) -> Iterator[Row]:
     """The setting of NeMo AutoModel's published figure: LoRA, rows that one document fills, no padding."""
     race = _llama(bench, "lora", full=True)
-    yield race.row(bench, "peftkit", race.contest)
+    yield race.row(bench, "peftkit", replace(race.contest, batch=2))
 
 
 def gpt2(bench: Bench) -> Iterator[Row]:
@@ -182,7 +182,7 @@ def _llama(bench: Bench, method: Method, *, full: bool = False) -> _Race:
         raise NotApplicableError(f"needs {_LLAMA_BYTES[method] / 1e9:.0f} GB; {has}")
     steps = scale.warmup + scale.timed + scale.profiled
     documents = (
-        full_documents(2 * steps, scale.length)
+        full_documents(4 * steps, scale.length)
         if full
         else [each for each in article_documents(60 * steps, scale.length) if each.ids]
     )

@@ -12,7 +12,7 @@ from typing import Any
 from benchmarks.gpu.goals import Goal
 from benchmarks.gpu.harness import Figure, Outcome, Row
 
-__all__ = ["folder_name", "markdown", "write_results"]
+__all__ = ["folder_name", "in_order", "markdown", "read_parts", "write_results"]
 
 
 def write_results(
@@ -27,6 +27,23 @@ def write_results(
     }
     _write(folder / "gpu.json", json.dumps(values, indent=1) + "\n")
     _write(folder / "gpu.md", markdown(outcomes, goals, machine, **about))
+
+
+def read_parts(folder: Path, machine: Mapping[str, Any]) -> list[Outcome]:
+    """The parts that a folder has of an earlier benchmark of the same machine with the same libraries."""
+    path = folder / "gpu.json"
+    if not path.is_file():
+        return []
+    values = json.loads(path.read_text(encoding="utf-8"))
+    if any(values["machine"][name] != machine[name] for name in ("name", "python", "versions")):
+        return []
+    return [Outcome(**{**part, "rows": [Row(**row) for row in part["rows"]]}) for part in values["parts"]]
+
+
+def in_order(outcomes: Sequence[Outcome], names: Sequence[str]) -> list[Outcome]:
+    """The last outcome of each part, in the order of `names`."""
+    newest = {outcome.part: outcome for outcome in outcomes}
+    return [newest[name] for name in names if name in newest]
 
 
 def folder_name(machine: Mapping[str, Any], *, smoke: bool) -> str:

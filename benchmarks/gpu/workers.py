@@ -8,11 +8,13 @@ processes are new ones that import while earlier jobs still run, and wait.
 from __future__ import annotations
 
 import contextlib
+import faulthandler
 import importlib
 import multiprocessing
 import os
 import signal
 import threading
+import time
 import traceback
 from collections.abc import Mapping, Sequence
 from multiprocessing.connection import Connection
@@ -40,6 +42,7 @@ _LIBRARIES = (
 )
 _LOG_CHARACTERS = 4000
 _LEAVE_SECONDS = 3
+_DUMP_SECONDS = 0.3
 
 
 def has_gpu() -> bool:
@@ -104,6 +107,7 @@ class _Worker:
     def call(self, target: str, arguments: Mapping[str, Any], seconds: float) -> Any:
         self._connection.send((target, dict(arguments)))
         if not self._connection.poll(max(0.0, seconds)):
+            self._say_where_it_is()
             raise JobError(f"{target} did not finish within {seconds:.0f} s", self._tail())
         try:
             answer = self._connection.recv()
@@ -116,6 +120,13 @@ class _Worker:
         if "error" in answer:
             raise JobError(answer["error"], answer["traceback"])
         return answer["value"]
+
+    def _say_where_it_is(self) -> None:
+        """Let it write the stacks of its threads to its log."""
+        if self._process.pid is not None:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self._process.pid, signal.SIGUSR1)
+            time.sleep(_DUMP_SECONDS)
 
     def end(self) -> None:
         """End it with everything that it started, by force unless it has answered and ends by itself."""
@@ -140,6 +151,7 @@ def _serve(connection: Connection, log: str, libraries: Sequence[str]) -> None:
     file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(file, 1)
     os.dup2(file, 2)
+    faulthandler.register(signal.SIGUSR1, file=file, all_threads=False)
     for library in libraries:
         with contextlib.suppress(ImportError):
             importlib.import_module(library)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterable, Iterator
+from contextvars import ContextVar
 from typing import Any
 
 import torch
@@ -13,6 +14,7 @@ from transformers.pytorch_utils import Conv1D
 from peftkit.planning.precision import ChosenPrecision, dtype_of
 
 __all__ = [
+    "autocast_dtype",
     "autocast_to",
     "compute_dtype",
     "computing",
@@ -21,8 +23,11 @@ __all__ = [
     "hold",
     "hold_in_float32",
     "loading_in",
+    "pretending_autocast",
+    "without_autocast",
 ]
 
+_PRETENDED: ContextVar[torch.dtype | None] = ContextVar("pretended", default=None)
 _HALVES = (torch.float16, torch.bfloat16)
 _MIXED = "float16"  # of linear layers alone: bfloat16 has the range for all weights
 
@@ -96,6 +101,31 @@ def computing(model: Any, precision: ChosenPrecision = "fp32") -> contextlib.Abs
 def autocast_to(dtype: torch.dtype, device: torch.device) -> contextlib.AbstractContextManager[Any]:
     """The same where `compute_dtype` is known, for which it looks at every weight of a float32 model."""
     return contextlib.nullcontext() if dtype == torch.float32 else torch.autocast(device.type, dtype)
+
+
+def autocast_dtype(device: str) -> torch.dtype | None:
+    """The dtype that autocast gives to matmuls on a device now; None without autocast."""
+    if (pretended := _PRETENDED.get()) is not None:
+        return pretended
+    if not (torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)):
+        return None
+    return torch.get_autocast_dtype(device)
+
+
+def without_autocast(device: str) -> contextlib.AbstractContextManager[Any]:
+    """Compute in the dtypes of the operands, as they are."""
+    available = torch.amp.is_autocast_available(device)
+    return torch.autocast(device, enabled=False) if available else contextlib.nullcontext()
+
+
+@contextlib.contextmanager
+def pretending_autocast(dtype: torch.dtype | None) -> Iterator[None]:
+    """Let `autocast_dtype` give `dtype`, where torch has no autocast: on the meta device."""
+    token = _PRETENDED.set(dtype)
+    try:
+        yield
+    finally:
+        _PRETENDED.reset(token)
 
 
 def compute_dtype(model: Any, precision: ChosenPrecision = "fp32") -> torch.dtype:

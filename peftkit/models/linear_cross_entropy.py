@@ -11,7 +11,7 @@ from torch import nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
-__all__ = ["VOCABULARY_MULTIPLE", "Head", "logits_bytes", "summed_loss", "token_losses"]
+__all__ = ["VOCABULARY_MULTIPLE", "Head", "float32_product", "logits_bytes", "summed_loss", "token_losses"]
 
 _ROWS_AT_ONCE = 512
 """Labelled tokens whose logits are in memory together: 103 MB with GPT-2's vocabulary. On two cores, 256 took between
@@ -70,7 +70,7 @@ class Head:
         """The logits [..., vocabulary] of hidden states [..., width], float32, from a matmul in `dtype`."""
         operands = self.operands(dtype)
         with torch.autocast(hidden.device.type, enabled=False):
-            logits = _product(_operand(hidden.reshape(-1, hidden.shape[-1]), dtype), operands.weight.T)
+            logits = float32_product(_operand(hidden.reshape(-1, hidden.shape[-1]), dtype), operands.weight.T)
             logits = logits[:, : operands.vocabulary]
             logits = logits if operands.bias is None else logits + operands.bias
         return logits.view(*hidden.shape[:-1], -1)
@@ -160,7 +160,7 @@ class _SummedLoss(torch.autograd.Function):
                 of_bias += errors[:, : operands.vocabulary].sum(0)
             errors = _operand(errors if gain == 1 else errors.mul_(gain), dtype)
             if of_hidden is not None:
-                product = _product(errors, operands.weight)
+                product = float32_product(errors, operands.weight)
                 of_hidden[part] = product if gain == 1 else product.mul_(1 / gain)
             if of_weight is not None:
                 _add_product(of_weight, errors.T, rows)
@@ -195,7 +195,7 @@ class _Buffers:
     def log_probabilities(self, rows: torch.Tensor, operands: _Operands) -> torch.Tensor:
         """Log-probabilities [rows, padded vocabulary], float32, until the next call; no token's are minus infinity."""
         logits, found = self._logits[: len(rows)], self._found[: len(rows)]
-        _product(rows, operands.weight.T, out=logits)
+        float32_product(rows, operands.weight.T, out=logits)
         if operands.bias is not None:
             logits[:, : operands.vocabulary] += operands.bias
         logits[:, operands.vocabulary :] = -math.inf
@@ -203,15 +203,15 @@ class _Buffers:
 
 
 def _operand(tensor: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    """A tensor with the values that it has in `dtype`, in a dtype that `_product` multiplies exactly."""
+    """A tensor with the values that it has in `dtype`, in a dtype that `product` multiplies exactly."""
     rounded = tensor.to(dtype)
     return rounded if rounded.is_cuda else rounded.float()
 
 
-def _product(left: torch.Tensor, right: torch.Tensor, *, out: torch.Tensor | None = None) -> torch.Tensor:
+def float32_product(left: torch.Tensor, right: torch.Tensor, *, out: torch.Tensor | None = None) -> torch.Tensor:
     """A matmul whose sums, and result, are float32; CUDA has one for operands of 16 bits."""
-    if left.dtype == torch.float32:
-        return torch.mm(left, right, out=out)
+    if left.dtype == torch.float32 or not left.is_cuda:
+        return torch.mm(left.float(), right.float(), out=out)
     return torch.mm(left, right, out_dtype=torch.float32, out=out)
 
 
@@ -220,4 +220,4 @@ def _add_product(total: torch.Tensor, left: torch.Tensor, right: torch.Tensor) -
     if left.dtype == torch.float32:
         total.addmm_(left, right)
     else:
-        total += _product(left, right)
+        total += float32_product(left, right)

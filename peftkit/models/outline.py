@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Final
 
 import torch
 from torch import nn
@@ -13,6 +13,7 @@ from torch.overrides import TorchFunctionMode
 from transformers.modeling_utils import AttentionInterface
 
 from peftkit.models.attach import embedding_modules
+from peftkit.models.dtypes import pretending_autocast
 from peftkit.models.kernels import use_fast_kernels
 from peftkit.models.linear_cross_entropy import VOCABULARY_MULTIPLE
 from peftkit.planning.hardware import Device, Hardware
@@ -66,7 +67,9 @@ def activation_bytes(model: Any, rows: int, tokens: int, precision: ChosenPrecis
     ids = torch.zeros(rows, tokens, dtype=torch.long, device="meta")
     body = getattr(inner, inner.base_model_prefix)
     model.train()
-    with kept_for_backward(model) as kept, _Autocast(precision):
+    half = None if precision == "fp32" else getattr(torch, dtype_of(precision))
+    mode = _Autocast(half, is_cuda=hardware.device == "cuda")
+    with kept_for_backward(model) as kept, mode, pretending_autocast(half):
         body(input_ids=ids, use_cache=False)
     return sum(kept.values())
 
@@ -125,16 +128,18 @@ def _storage(tensor: torch.Tensor) -> int:
 
 
 class _Autocast(TorchFunctionMode):
-    """Number types as autocast chooses them, which has no part on the meta device."""
+    """Dtypes as autocast chooses them, and CUDA's fused kernels; the meta device has neither."""
 
-    def __init__(self, precision: ChosenPrecision) -> None:
+    def __init__(self, half: torch.dtype | None, *, is_cuda: bool) -> None:
         super().__init__()
-        self._half = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision)
+        self._half, self._fused = half, _CUDA if is_cuda else {}
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         del types
+        if fused := self._fused.get(func):
+            return fused(*args, **(kwargs or {}))
         dtype = None
         if self._half is not None:
             dtype = self._half if func in _LOW else torch.float32 if func in _HIGH else None
@@ -142,6 +147,21 @@ class _Autocast(TorchFunctionMode):
             args = tuple(_cast(value, dtype) for value in args)
             kwargs = {name: _cast(value, dtype) for name, value in (kwargs or {}).items()}
         return func(*args, **(kwargs or {}))
+
+
+def _dropout(values: torch.Tensor, p: float = 0.5, training: bool = True, inplace: bool = False) -> torch.Tensor:
+    """Dropout as CUDA computes it: in one kernel, which keeps a byte for each number."""
+    del inplace
+    return torch.native_dropout(values, p, training)[0] if training and p else values
+
+
+def _norm(values: torch.Tensor, shape: Any, weight: torch.Tensor, eps: float) -> Any:
+    """RMSNorm as CUDA computes it: in one kernel, which keeps its input and a number for each token."""
+    del shape, eps
+    return _FusedNorm.apply(values, weight)  # type: ignore[no-untyped-call]
+
+
+_CUDA: Final[dict[Any, Callable[..., Any]]] = {functional.dropout: _dropout, functional.rms_norm: _norm}
 
 
 def _cast(value: Any, dtype: torch.dtype) -> Any:
@@ -171,6 +191,17 @@ class _Attention:
         del module, attention_mask, options
         attended = _Fused.apply(query, key, value, bool(dropout) and self._keeps_dropped)  # type: ignore[no-untyped-call]
         return attended.transpose(1, 2).contiguous(), None
+
+
+class _FusedNorm(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, values: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+        ctx.save_for_backward(values, values.new_empty((*values.shape[:-1], 1), dtype=torch.float32), weight)
+        return torch.empty_like(values)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        raise NotImplementedError  # nothing is computed on the meta device
 
 
 class _Fused(torch.autograd.Function):

@@ -16,6 +16,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.modeling_utils import AttentionInterface
 
 from peftkit.compatibility import varlen_attention
+from peftkit.models.dtypes import autocast_dtype
 
 __all__ = ["BOUNDS", "VARLEN", "Kernel", "bounds_of", "fits_varlen", "flash_kernel", "has_varlen", "register_varlen"]
 
@@ -158,8 +159,7 @@ def _attention(
     if bounds is None:
         bounds = bounds_of(options["position_ids"].expand(rows, -1))
     window = (options.get("sliding_window") or 0) - 1  # one token of a window is the query's own
-    device = query.device.type
-    dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else query.dtype
+    dtype = autocast_dtype(query.device.type) or query.dtype
     if dtype not in dtypes:
         mask = _mask(bounds, rows, tokens, window)
         attended, _ = sdpa_attention_forward(module, query, key, value, mask, dropout=dropout, scaling=scaling)

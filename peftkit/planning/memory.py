@@ -16,6 +16,7 @@ __all__ = [
     "GpuMemory",
     "StepMemory",
     "bytes_of_a_weight",
+    "fitting_batch",
     "fixed_and_row",
     "halved_batch",
     "what_fits",
@@ -189,6 +190,14 @@ def halved_batch(rows: int, accumulation: int) -> tuple[int, int] | None:
     return None if smaller is None else (smaller, accumulation * rows // smaller)
 
 
+def fitting_batch(step: StepMemory, rows: int, accumulation: int) -> tuple[int, int] | None:
+    """The largest of the smaller batches whose step is estimated to fit, or one row; None where it is one row."""
+    batch = halved_batch(rows, accumulation)
+    while batch and step.peak_bytes(batch[0]) > step.limit_bytes and (smaller := halved_batch(*batch)):
+        batch = smaller
+    return batch
+
+
 def what_fits(step: StepMemory, recipe: Recipe) -> list[Fit]:
     """The changes after which a step would fit, those that leave the result most alike first."""
     return [fit for fit in _changes(step, recipe) if fit.peak_bytes <= step.limit_bytes]
@@ -196,14 +205,10 @@ def what_fits(step: StepMemory, recipe: Recipe) -> list[Fit]:
 
 def _changes(step: StepMemory, recipe: Recipe) -> Iterator[Fit]:
     training = recipe.training
-    batch: tuple[int, int] | None = (step.rows, -(-training.effective_batch // step.rows))
-    while batch and (batch := halved_batch(*batch)):
+    if batch := fitting_batch(step, step.rows, -(-training.effective_batch // step.rows)):
         rows, accumulation = batch
-        peak = step.peak_bytes(rows)
-        if peak <= step.limit_bytes or rows == 1:
-            text = f"training.per_device_train_batch_size={rows} with gradient_accumulation_steps={accumulation}"
-            yield Fit(text, peak)
-            break
+        text = f"training.per_device_train_batch_size={rows} with gradient_accumulation_steps={accumulation}"
+        yield Fit(text, step.peak_bytes(rows))
     if not training.activation_checkpointing:
         yield _fit_or_one_row(step, "training.activation_checkpointing=true", checkpointing=True)
     if step.processes > 1 and not step.is_sharded and recipe.method != "qlora":

@@ -20,7 +20,7 @@ from peftkit.models.linear_cross_entropy import logits_bytes
 from peftkit.models.live import free_memory
 from peftkit.models.outline import held_bytes, kept_for_backward, loss_parts
 from peftkit.planning.hardware import Hardware
-from peftkit.planning.memory import Fit, GpuMemory, StepMemory, fixed_and_row, what_fits
+from peftkit.planning.memory import Fit, GpuMemory, StepMemory, fitting_batch, fixed_and_row, what_fits
 from peftkit.recipe.schema import Recipe
 from peftkit.shortage import is_out_of_memory, memory_for
 
@@ -123,8 +123,13 @@ def _told(line: str, step: StepMemory, recipe: Recipe, *, in_pass: bool) -> Memo
     if not in_pass and alone > step.limit_bytes:
         line += f" Without any row, {console.size(alone)} are needed, so that no smaller batch would fit."
     helps = in_pass or alone <= step.limit_bytes
+    smaller = fitting_batch(step, step.rows, 1)
     return MemoryRunError(
-        line, where="training", remedy=_advice(what_fits(step, recipe)), batch="training" if helps else None
+        line,
+        where="training",
+        remedy=_advice(what_fits(step, recipe)),
+        batch="training" if helps else None,
+        rows=smaller[0] if smaller else None,
     )
 
 

@@ -146,13 +146,15 @@ class _Attempt:
             batch=(training.per_device_train_batch_size, training.gradient_accumulation_steps),
         )
 
-    def with_smaller(self, batch: Batch) -> _Attempt | None:
-        """The same run with half of a batch, from its newest checkpoint; None where the batch is one row."""
+    def with_smaller(self, batch: Batch, rows: int | None) -> _Attempt | None:
+        """The same run with half of a batch, or with `rows`, from its newest checkpoint; None where it is one row."""
         if batch == "evaluation":
             return self._with_smaller_evaluation()
         training = self.job.recipe.training
         before = [training.per_device_train_batch_size, training.gradient_accumulation_steps]
         smaller = halved_batch(before[0], before[1])
+        while smaller is not None and rows is not None and smaller[0] > max(1, rows):
+            smaller = halved_batch(*smaller)
         if smaller is None:
             return None
         recorded = {"recipe": before, **(self.manifest.auto_batch or {})}
@@ -216,7 +218,7 @@ def _trained(attempt: _Attempt, live: LiveModel) -> tuple[TrainingResult, _Attem
             return train(live.model, attempt.work()), attempt
         except MemoryRunError as error:
             batch = error.batch if attempt.options.auto_batch else None
-            smaller = attempt.with_smaller(batch) if batch else None
+            smaller = attempt.with_smaller(batch, error.rows) if batch else None
             if smaller is None:
                 raise
             attempt, shortage, moved = smaller, error.what, error.moved
