@@ -28,7 +28,7 @@ __all__ = ["use_lora_kernel"]
 
 
 def use_lora_kernel(module: nn.Module) -> None:
-    """Let a linear layer of PEFT's with a LoRA adapter compute by this module while it trains; others are left alone."""
+    """Let a linear layer with a LoRA adapter of PEFT's train by this module's kernel; other modules stay as they are."""
     kind = _KERNELS.get(type(module))
     if kind is not None:
         module.__class__ = kind
@@ -77,9 +77,8 @@ def _lora_linear(layer: Any, x: torch.Tensor) -> torch.Tensor:
     base = layer.base_layer
     down, up, dropout = layer.lora_A[name].weight, layer.lora_B[name].weight, layer.lora_dropout[name]
     is_4bit = type(base) is Linear4bit
-    dtype = autocast_dtype(x.device.type) or (
-        x.dtype if not is_4bit or base.compute_dtype is None else base.compute_dtype
-    )
+    own = base.compute_dtype if is_4bit else None
+    dtype = autocast_dtype(x.device.type) or own or x.dtype
 
     def weight() -> torch.Tensor:
         """The base's weight [out, in], made anew of a quantised one and thus not kept between the passes."""
