@@ -28,7 +28,7 @@ __all__ = ["use_lora_kernel"]
 
 
 def use_lora_kernel(module: nn.Module) -> None:
-    """Let a linear layer with a LoRA adapter of PEFT's train by this module's kernel; other modules stay as they are."""
+    """Let a linear layer with a LoRA adapter of PEFT train by this kernel; other modules stay as they are."""
     kind = _KERNELS.get(type(module))
     if kind is not None:
         module.__class__ = kind
