@@ -23,6 +23,7 @@ from peftkit.recipe.json_schema import recipe_schema
 from peftkit.recipe.libraries import LISTING, listed_versions
 
 FOLDER = Path(__file__).resolve().parent
+RESULTS = FOLDER.parent / "benchmarks" / "results"
 
 _HARDWARE = """\
 # Hardware
@@ -153,7 +154,21 @@ def hardware_page() -> str:
             reasons.setdefault((made[index].text, made[index].reason), []).append(name)
         lines = (f"- {text} ({_devices(on)}): {reason}." for (text, reason), on in reasons.items())
         parts.append(f"**{column}**\n\n" + "\n".join(lines))
+    parts += ["## Measured", *_measured()]
     return "\n\n".join(parts) + "\n"
+
+
+def _measured() -> Iterator[str]:
+    """What the GPU benchmark has found, for each card and day that it has results of."""
+    for path in sorted(RESULTS.glob("*/gpu.json")):
+        found = json.loads(path.read_text(encoding="utf-8"))
+        machine = found["machine"]
+        title = f"{machine['name']}, {machine['date']}, torch {machine['versions']['torch']}"
+        lines = [f"{title} ([all figures](../benchmarks/results/{path.parent.name}/gpu.md)):\n"]
+        for goal in found["goals"]:
+            result = f"{goal['measured']}, {goal['status']}" if goal["measured"] else goal["status"]
+            lines.append(f"- {goal['goal']}: {result}.")
+        yield "\n".join(lines)
 
 
 def _devices(names: list[str]) -> str:

@@ -33,9 +33,12 @@ def goals(outcomes: Sequence[Outcome], machine: Mapping[str, Any], *, smoke: boo
     speeds = _figures(parts, "llama-lora", "tokens/s", "peftkit") + _figures(parts, "full-rows", "tokens/s", "peftkit")
     speed = max(speeds, default=None) if "H100" in machine["name"] else None
     waits = _figures(parts, "profile", "waits a step") + _figures(parts, "profile", "warned")
-    ratios = _figures(parts, "estimates", "ratio")
     for part in ("llama-lora", "llama-qlora", "full-rows"):
-        ratios += _figures(parts, part, "planned of peak")
+        waits += _figures(parts, part, "waits", "peftkit")
+    ratios = _figures(parts, "estimates", "ratio")
+    if ratios:  # of GPT-2; the larger shapes alone would say too little
+        for part in ("llama-lora", "llama-qlora", "full-rows"):
+            ratios += _figures(parts, part, "planned of peak")
     off = max((abs(ratio - 1) for ratio in ratios), default=None)
     more = max((ratio - 1 for ratio in _figures(parts, "end", "ratio")), default=None)
     to_trl = max(_figures(parts, "llama-lora", "peftkit to it", "trl"), default=None)

@@ -30,7 +30,7 @@ from peftkit.models.dtypes import without_autocast
 from peftkit.models.lora_kernel import use_lora_kernel
 from peftkit.planning.hardware import Hardware
 
-__all__ = ["Dropout", "RMSNorm", "dropout_attention", "keep_mask", "use_fast_kernels"]
+__all__ = ["Dropout", "RMSNorm", "dropout_attention", "is_rms_norm", "keep_mask", "use_fast_kernels"]
 
 _NAME = "peftkit_cpu"
 _PER_DRAW = 4  # sixteen bits each: a probability is rounded to 1/65536

@@ -25,7 +25,7 @@ from peftkit.planning.decisions import decide
 from peftkit.planning.disk import disk_need
 from peftkit.planning.duration import computed_duration, duration, operations_of_a_token
 from peftkit.planning.hardware import Hardware
-from peftkit.planning.memory import CONTEXT_BYTES, StepMemory, what_fits
+from peftkit.planning.memory import CONTEXT_BYTES, WORKSPACE_BYTES, StepMemory, what_fits
 from peftkit.planning.plan import Plan
 from peftkit.planning.processes import Place, share_of
 from peftkit.planning.schedule import Schedule
@@ -173,7 +173,7 @@ def _step_memory(job: Job, model: Any, limit_bytes: int) -> StepMemory:
 def _runtime_bytes(job: Job, base_bytes: int) -> int:
     """What is there beside a step: of the main process of a sharded run, the whole model that it saves, on the CPU."""
     if job.hardware.device != "cpu":
-        return CONTEXT_BYTES
+        return CONTEXT_BYTES + WORKSPACE_BYTES
     return psutil.Process().memory_info().rss + (base_bytes if job.is_sharded else 0)
 
 

@@ -57,5 +57,13 @@ def test_neither_tiny_shapes_nor_a_cpu_measure_a_goal(machine: dict[str, Any], d
     assert {goal.status for goal in found} == {"not measured"}
 
 
+def test_waits_are_those_of_peftkit_in_every_race(machine: dict[str, Any]) -> None:
+    race = Outcome("full-rows", "", "passed", [Row("peftkit", {"waits": 3.0}), Row("trl", {"waits": 19.0})])
+
+    found = goals([*MET, race], machine, smoke=False)
+
+    assert (found[2].measured, found[2].status) == ("3.0 a step", "not met")
+
+
 def test_a_part_that_was_not_run_measures_no_goal(machine: dict[str, Any]) -> None:
     assert {goal.status for goal in goals([], machine, smoke=False)} == {"not measured"}

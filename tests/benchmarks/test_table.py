@@ -10,7 +10,7 @@ import pytest
 
 from benchmarks.gpu.goals import Goal
 from benchmarks.gpu.harness import Figure, Outcome, Row
-from benchmarks.gpu.table import folder_name, markdown, shown, write_results
+from benchmarks.gpu.table import folder_name, in_order, markdown, read_parts, shown, write_results
 
 OUTCOMES = [
     Outcome("loss", "Loss", "passed", [Row("bf16", {"off": 1e-7, "bound": 1e-5}, passed=True)], 3.0),
@@ -48,6 +48,25 @@ def test_the_json_holds_everything_and_no_part_of_a_file_is_left(tmp_path: Path,
     assert found["parts"][2]["traceback"] == "Traceback"
     assert found["machine"]["name"] == machine["name"]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["gpu.json", "gpu.md"]
+
+
+def test_parts_of_an_earlier_benchmark_of_the_same_machine_are_read_again(
+    tmp_path: Path, machine: dict[str, Any]
+) -> None:
+    write_results(tmp_path, OUTCOMES, GOALS, machine, smoke=False, seconds=2.0)
+
+    assert read_parts(tmp_path, machine) == OUTCOMES
+    assert read_parts(tmp_path, {**machine, "name": "another card"}) == []
+    assert read_parts(tmp_path / "none", machine) == []
+
+
+def test_the_newest_outcome_of_a_part_counts_in_the_order_of_all_parts() -> None:
+    newer = Outcome("memory", "Memory", "passed", [], 2.0)
+
+    found = in_order([*OUTCOMES, newer], ["loss", "memory", "speed", "profile", "other"])
+
+    assert [outcome.part for outcome in found] == ["loss", "memory", "speed", "profile"]
+    assert found[1] is newer
 
 
 @pytest.mark.parametrize(

@@ -8,11 +8,14 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
-from transformers import GPT2Config, GPT2LMHeadModel, set_seed
+from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, set_seed
 from transformers.activations import NewGELUActivation
+from transformers.models.gemma.modeling_gemma import GemmaRMSNorm
+from transformers.models.llama.modeling_llama import LlamaRMSNorm
+from transformers.models.qwen3.modeling_qwen3 import Qwen3RMSNorm
 
 from peftkit.models import kernels
-from peftkit.models.kernels import Dropout, dropout_attention, keep_mask, use_fast_kernels
+from peftkit.models.kernels import Dropout, RMSNorm, dropout_attention, is_rms_norm, keep_mask, use_fast_kernels
 from peftkit.planning.hardware import Hardware
 
 CPU = Hardware("cpu", "a CPU", 24 * 10**9, 1, 2)
@@ -68,6 +71,43 @@ def test_a_gpu_keeps_the_librarys_dropout_and_attention_and_computes_gelu_in_one
     after = [type(module) for module in model.modules()]
     assert after == [torch.nn.GELU if kind is NewGELUActivation else kind for kind in before]
     assert model.config._attn_implementation == "sdpa"
+
+
+@pytest.mark.parametrize(
+    ("kind", "is_plain"), [(LlamaRMSNorm, True), (Qwen3RMSNorm, True), (GemmaRMSNorm, False), (nn.LayerNorm, False)]
+)
+def test_a_norm_is_judged_by_what_it_computes(kind: type[nn.Module], is_plain: bool) -> None:
+    assert is_rms_norm(kind) is is_plain
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_gpu_computes_rms_norm_in_one_kernel_and_no_less_exactly(dtype: torch.dtype) -> None:
+    set_seed(0)
+    stock = LlamaRMSNorm(64)
+    stock.weight.data.normal_()
+    fast = RMSNorm(stock.to(dtype))
+    states = torch.randn(5, 64).to(dtype)
+    exact = LlamaRMSNorm(64).double()
+    exact.load_state_dict(stock.state_dict())
+    expected = exact(states.double())
+
+    def off(found: torch.Tensor) -> float:
+        return float((found.double() - expected).norm().detach())
+
+    assert off(fast(states)) <= 1.01 * off(stock(states))
+    assert fast(states).dtype == dtype
+
+
+def test_a_model_with_rms_norms_has_the_stock_loss_and_gradients_on_a_gpu() -> None:
+    set_seed(0)
+    sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
+    model = LlamaForCausalLM(LlamaConfig(vocab_size=64, **sizes)).train()
+    stock = loss_and_gradients(model)
+    use_fast_kernels(model, A100)
+
+    assert sum(type(module) is RMSNorm for module in model.modules()) == 5
+    for wanted, found in zip(stock, loss_and_gradients(model), strict=True):
+        assert torch.allclose(found, wanted, rtol=1e-4, atol=1e-7)
 
 
 def test_nothing_that_is_saved_changes(tmp_path: Path) -> None:

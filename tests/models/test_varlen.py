@@ -289,17 +289,18 @@ def test_the_kernel_of_torch_computes_the_definition(
     wholes = [values.detach().double().requires_grad_() for values in halves]
 
     first, second, third = halves
-    found = flash_kernel(first, second, third, bounds, 500, scale=width**-0.5, dropout=0.0, window=window)
+    attended = flash_kernel(first, second, third, bounds, 500, scale=width**-0.5, dropout=0.0, window=window)
     documents = torch.searchsorted(bounds, torch.arange(500, device=device), right=True)
     back = torch.arange(500, device=device)[:, None] - torch.arange(500, device=device)[None, :]
     seen = (documents[:, None] == documents[None, :]) & (back >= 0) & ((back <= window) | (window < 0))
     query, key, value = (values.transpose(0, 1) for values in wholes)
     key, value = (values.repeat_interleave(heads // key_heads, 0) for values in (key, value))
     scores = (query @ key.transpose(-1, -2) * width**-0.5).masked_fill(~seen, -torch.inf)
-    expected = (scores.softmax(-1) @ value).transpose(0, 1)
-    wanted = torch.randn_like(expected)
-    rounded = torch.autograd.grad(found, halves, wanted.to(found.dtype))
-    exact = torch.autograd.grad(expected, wholes, wanted)
+    defined = (scores.softmax(-1) @ value).transpose(0, 1)
+    wanted = torch.randn_like(defined)
+    rounded = torch.autograd.grad(attended, halves, wanted.to(attended.dtype))
+    exact = torch.autograd.grad(defined, wholes, wanted)
+    found, expected = attended.detach(), defined.detach()
 
     assert float((found - expected).norm()) < 1e-2 * float(expected.norm())
     for half, whole in zip(rounded, exact, strict=True):
@@ -319,6 +320,7 @@ def test_the_kernel_of_torch_drops_the_same_weights_backward_as_forward(device: 
 
     found = attended(value)
     (gradient,) = torch.autograd.grad(found, value, torch.ones_like(found))
+    found, value = found.detach(), value.detach()
     whole = flash_kernel(query, key, value, bounds, 300, scale=0.125, dropout=0.0, window=-1)
 
     # what comes out is linear in the values, with the weights that were kept

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers.optimization import Adafactor
 
-from peftkit.planning.memory import CONTEXT_BYTES, Fit, GpuMemory, StepMemory, fixed_and_row, halved_batch, what_fits
+from peftkit.planning.memory import Fit, GpuMemory, StepMemory, fitting_batch, fixed_and_row, halved_batch, what_fits
 from peftkit.recipe.loader import load_recipe
 from peftkit.recipe.schema import Recipe
 
@@ -312,6 +312,20 @@ def test_the_end_of_a_run_counts_where_it_needs_more_than_a_step() -> None:
     assert replace(small, end_bytes=step + MB).peak_bytes(1) == small.peak_bytes(1) + MB
 
 
+@given(step=STEPS, rows=st.integers(2, 512), accumulation=st.integers(1, 8))
+def test_the_next_batch_is_the_largest_half_that_fits_or_one_row(
+    step: StepMemory, rows: int, accumulation: int
+) -> None:
+    halves = [(rows, accumulation)]
+    while smaller := halved_batch(*halves[-1]):
+        halves.append(smaller)
+
+    fitting = [half for half in halves[1:] if step.peak_bytes(half[0]) <= step.limit_bytes]
+
+    assert fitting_batch(step, rows, accumulation) == (fitting or halves[-1:])[0]
+    assert fitting_batch(step, 1, accumulation) is None
+
+
 def test_a_gpu_without_other_processes_has_all_that_the_driver_does_not_need() -> None:
     gpu = GpuMemory(total=24_000 * MB, free=18_500 * MB, reserved=5_000 * MB)
 
@@ -321,7 +335,7 @@ def test_a_gpu_without_other_processes_has_all_that_the_driver_does_not_need() -
 def test_what_other_processes_have_of_a_gpu_is_not_there() -> None:
     gpu = GpuMemory(total=24_000 * MB, free=3_500 * MB, reserved=5_000 * MB)
 
-    assert gpu.context_bytes == 2 * CONTEXT_BYTES
+    assert gpu.context_bytes == 10**9
     assert gpu.limit_bytes == 3_500 * MB + 5_000 * MB + gpu.context_bytes
 
 

@@ -172,10 +172,10 @@ class GpuWaits(TrainerCallback):  # type: ignore[misc]
 
     def on_step_begin(self, *_: Any, **__: Any) -> None:
         self._end()
-        torch.cuda.set_sync_debug_mode("warn")
         self._caught = warnings.catch_warnings(record=True)
         self._found = self._caught.__enter__()
         warnings.simplefilter("always")
+        torch.cuda.set_sync_debug_mode("warn")  # and it warns that it is a prototype
 
     def on_train_end(self, *_: Any, **__: Any) -> None:
         self._end()
