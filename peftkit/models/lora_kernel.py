@@ -11,7 +11,7 @@ frozen linear layer is left to PEFT.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Final
 
 import torch
 from bitsandbytes.functional import dequantize_4bit
@@ -29,9 +29,7 @@ __all__ = ["use_lora_kernel"]
 
 def use_lora_kernel(module: nn.Module) -> None:
     """Let a linear layer with a LoRA adapter of PEFT train by this kernel; other modules stay as they are."""
-    kind = _KERNELS.get(type(module))
-    if kind is not None:
-        module.__class__ = kind
+    module.__class__ = _KERNELS.get(type(module), type(module))
 
 
 class _LoraLinear(lora.Linear):  # type: ignore[misc]  # PEFT has no types
@@ -52,7 +50,7 @@ class _LoraLinear4bit(lora.Linear4bit):  # type: ignore[misc]
         return _lora_linear(self, x)
 
 
-_KERNELS = {lora.Linear: _LoraLinear, lora.Linear4bit: _LoraLinear4bit}
+_KERNELS: Final[dict[Any, Any]] = {lora.Linear: _LoraLinear, lora.Linear4bit: _LoraLinear4bit}
 
 
 def _is_plain(layer: Any) -> bool:
@@ -82,9 +80,9 @@ def _lora_linear(layer: Any, x: torch.Tensor) -> torch.Tensor:
 
     def weight() -> torch.Tensor:
         """The base's weight [out, in], made anew of a quantised one and thus not kept between the passes."""
-        if is_4bit:
-            return dequantize_4bit(base.weight.data, base.weight.quant_state).to(dtype)
-        return (base.weight.T if type(base) is Conv1D else base.weight).to(dtype)
+        held = dequantize_4bit(base.weight.data, base.weight.quant_state) if is_4bit else base.weight
+        matrix: torch.Tensor = held.T if type(base) is Conv1D else held
+        return matrix.to(dtype)
 
     kept = x.to(dtype)
     dropped = None if isinstance(dropout, nn.Identity) or dropout.p == 0 else dropout(kept)
