@@ -135,10 +135,10 @@ def _peftkit(contest: Contest, clock: StepClock, folder: str) -> dict[str, Any]:
     """What `peftkit train` does from a recipe up to the end of training, with the base's weights made on the device."""
     from peftkit.recipe.loader import load_recipe
     from peftkit.runs.folder import RunFolder
+    from peftkit.training.job import prepare_job
+    from peftkit.training.plan import estimate
     from peftkit.training.signals import stopping_at_signals
     from peftkit.training.train import train
-    from peftkit.workflows.job import prepare_job
-    from peftkit.workflows.plan import estimate
 
     path = Path(folder) / "recipe.yaml"
     path.write_text(json.dumps(_recipe(contest, clock)), encoding="utf-8")  # JSON is YAML

@@ -39,7 +39,7 @@ def command(recipe: str, show: int, overrides: tuple[str, ...], as_json: bool) -
     file = load_recipe(find_recipe(recipe), overrides=overrides)
 
     from peftkit.models.base import take_quiet
-    from peftkit.workflows.audit import audit_recipe
+    from peftkit.training.audit import audit_recipe
 
     take_quiet()
     examined = audit_recipe(file, show=show)

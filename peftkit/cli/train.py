@@ -74,8 +74,8 @@ def command(
         console.info(note)
 
     from peftkit.models.base import take_quiet
-    from peftkit.workflows.run import RunOptions
-    from peftkit.workflows.together import run_together
+    from peftkit.training.run import RunOptions
+    from peftkit.training.together import run_together
 
     take_quiet()
     allowed = tuple(field.strip() for given in allow_changes for field in given.split(","))
@@ -96,7 +96,7 @@ def _launch(context: click.Context, nproc: int) -> None:
     """Let the same command train in several processes."""
     if context.params["auto_batch"]:
         raise click.UsageError("--auto-batch works in one process: leave --nproc out until a batch is found.")
-    from peftkit.workflows.launch import train_in_processes
+    from peftkit.training.launch import train_in_processes
 
     train_in_processes(["train", *options.arguments_of(context, "nproc")], nproc)
 

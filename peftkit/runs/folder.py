@@ -25,9 +25,11 @@ from peftkit.storage import (
     write_text,
 )
 
-__all__ = ["ADAPTER_FOLDER", "RunFolder"]
+__all__ = ["ADAPTER_FOLDER", "CARD_NAME", "RunFolder"]
 
 ADAPTER_FOLDER = "adapter"
+CARD_NAME = "README.md"
+"""The model card, where the hub looks for it; people write into it."""
 
 
 @dataclass(frozen=True)

@@ -13,9 +13,9 @@ from typing import Any, NoReturn
 import torch
 from transformers import TrainerCallback
 
-from peftkit.adapters.card import CARD_NAME
 from peftkit.errors import MemoryRunError, RunError, Stopped
 from peftkit.runs.checkpoints import Checkpoint, checkpoint_place
+from peftkit.runs.folder import CARD_NAME
 from peftkit.shortage import forget_frames, is_out_of_memory, memory_for
 from peftkit.storage import manifest_faults, write_text
 from peftkit.training.checkpoint import CheckpointWriter, StateFiles, random_state, set_random_state

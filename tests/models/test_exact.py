@@ -14,7 +14,7 @@ from peftkit.models import exact
 from peftkit.models.exact import exact_float32
 from peftkit.models.quantise import quantised_modules
 from peftkit.recipe.loader import load_recipe
-from peftkit.workflows.job import prepare_job
+from peftkit.training.job import prepare_job
 
 SHAPES = {
     "gpt2": GPT2Config(n_layer=2, n_head=2, n_embd=16, vocab_size=600, bos_token_id=0, eos_token_id=0),

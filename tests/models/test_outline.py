@@ -20,7 +20,7 @@ from peftkit.models.outline import (
     weight_bytes,
 )
 from peftkit.recipe.loader import load_recipe
-from peftkit.workflows.job import Job, prepare_job
+from peftkit.training.job import Job, prepare_job
 
 ROWS, TOKENS = 4, 48
 

@@ -16,10 +16,10 @@ from peftkit.models.outline import kept_for_backward, loss_parts
 from peftkit.planning.hardware import Hardware
 from peftkit.recipe.loader import load_recipe
 from peftkit.runs.folder import RunFolder
+from peftkit.training.job import prepare_job
 from peftkit.training.memory import peak_memory_bytes, shortage
 from peftkit.training.signals import StopRequest
 from peftkit.training.train import build_trainer
-from peftkit.workflows.job import prepare_job
 
 CPU = Hardware("cpu", "a CPU", 24 * 10**9, 1, 2)
 SAYS_ITS_PEAK = """

@@ -16,10 +16,10 @@ from transformers import TrainerCallback
 from peftkit.models.kernels import use_fast_kernels
 from peftkit.recipe.loader import load_recipe
 from peftkit.runs.folder import RunFolder
+from peftkit.training.job import prepare_job
 from peftkit.training.signals import StopRequest
 from peftkit.training.train import build_trainer
 from peftkit.training.trainer import TokenTrainer
-from peftkit.workflows.job import prepare_job
 from tests.training.waits import LateResults, Waits
 
 Build = Callable[..., TokenTrainer]

@@ -1,0 +1,220 @@
+"""What a recipe will take: memory, time and room on the disk, before a run begins."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, get_args
+
+import psutil
+
+from peftkit import console
+from peftkit.adapters.sample import SAMPLE_TOKENS
+from peftkit.errors import RunError
+from peftkit.models.attach import count_embeddings, count_parameters
+from peftkit.models.attention import kernels_of
+from peftkit.models.exact import WIDENED_BYTES
+from peftkit.models.linear_cross_entropy import logits_bytes
+from peftkit.models.outline import activation_parts, loss_parts, weight_bytes
+from peftkit.planning.decisions import decide
+from peftkit.planning.disk import disk_need
+from peftkit.planning.duration import computed_duration, duration, operations_of_a_token
+from peftkit.planning.hardware import Hardware
+from peftkit.planning.memory import CONTEXT_BYTES, StepMemory, what_fits
+from peftkit.planning.plan import Plan
+from peftkit.planning.processes import Place, share_of
+from peftkit.planning.schedule import Schedule
+from peftkit.recipe.loader import RecipeFile
+from peftkit.recipe.schema import Method
+from peftkit.runs.folder import RunFolder
+from peftkit.storage import free_bytes
+from peftkit.training.job import Job, prepare_job
+from peftkit.training.memory import memory_limit
+from peftkit.training.processes import Processes
+from peftkit.training.rehearsal import Rehearsal, rehearse
+from peftkit.training.signals import stopping_at_signals
+
+__all__ = ["estimate", "plan", "plan_methods"]
+
+_HOPELESS = 2
+"""Where the estimate is so many times what there is, measuring would only end in a failure."""
+
+
+def plan(file: RecipeFile, *, seconds: float | None, elsewhere: Hardware | None = None, processes: int = 1) -> Plan:
+    """What a recipe will take.
+
+    Args:
+        file: the recipe.
+        seconds: how long its steps are measured, in this process, whose peak memory they are; None computes all of it.
+        elsewhere: a machine that is not here, for which all of it is computed; None for this one.
+        processes: that train together on the machine, for each of which all of it is computed, if there are more.
+
+    Raises:
+        InputError: recipe, base or data are wrong.
+        RunError: a step that was measured failed.
+    """
+    together = Processes(Place(count=processes, local_count=processes))
+    hardware = replace(elsewhere, device_count=processes) if elsewhere else None
+    job = prepare_job(file, together, elsewhere=hardware)
+    found = estimate(job, hardware.memory_bytes if hardware else None)
+    if seconds is None or hardware or together.are_many:
+        return found
+    if found.peak_memory_bytes > _HOPELESS * found.limit_bytes:
+        console.warning(f"{found.method} is not measured: it would need far more memory than there is.")
+        return found
+    console.info(f"measuring {found.method} for about {seconds:.0f} s")
+    return _measured(found, job, _rehearsed(job, seconds))
+
+
+def plan_methods(arguments: Sequence[str]) -> list[Plan]:
+    """What a recipe takes by each method, each in a process of its own: memory once used is never taken back.
+
+    Args:
+        arguments: of `peftkit plan`, without the method.
+
+    Raises:
+        RunError: one of them failed, and has said why.
+    """
+    plans: list[Plan] = []
+    for method in get_args(Method):
+        command = [sys.executable, "-m", "peftkit", "plan", *arguments, "--method", method, "--json"]
+        heard = subprocess.PIPE if plans else None  # what is said of the data is the same each time
+        if plans:
+            console.info(f"and {method}")
+        done = subprocess.run(command, stdout=subprocess.PIPE, stderr=heard, text=True, check=False)
+        if done.returncode:
+            sys.stderr.write(done.stderr or "")
+            raise RunError(f"cannot be planned by method {method}; its message stands above.", where=arguments[0])
+        plans += [Plan.from_json(values) for values in json.loads(done.stdout)["plans"]]
+    return plans
+
+
+def estimate(job: Job, limit_bytes: int | None = None) -> Plan:
+    """What a run will take, from its structure and its data alone.
+
+    Args:
+        job: the run.
+        limit_bytes: memory that its machine has; None for what there is here.
+    """
+    recipe, training = job.recipe, job.recipe.training
+    model = job.start.outline(recipe, job.base_dtype)
+    kernels = kernels_of(model)
+    limit = memory_limit(job.hardware) if limit_bytes is None else limit_bytes
+    step = _step_memory(job, model, _limit_of_each(limit, job))
+    memory = step.parts(step.rows, checkpointing=training.activation_checkpointing)
+    as_it_is = step
+    if training.activation_checkpointing:
+        as_it_is = step.checkpointed()
+    schedule = Schedule(training, job.data.train.length)
+    peak = sum(memory.values())
+    return Plan(
+        method=recipe.method,
+        device=job.hardware.name,
+        precision=job.precision,
+        measured=False,
+        trainable_parameters=step.trainable,
+        total_parameters=step.total,
+        processes=job.processes.count,
+        sequences=job.data.train.length,
+        steps=schedule.steps,
+        epochs=schedule.epochs,
+        train_tokens=_train_tokens(job, schedule),
+        memory=memory,
+        peak_memory_bytes=peak,
+        limit_bytes=step.limit_bytes,
+        would_fit=what_fits(as_it_is, recipe) if peak > step.limit_bytes else [],
+        disk=disk_need(training, step.trainable, job.data.train.length, count_embeddings(model, trained=True)),
+        free_bytes=free_bytes(job.file.output),
+        train_seconds=computed_duration(job.hardware, job.precision, _operations(model, job, schedule)),
+        decisions=decide(job.hardware, recipe, need=step, packed=job.data.train.packed, **kernels),
+        warnings=list(job.warnings),
+    )
+
+
+def _limit_of_each(limit_bytes: int, job: Job) -> int:
+    """Memory for one process: a GPU is its own, and what a machine without one has is shared."""
+    return limit_bytes // job.processes.place.local_count if job.hardware.device == "cpu" else limit_bytes
+
+
+def _step_memory(job: Job, model: Any, limit_bytes: int) -> StepMemory:
+    """Of one of the processes, counted on a model without weights, which is used up."""
+    recipe, training, processes = job.recipe, job.recipe.training, job.processes.count
+    trainable, total = count_parameters(model)
+    rows = share_of(training.per_device_train_batch_size, training.gradient_accumulation_steps, processes).rows
+    longest = int(job.data.train.sequences.lengths.max())
+    base_bytes = weight_bytes(model, recipe.base_quantization)
+    vocabulary = model.config.vocab_size
+    of_loss, of_token = loss_parts(model, job.precision, job.hardware.device)
+    fixed, row = activation_parts(model, longest, job.precision, job.hardware)
+    return StepMemory(
+        base_bytes=base_bytes,
+        trainable=trainable,
+        total=total,
+        embeddings=count_embeddings(model),
+        row_bytes=row + of_token * longest,
+        fixed_bytes=fixed + of_loss,
+        rows=rows,
+        layers=int(getattr(model.config, "num_hidden_layers", 1)),
+        limit_bytes=limit_bytes,
+        optim=training.optim,
+        logits_bytes=logits_bytes(vocabulary, rows * longest),
+        end_bytes=0 if job.is_sharded else WIDENED_BYTES + logits_bytes(vocabulary, SAMPLE_TOKENS),
+        processes=processes,
+        is_sharded=job.is_sharded,
+        runtime_bytes=_runtime_bytes(job, base_bytes),
+    )
+
+
+def _runtime_bytes(job: Job, base_bytes: int) -> int:
+    """What is there beside a step: of the main process of a sharded run, the whole model that it saves, on the CPU."""
+    if job.hardware.device != "cpu":
+        return CONTEXT_BYTES
+    return psutil.Process().memory_info().rss + (base_bytes if job.is_sharded else 0)
+
+
+def _operations(model: Any, job: Job, schedule: Schedule) -> int | None:
+    """Sums and products of one process in all steps together; None for a stream."""
+    tokens, (_, total) = _train_tokens(job, schedule), count_parameters(model)
+    if tokens is None:
+        return None
+    weights = total - count_embeddings(model) + model.get_output_embeddings().weight.numel()
+    return tokens * operations_of_a_token(weights, trains_all=job.recipe.method == "full") // job.processes.count
+
+
+def _train_tokens(job: Job, schedule: Schedule) -> int | None:
+    if job.data.train.length is None:
+        return None
+    return round(job.data.train.counts.tokens * schedule.steps / schedule.steps_per_epoch)
+
+
+def _measured(found: Plan, job: Job, rehearsal: Rehearsal) -> Plan:
+    """A plan with what was measured in the place of what was computed."""
+    known = {
+        "weights": rehearsal.weights_bytes,
+        "gradients": found.memory["gradients"],
+        "optimizer": found.memory["optimizer"],
+        "activations": rehearsal.activations_bytes,
+        "logits": found.memory["logits"],
+        "end": found.memory["end"],
+    }
+    peak = rehearsal.peak_memory_bytes + found.memory["end"]
+    return replace(
+        found,
+        measured=True,
+        memory={**known, "runtime": max(0, peak - sum(known.values()))},
+        peak_memory_bytes=peak,
+        train_seconds=duration(rehearsal.pace, Schedule(job.recipe.training, job.data.train.length)),
+    )
+
+
+def _rehearsed(job: Job, seconds: float) -> Rehearsal:
+    with tempfile.TemporaryDirectory(prefix="peftkit-plan-") as name, console.silenced():
+        folder, manifest = RunFolder(Path(name) / "run"), job.manifest()
+        model = job.load()
+        with folder.created(job.file.resolved_yaml(), manifest), stopping_at_signals() as stop:
+            return rehearse(model, job.work(folder, manifest.run_id, manifest.warnings, stop), seconds)

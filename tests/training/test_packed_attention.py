@@ -1,0 +1,42 @@
+"""A run on packed documents by attention over variable lengths has the losses of one by sdpa."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from peftkit.models.varlen import VARLEN
+from peftkit.recipe.loader import load_recipe
+from peftkit.runs.folder import RunFolder
+from peftkit.training.job import prepare_job
+from peftkit.training.signals import stopping_at_signals
+from peftkit.training.train import train
+
+
+def losses(recipe_path: Path, folder: Path, method: str, attention: str) -> list[float]:
+    """Of training and evaluation, in the order of the steps."""
+    overrides = ["data.packing=true", "base.dropout=0.0", "lora.lora_dropout=0.0"]
+    job = prepare_job(load_recipe(recipe_path, method=method, overrides=overrides))
+    run, manifest = RunFolder(folder), job.manifest()
+    model = job.load()
+    base = model.get_base_model() if method == "lora" else model
+    base.set_attn_implementation(attention)
+    with run.created(job.file.resolved_yaml(), manifest), stopping_at_signals() as stop:
+        train(model, job.work(run, manifest.run_id, manifest.warnings, stop))
+    rows = [json.loads(line) for line in run.metrics.read_text(encoding="utf-8").splitlines()]
+    return [row[name] for row in rows for name in ("loss", "eval_loss") if name in row]
+
+
+@pytest.mark.parametrize("method", ["full", "lora"])
+def test_packed_documents_train_the_same_by_either_attention(
+    method: str, recipe_path: Path, tmp_path: Path, varlen_on_cpu: list[dict[str, Any]]
+) -> None:
+    expected = losses(recipe_path, tmp_path / "sdpa", method, "sdpa")
+    found = losses(recipe_path, tmp_path / "varlen", method, VARLEN)
+
+    assert len(varlen_on_cpu) > 0
+    assert len(found) >= 6
+    assert found == pytest.approx(expected, rel=1e-4)
