@@ -20,7 +20,7 @@ from peftkit.runs.comparison import COMPARISON_NAME, Comparison
 from peftkit.runs.folder import RunFolder
 from peftkit.runs.lock import locked
 from peftkit.storage import is_free, read_json, write_json
-from peftkit.training.resume import Past, check_finished
+from peftkit.training.resume import read_past
 from peftkit.training.subprocesses import run_apart, wait_for
 
 __all__ = ["CompareOptions", "compare"]
@@ -135,10 +135,7 @@ def _is_finished(folder: RunFolder, cell: Cell) -> bool:
     if not folder.manifest.is_file():
         return False
     manifest = folder.read()
-    if manifest.status != "finished":
-        return False
-    check_finished(Past.read(folder, manifest), cell.file.recipe)
-    return True
+    return manifest.status == "finished" and read_past(folder, manifest).is_finished(cell.file.recipe, ())
 
 
 def _with_best_rate(arm: Arm, rates: Sequence[str], output: Path, tried: list[dict[str, Any]]) -> Arm:

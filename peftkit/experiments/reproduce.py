@@ -19,7 +19,7 @@ from peftkit.runs.comparison import Expected
 from peftkit.runs.differences import input_differences
 from peftkit.runs.folder import RunFolder
 from peftkit.runs.manifest import RunManifest
-from peftkit.training.job import prepare_job
+from peftkit.training.prepare import prepare_run
 from peftkit.training.subprocesses import run_apart
 
 __all__ = ["Reproduction", "reproduce"]
@@ -104,7 +104,7 @@ def _changes(file: RecipeFile, before: RunManifest, path: Path) -> list[str]:
     Raises:
         ChangedError: the data or the base is another.
     """
-    now = prepare_job(file).manifest()
+    now = prepare_run(file).manifest
     found = input_differences(before, now)
     inputs = [str(each) for each in found if each.field.startswith(("data.", "base"))]
     if inputs:

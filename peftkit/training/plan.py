@@ -33,8 +33,8 @@ from peftkit.recipe.loader import RecipeFile
 from peftkit.recipe.schema import Method
 from peftkit.runs.folder import RunFolder
 from peftkit.storage import free_bytes
-from peftkit.training.job import Job, prepare_job
 from peftkit.training.memory import memory_limit
+from peftkit.training.prepare import Run, prepare_run
 from peftkit.training.processes import Processes
 from peftkit.training.rehearsal import Rehearsal, rehearse
 from peftkit.training.signals import stopping_at_signals
@@ -60,15 +60,15 @@ def plan(file: RecipeFile, *, seconds: float | None, elsewhere: Hardware | None 
     """
     together = Processes(Place(count=processes, local_count=processes))
     hardware = replace(elsewhere, device_count=processes) if elsewhere else None
-    job = prepare_job(file, together, elsewhere=hardware)
-    found = estimate(job, hardware.memory_bytes if hardware else None)
+    run = prepare_run(file, together, elsewhere=hardware)
+    found = estimate(run, hardware.memory_bytes if hardware else None)
     if seconds is None or hardware or together.are_many:
         return found
     if found.peak_memory_bytes > _HOPELESS * found.limit_bytes:
         console.warning(f"{found.method} is not measured: it would need far more memory than there is.")
         return found
     console.info(f"measuring {found.method} for about {seconds:.0f} s")
-    return _measured(found, job, _rehearsed(job, seconds))
+    return _measured(found, run, _rehearsed(run, seconds))
 
 
 def plan_methods(arguments: Sequence[str]) -> list[Plan]:
@@ -94,63 +94,63 @@ def plan_methods(arguments: Sequence[str]) -> list[Plan]:
     return plans
 
 
-def estimate(job: Job, limit_bytes: int | None = None) -> Plan:
+def estimate(run: Run, limit_bytes: int | None = None) -> Plan:
     """What a run will take, from its structure and its data alone.
 
     Args:
-        job: the run.
+        run: the run.
         limit_bytes: memory that its machine has; None for what there is here.
     """
-    recipe, training = job.recipe, job.recipe.training
-    model = job.start.outline(recipe, job.base_dtype)
+    recipe, training = run.recipe, run.recipe.training
+    model = run.start.outline(recipe, run.base_dtype)
     kernels = kernels_of(model)
-    limit = memory_limit(job.hardware) if limit_bytes is None else limit_bytes
-    step = _step_memory(job, model, _limit_of_each(limit, job))
+    limit = memory_limit(run.hardware) if limit_bytes is None else limit_bytes
+    step = _step_memory(run, model, _limit_of_each(limit, run))
     memory = step.parts(step.rows, checkpointing=training.activation_checkpointing)
     as_it_is = step
     if training.activation_checkpointing:
         as_it_is = step.checkpointed()
-    schedule = Schedule(training, job.data.train.length)
+    schedule = Schedule(training, run.data.train.length)
     peak = sum(memory.values())
     return Plan(
         method=recipe.method,
-        device=job.hardware.name,
-        precision=job.precision,
+        device=run.hardware.name,
+        precision=run.precision,
         measured=False,
         trainable_parameters=step.trainable,
         total_parameters=step.total,
-        processes=job.processes.count,
-        sequences=job.data.train.length,
+        processes=run.processes.count,
+        sequences=run.data.train.length,
         steps=schedule.steps,
         epochs=schedule.epochs,
-        train_tokens=_train_tokens(job, schedule),
+        train_tokens=_train_tokens(run, schedule),
         memory=memory,
         peak_memory_bytes=peak,
         limit_bytes=step.limit_bytes,
         would_fit=what_fits(as_it_is, recipe) if peak > step.limit_bytes else [],
-        disk=disk_need(training, step.trainable, job.data.train.length, count_embeddings(model, trained=True)),
-        free_bytes=free_bytes(job.file.output),
-        train_seconds=computed_duration(job.hardware, job.precision, _operations(model, job, schedule)),
-        decisions=decide(job.hardware, recipe, need=step, packed=job.data.train.packed, **kernels),
-        warnings=list(job.warnings),
+        disk=disk_need(training, step.trainable, run.data.train.length, count_embeddings(model, trained=True)),
+        free_bytes=free_bytes(run.folder.path),
+        train_seconds=computed_duration(run.hardware, run.precision, _operations(model, run, schedule)),
+        decisions=decide(run.hardware, recipe, need=step, packed=run.data.train.packed, **kernels),
+        warnings=list(run.data_warnings),
     )
 
 
-def _limit_of_each(limit_bytes: int, job: Job) -> int:
+def _limit_of_each(limit_bytes: int, run: Run) -> int:
     """Memory for one process: a GPU is its own, and what a machine without one has is shared."""
-    return limit_bytes // job.processes.place.local_count if job.hardware.device == "cpu" else limit_bytes
+    return limit_bytes // run.processes.place.local_count if run.hardware.device == "cpu" else limit_bytes
 
 
-def _step_memory(job: Job, model: Any, limit_bytes: int) -> StepMemory:
+def _step_memory(run: Run, model: Any, limit_bytes: int) -> StepMemory:
     """Of one of the processes, counted on a model without weights, which is used up."""
-    recipe, training, processes = job.recipe, job.recipe.training, job.processes.count
+    recipe, training, processes = run.recipe, run.recipe.training, run.processes.count
     trainable, total = count_parameters(model)
     rows = share_of(training.per_device_train_batch_size, training.gradient_accumulation_steps, processes).rows
-    longest = int(job.data.train.sequences.lengths.max())
+    longest = int(run.data.train.sequences.lengths.max())
     base_bytes = weight_bytes(model, recipe.base_quantization)
     vocabulary = model.config.vocab_size
-    of_loss, of_token = loss_parts(model, job.precision, job.hardware.device)
-    fixed, row = activation_parts(model, longest, job.precision, job.hardware)
+    of_loss, of_token = loss_parts(model, run.precision, run.hardware.device)
+    fixed, row = activation_parts(model, longest, run.precision, run.hardware)
     return StepMemory(
         base_bytes=base_bytes,
         trainable=trainable,
@@ -163,36 +163,36 @@ def _step_memory(job: Job, model: Any, limit_bytes: int) -> StepMemory:
         limit_bytes=limit_bytes,
         optim=training.optim,
         logits_bytes=logits_bytes(vocabulary, rows * longest),
-        end_bytes=0 if job.is_sharded else WIDENED_BYTES + logits_bytes(vocabulary, SAMPLE_TOKENS),
+        end_bytes=0 if run.is_sharded else WIDENED_BYTES + logits_bytes(vocabulary, SAMPLE_TOKENS),
         processes=processes,
-        is_sharded=job.is_sharded,
-        runtime_bytes=_runtime_bytes(job, base_bytes),
+        is_sharded=run.is_sharded,
+        runtime_bytes=_runtime_bytes(run, base_bytes),
     )
 
 
-def _runtime_bytes(job: Job, base_bytes: int) -> int:
+def _runtime_bytes(run: Run, base_bytes: int) -> int:
     """What is there beside a step: of the main process of a sharded run, the whole model that it saves, on the CPU."""
-    if job.hardware.device != "cpu":
+    if run.hardware.device != "cpu":
         return CONTEXT_BYTES
-    return psutil.Process().memory_info().rss + (base_bytes if job.is_sharded else 0)
+    return psutil.Process().memory_info().rss + (base_bytes if run.is_sharded else 0)
 
 
-def _operations(model: Any, job: Job, schedule: Schedule) -> int | None:
+def _operations(model: Any, run: Run, schedule: Schedule) -> int | None:
     """Sums and products of one process in all steps together; None for a stream."""
-    tokens, (_, total) = _train_tokens(job, schedule), count_parameters(model)
+    tokens, (_, total) = _train_tokens(run, schedule), count_parameters(model)
     if tokens is None:
         return None
     weights = total - count_embeddings(model) + model.get_output_embeddings().weight.numel()
-    return tokens * operations_of_a_token(weights, trains_all=job.recipe.method == "full") // job.processes.count
+    return tokens * operations_of_a_token(weights, trains_all=run.recipe.method == "full") // run.processes.count
 
 
-def _train_tokens(job: Job, schedule: Schedule) -> int | None:
-    if job.data.train.length is None:
+def _train_tokens(run: Run, schedule: Schedule) -> int | None:
+    if run.data.train.length is None:
         return None
-    return round(job.data.train.counts.tokens * schedule.steps / schedule.steps_per_epoch)
+    return round(run.data.train.counts.tokens * schedule.steps / schedule.steps_per_epoch)
 
 
-def _measured(found: Plan, job: Job, rehearsal: Rehearsal) -> Plan:
+def _measured(found: Plan, run: Run, rehearsal: Rehearsal) -> Plan:
     """A plan with what was measured in the place of what was computed."""
     known = {
         "weights": rehearsal.weights_bytes,
@@ -208,13 +208,14 @@ def _measured(found: Plan, job: Job, rehearsal: Rehearsal) -> Plan:
         measured=True,
         memory={**known, "runtime": max(0, peak - sum(known.values()))},
         peak_memory_bytes=peak,
-        train_seconds=duration(rehearsal.pace, Schedule(job.recipe.training, job.data.train.length)),
+        train_seconds=duration(rehearsal.pace, Schedule(run.recipe.training, run.data.train.length)),
     )
 
 
-def _rehearsed(job: Job, seconds: float) -> Rehearsal:
+def _rehearsed(run: Run, seconds: float) -> Rehearsal:
     with tempfile.TemporaryDirectory(prefix="peftkit-plan-") as name, console.silenced():
-        folder, manifest = RunFolder(Path(name) / "run"), job.manifest()
-        model = job.load()
-        with folder.created(job.file.resolved_yaml(), manifest), stopping_at_signals() as stop:
-            return rehearse(model, job.work(folder, manifest.run_id, manifest.warnings, stop), seconds)
+        model = run.load()
+        with stopping_at_signals() as stop:
+            there = replace(run, folder=RunFolder(Path(name) / "run"), stop=stop)
+            with there.folder.created(there.file.resolved_yaml(), there.manifest):
+                return rehearse(model, there, seconds)

@@ -1,51 +1,52 @@
-"""One run, from a recipe to a finished folder, or from where it stopped to there."""
+"""One run, from a recipe to a verified output: a story to read from top to bottom."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
 
 from peftkit import console
-from peftkit.errors import Batch, MemoryRunError, PeftkitError, TargetError
-from peftkit.models.attach import count_parameters
+from peftkit.adapters.sample import pick_sample
+from peftkit.errors import InputError, MemoryRunError, TargetError
 from peftkit.models.live import LiveModel, free_memory
-from peftkit.planning.memory import halved_batch
 from peftkit.recipe.loader import RecipeFile
-from peftkit.report.write import write_report
-from peftkit.runs.checkpoints import Checkpoint, newest_sound
-from peftkit.runs.differences import act_on_optimizer, check_differences
+from peftkit.runs.checkpoints import Checkpoint, checkpoint_place, newest_sound
 from peftkit.runs.folder import RunFolder
-from peftkit.runs.inputs import Inputs
 from peftkit.runs.manifest import RunManifest, RunMetrics
 from peftkit.storage import sha256_of_json, write_text
-from peftkit.training.ending import recorded
-from peftkit.training.follow import Orders
-from peftkit.training.job import Job, prepare_job
+from peftkit.training.auto_batch import as_found, beyond_auto_batch, describe_batches, smaller_batch
 from peftkit.training.memory import peak_memory_bytes
-from peftkit.training.output import ship
+from peftkit.training.output import (
+    export_run,
+    verify_output,
+    write_audit,
+    write_samples_after,
+    write_samples_before,
+)
 from peftkit.training.plan import estimate
+from peftkit.training.prepare import Run, prepare_run
 from peftkit.training.processes import ALONE, Processes
-from peftkit.training.resume import Past, check_finished, restart_point
-from peftkit.training.shown import show_after, show_before
-from peftkit.training.signals import StopRequest, stopping_at_signals
-from peftkit.training.train import TrainingResult, Work, train
+from peftkit.training.resume import Past, reopened
+from peftkit.training.signals import stopping_at_signals
+from peftkit.training.train import train
 
-__all__ = ["RunOptions", "run"]
+__all__ = ["RunOptions", "follow", "run"]
+
+_ORDERS = "orders"
 
 
 @dataclass(frozen=True)
 class RunOptions:
-    """How a run is started, which is no part of what it computes."""
+    """How a run is started, which has no effect on its result."""
 
     resume: bool = False
-    """Go on with the run in the folder; begin one where there is none."""
+    """Resume the run in the folder; start one where there is none."""
 
-    allowed_changes: tuple[str, ...] = ()
-    """Fields that may differ from those that the run began with."""
-
-    reports: bool = False
-    """Write a page for people into the folder of a run that has come to its end."""
+    allowed_changes: Sequence[str] = ()
+    """Fields that may differ from those that the run started with."""
 
     auto_batch: bool = False
     """Halve the batch, and double the accumulation, until a step fits into memory."""
@@ -54,219 +55,146 @@ class RunOptions:
 def run(
     file: RecipeFile, options: RunOptions = RunOptions(), processes: Processes = ALONE
 ) -> tuple[RunFolder, RunManifest]:
-    """Train what a recipe says and leave a run folder whose output has been opened again and found right.
+    """Train what a recipe says, and leave a run folder whose output has been saved and verified.
 
-    Of several processes, this is the work of the main one; see `peftkit.training.together`.
+    Of several processes, this is the work of the main one; see `follow`.
 
     Raises:
         InputError: recipe, base or data are wrong, or have changed; nothing has been written then.
-        RunError: training or its check failed; the folder's manifest says so.
+        RunError: training or the verification failed; the folder's manifest says so.
         Stopped: a signal came; what was trained is saved.
     """
-    folder = RunFolder(file.output)
-    with stopping_at_signals() as stop:
-        if options.resume and not folder.is_free:
-            with folder.reopened() as manifest:
-                return folder, _go_on(Past.read(folder, manifest), file, options, stop, processes)
-        if options.resume:
-            console.info(f"there is nothing to go on with in {folder.path}: a run begins.")
-        folder.check_free()
-        return folder, _begin(folder, file, options, stop, processes)
+    _check_processes(options, processes)
+    with stopping_at_signals() as stop, reopened(RunFolder(file.output), resume=options.resume) as past:
+        file = as_found(file, past.manifest.auto_batch) if past else file
+        if past and past.is_finished(file.recipe, options.allowed_changes):
+            console.info(f"{past.folder.path} is finished: nothing is left to do.")
+            return past.folder, past.manifest
+        run = prepare_run(file, processes)  # hardware, base, data, and the audit of the data
+        run.stop = stop
+        run.inputs.check()
+        if past:
+            past.continue_in(run, options.allowed_changes)
+        else:
+            _plan(run)
+        with beyond_auto_batch(asked=options.auto_batch):
+            live = LiveModel(run.load())
+        with _held(run, past), beyond_auto_batch(asked=options.auto_batch):
+            _carry_out(run, live, options)
+        return run.folder, run.manifest
 
 
-def _begin(
-    folder: RunFolder, file: RecipeFile, options: RunOptions, stop: StopRequest, processes: Processes
-) -> RunManifest:
-    job = prepare_job(file, processes)
-    inputs = job.inputs()
-    _look_ahead(folder, job)
-    with _beyond_auto_batch(options):
-        live = LiveModel(job.load())
-    manifest = job.manifest()
-    with folder.created(job.file.resolved_yaml(), manifest):
-        return _carry_out(_Attempt(job, folder, manifest, inputs, stop, options), live)
-
-
-def _go_on(past: Past, file: RecipeFile, options: RunOptions, stop: StopRequest, processes: Processes) -> RunManifest:
-    """Go on with a run, once it is known to be the same one."""
-    file = past.as_batched(file)
-    if past.manifest.status == "finished":
-        check_finished(past, file.recipe)
-        console.info(f"{past.folder.path} is finished: nothing is left to do.")
-        return past.manifest
-    # what differs in the recipe is told before anything is loaded
-    check_differences(past.changes(file.recipe), options.allowed_changes, str(past.folder.path))
-    job = prepare_job(file, processes)
-    manifest = job.manifest()
-    changes = past.check(job, manifest, options.allowed_changes)
-    checkpoint, passed_over = restart_point(past)
-    manifest.run_id, manifest.auto_batch = past.manifest.run_id, past.manifest.auto_batch
-    manifest.warnings = list(dict.fromkeys([*past.manifest.warnings, *manifest.warnings]))
-    step = checkpoint.step if checkpoint else 0
-    now = {"step": step, "passed_over": passed_over, "changes": [asdict(change) for change in changes]}
-    manifest.resumed = [*past.manifest.resumed, now]
-    inputs = job.inputs()
-    with _beyond_auto_batch(options):
-        live = LiveModel(job.load())
-    for place in (past.folder.adapter, past.folder.model):
-        past.folder.discard_output(place)  # it was not proven, or the run would be finished
-    write_text(past.folder.recipe, job.file.resolved_yaml())
-    past.folder.write(manifest)
-    attempt = _Attempt(job, past.folder, manifest, inputs, stop, options, checkpoint, adopt=act_on_optimizer(changes))
-    return _carry_out(attempt, live)
-
-
-@dataclass(frozen=True)
-class _Attempt:
-    """A run that holds its folder."""
-
-    job: Job
-    folder: RunFolder
-    manifest: RunManifest
-    inputs: Inputs
-    stop: StopRequest
-    options: RunOptions
-    checkpoint: Checkpoint | None = None
-    adopt: bool = False
-
-    def work(self) -> Work:
-        """What training needs of it."""
-        manifest = self.manifest
-        work = self.job.work(self.folder, manifest.run_id, manifest.warnings, self.stop)
-        return replace(work, check_inputs=self.inputs.check, checkpoint=self.checkpoint, adopt=self.adopt)
-
-    def orders(self) -> Orders:
-        """What the other processes must know to train along."""
-        training = self.job.recipe.training
-        return Orders(
-            run_id=self.manifest.run_id,
-            folder=str(self.folder.path.absolute()),
-            step=self.checkpoint.step if self.checkpoint else None,
-            adopt=self.adopt,
-            batch=(training.per_device_train_batch_size, training.gradient_accumulation_steps),
-        )
-
-    def with_smaller(self, batch: Batch, rows: int | None) -> _Attempt | None:
-        """The same run with half of a batch, or with `rows`, from its newest checkpoint; None where it is one row."""
-        if batch == "evaluation":
-            return self._with_smaller_evaluation()
-        training = self.job.recipe.training
-        before = [training.per_device_train_batch_size, training.gradient_accumulation_steps]
-        smaller = halved_batch(before[0], before[1])
-        while smaller is not None and rows is not None and smaller[0] > max(1, rows):
-            smaller = halved_batch(*smaller)
-        if smaller is None:
-            return None
-        recorded = {"recipe": before, **(self.manifest.auto_batch or {})}
-        return self._again(self.job.with_batch(*smaller), {**recorded, "used": list(smaller)})
-
-    def _with_smaller_evaluation(self) -> _Attempt | None:
-        training = self.job.recipe.training
-        before, rows = training.per_device_eval_batch_size, training.per_device_eval_batch_size // 2
-        if not rows:
-            return None
-        batch = [training.per_device_train_batch_size, training.gradient_accumulation_steps]
-        recorded = self.manifest.auto_batch or {"recipe": batch, "used": batch}
-        found = [recorded.get("evaluation", [before])[0], rows]
-        return self._again(self.job.with_evaluation_batch(rows), {**recorded, "evaluation": found})
-
-    def _again(self, job: Job, recorded: dict[str, list[int]]) -> _Attempt:
-        """The same run with a job that needs less, which is written down."""
-        self.manifest.auto_batch = recorded
-        self.manifest.recipe_sha256 = sha256_of_json(job.recipe.model_dump(mode="json"))
-        write_text(self.folder.recipe, job.file.resolved_yaml())
-        self.folder.write(self.manifest)
-        checkpoint, _ = newest_sound(self.folder.checkpoints, self.manifest.run_id)
-        return replace(self, job=job, checkpoint=checkpoint)
-
-
-def _carry_out(attempt: _Attempt, live: LiveModel) -> RunManifest:
-    """Train, export and prove, and write down how it ended."""
-    folder, manifest = attempt.folder, attempt.manifest
-    processes = attempt.job.processes
-    beyond = _beyond_auto_batch(attempt.options)
-    with recorded(folder, manifest), beyond, processes.ending_as_one(), attempt.job.file.locating():
-        show_before(live.model, attempt.job, folder, resumed=attempt.checkpoint is not None)
-        trainable, total = count_parameters(live.model)
-        attempt.orders().give(processes)
-        result, attempt = _trained(attempt, live)
+def _carry_out(run: Run, live: LiveModel, options: RunOptions) -> None:
+    """Train, export and verify, and record it in the manifest."""
+    manifest = run.manifest
+    with run.folder.recording(manifest), run.processes.ending_as_one(), run.file.locating():
+        write_audit(run)
+        write_samples_before(run, live.model)
+        run.processes.tell(_ORDERS, _orders(run))
+        manifest.metrics = _train_what_fits(run, live, options)
         free_memory()  # of the optimizer
-        manifest.metrics = RunMetrics(trainable_parameters=trainable, total_parameters=total, **asdict(result))
-        attempt.inputs.check()
-        show_after(live.model, attempt.job, folder)
-        ship(live, attempt.job, folder, manifest)
-        peak = max(result.peak_memory_bytes, peak_memory_bytes(attempt.job.hardware))
+        manifest.data = run.data_record()  # of a stream, all of it is known now
+        run.inputs.check()
+        write_samples_after(run, live.model)
+        sample = pick_sample(run.data)
+        expected = export_run(run, live.model, sample)
+        device = str(live.model.device)
+        live.release()  # so that the verification needs no more memory than training did
+        manifest.outputs = verify_output(run, device, expected, sample)
+        peak = max(manifest.metrics.peak_memory_bytes or 0, peak_memory_bytes(run.hardware))
         manifest.metrics = replace(manifest.metrics, peak_memory_bytes=peak)
         manifest.status = "finished"
-    if attempt.options.reports:
-        _report(folder)
-    return manifest
 
 
-def _report(folder: RunFolder) -> None:
-    """Write the page; the run is finished whether or not that succeeds."""
-    try:
-        write_report([folder.path])
-    except (PeftkitError, OSError) as error:
-        console.warning(f"the report could not be written: {error}")
+def follow(file: RecipeFile, processes: Processes) -> None:
+    """Take the part of a process that is not the main one: prepare and train the same, and write nothing.
+
+    Raises:
+        InputError, RunError, Stopped: as for the main process.
+    """
+    with stopping_at_signals() as stop:
+        run = prepare_run(file, processes)
+        run.stop = stop
+        model = run.load()
+        orders = processes.hear(_ORDERS)
+        run.run_id, run.folder, run.adopt = orders["run_id"], RunFolder(Path(orders["folder"])), orders["adopt"]
+        run.file = run.file.with_training(orders["training"])
+        if orders["step"] is not None:
+            run.checkpoint = Checkpoint(orders["step"], checkpoint_place(run.folder.checkpoints, orders["step"]))
+        with file.locating():
+            train(model, run)
 
 
-def _trained(attempt: _Attempt, live: LiveModel) -> tuple[TrainingResult, _Attempt]:
-    """Train, with smaller and smaller batches where they are wanted and needed."""
-    while True:
-        try:
-            return train(live.model, attempt.work()), attempt
-        except MemoryRunError as error:
-            batch = error.batch if attempt.options.auto_batch else None
-            smaller = attempt.with_smaller(batch, error.rows) if batch else None
-            if smaller is None:
-                raise
-            attempt, shortage, moved = smaller, error.what, error.moved
-        _tell_smaller(attempt, shortage)
-        free_memory()  # of the optimizer
-        if moved and attempt.checkpoint is None:
-            live.release()
-            live.take(attempt.job.load())
+def _orders(run: Run) -> dict[str, Any]:
+    """What the main process has decided and the others must know."""
+    training, names = run.recipe.training, ("per_device_train_batch_size", "gradient_accumulation_steps")
+    return {
+        "run_id": run.run_id,
+        "folder": str(run.folder.path.absolute()),
+        "step": run.checkpoint.step if run.checkpoint else None,
+        "adopt": run.adopt,
+        "training": {name: getattr(training, name) for name in names},
+    }
 
 
 @contextmanager
-def _beyond_auto_batch(options: RunOptions) -> Iterator[None]:
-    """Say why --auto-batch cannot help, where memory is short within the block and it was asked for."""
-    try:
+def _held(run: Run, past: Past | None) -> Iterator[None]:
+    """Hold the run's folder, which from here on has its recipe and its manifest."""
+    if past:
+        past.write_over(run)
         yield
-    except MemoryRunError as error:
-        if options.auto_batch:
-            why = f"the {error.batch} batch is one row already" if error.batch else "no batch has a part in this"
-            error.remedy = f"{error.remedy or ''} --auto-batch cannot help: {why}.".strip()
-        raise
+        return
+    with run.folder.created(run.file.resolved_yaml(), run.manifest):
+        yield
 
 
-def _look_ahead(folder: RunFolder, job: Job) -> None:
-    """Say what the run will take, and see that the disk has room for what it will write.
+def _train_what_fits(run: Run, live: LiveModel, options: RunOptions) -> RunMetrics:
+    """Train, with smaller and smaller batches where that is wanted and needed."""
+    while True:
+        try:
+            return train(live.model, run)
+        except MemoryRunError as error:
+            found = run.manifest.auto_batch
+            smaller = smaller_batch(run.recipe.training, error, found) if options.auto_batch else None
+            if smaller is None:
+                raise
+            shortage, moved = error.what, error.moved
+        changes, run.manifest.auto_batch = smaller
+        run.file = run.file.with_training(changes)
+        run.manifest.recipe_sha256 = sha256_of_json(run.recipe.model_dump(mode="json"))
+        write_text(run.folder.recipe, run.file.resolved_yaml())
+        run.folder.write(run.manifest)
+        run.checkpoint, _ = newest_sound(run.folder.checkpoints, run.run_id)
+        where = f"from step {run.checkpoint.step}" if run.checkpoint else "from the first step"
+        run.warn(f"{shortage} Trying again {where} with {describe_batches(run.recipe.training)}")
+        free_memory()  # of the optimizer
+        if moved and run.checkpoint is None:
+            live.release()
+            live.take(run.load())
+
+
+def _check_processes(options: RunOptions, processes: Processes) -> None:
+    if options.auto_batch and processes.are_many:
+        remedy = "Find the batch in one process first; its manifest tells it."
+        raise InputError("works in one process alone.", where="--auto-batch", remedy=remedy)
+
+
+def _plan(run: Run) -> None:
+    """Print what the run will use, and see that the disk has room for what it will write.
 
     Raises:
         TargetError: it has not.
     """
-    ahead = estimate(job)
-    console.info(ahead.summary(job.recipe.training))
-    if ahead.peak_memory_bytes > ahead.limit_bytes:
+    plan = estimate(run)
+    console.info(plan.summary(run.recipe.training))
+    if plan.peak_memory_bytes > plan.limit_bytes:
         console.warning("that may be more memory than there is; `peftkit plan` measures it, and says what would fit.")
-    need = ahead.disk
-    if need.total > ahead.free_bytes:
+    need = plan.disk
+    if need.total > plan.free_bytes:
         kept = f"{need.checkpoints} checkpoints of {console.size(need.checkpoint_bytes)} at a time, and "
         raise TargetError(
             f"the run needs about {console.size(need.total)} ({kept if need.checkpoints else ''}"
-            f"{console.size(need.output_bytes)} in the end), but the disk has {console.size(ahead.free_bytes)} free.",
-            where=str(folder.path),
+            f"{console.size(need.output_bytes)} in the end), but the disk has {console.size(plan.free_bytes)} free.",
+            where=str(run.folder.path),
             remedy="Free some, name another --output, lower training.save_total_limit, or use method: lora.",
         )
-
-
-def _tell_smaller(attempt: _Attempt, shortage: str) -> None:
-    training = attempt.job.recipe.training
-    rows, accumulation = training.per_device_train_batch_size, training.gradient_accumulation_steps
-    where = f"from step {attempt.checkpoint.step}" if attempt.checkpoint else "from the first step"
-    batch = "one row" if rows == 1 else f"{rows} rows"
-    evaluated = training.per_device_eval_batch_size
-    line = f"{shortage} Trying again {where} with {batch} at a time, accumulated {accumulation} times"
-    attempt.work().warn(f"{line}, and {evaluated} at a time in evaluations.")

@@ -10,8 +10,8 @@ from peftkit.errors import RecipeError
 from peftkit.models.device import detect_hardware
 from peftkit.recipe.loader import load_recipe
 from peftkit.training.arguments import training_arguments
-from peftkit.training.job import prepare_job
 from peftkit.training.plan import plan
+from peftkit.training.prepare import prepare_run
 
 
 def test_a_plan_tells_the_decisions_that_training_takes(recipe_path: Path, tmp_path: Path) -> None:
@@ -35,4 +35,4 @@ def test_what_the_machine_cannot_do_is_refused_at_its_line(recipe_path: Path) ->
     recipe_path.write_text(text, encoding="utf-8")
 
     with pytest.raises(RecipeError, match=r"small\.yaml:12: training\.tf32: .* has no TF32"):
-        prepare_job(load_recipe(recipe_path))
+        prepare_run(load_recipe(recipe_path))

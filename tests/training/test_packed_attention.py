@@ -10,23 +10,20 @@ import pytest
 
 from peftkit.models.varlen import VARLEN
 from peftkit.recipe.loader import load_recipe
-from peftkit.runs.folder import RunFolder
-from peftkit.training.job import prepare_job
-from peftkit.training.signals import stopping_at_signals
+from peftkit.training.prepare import prepare_run
 from peftkit.training.train import train
 
 
 def losses(recipe_path: Path, folder: Path, method: str, attention: str) -> list[float]:
     """Of training and evaluation, in the order of the steps."""
     overrides = ["data.packing=true", "base.dropout=0.0", "lora.lora_dropout=0.0"]
-    job = prepare_job(load_recipe(recipe_path, method=method, overrides=overrides))
-    run, manifest = RunFolder(folder), job.manifest()
-    model = job.load()
+    run = prepare_run(load_recipe(recipe_path, method=method, overrides=overrides, output=folder))
+    model = run.load()
     base = model.get_base_model() if method == "lora" else model
     base.set_attn_implementation(attention)
-    with run.created(job.file.resolved_yaml(), manifest), stopping_at_signals() as stop:
-        train(model, job.work(run, manifest.run_id, manifest.warnings, stop))
-    rows = [json.loads(line) for line in run.metrics.read_text(encoding="utf-8").splitlines()]
+    with run.folder.created(run.file.resolved_yaml(), run.manifest):
+        train(model, run)
+    rows = [json.loads(line) for line in run.folder.metrics.read_text(encoding="utf-8").splitlines()]
     return [row[name] for row in rows for name in ("loss", "eval_loss") if name in row]
 
 

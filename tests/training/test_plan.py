@@ -13,8 +13,8 @@ from peftkit.errors import RecipeError
 from peftkit.planning.devices import device_named
 from peftkit.planning.plan import Plan
 from peftkit.recipe.loader import load_recipe
-from peftkit.training.job import prepare_job
 from peftkit.training.plan import estimate, plan
+from peftkit.training.prepare import prepare_run
 
 Command = Callable[..., subprocess.CompletedProcess[str]]
 
@@ -22,7 +22,7 @@ Command = Callable[..., subprocess.CompletedProcess[str]]
 def test_steps_tokens_and_room_are_those_of_the_run(runs: dict[str, Path]) -> None:
     recipe, manifest = runs["lora"].parent / "small.yaml", json.loads((runs["lora"] / "manifest.json").read_text())
 
-    found = estimate(prepare_job(load_recipe(recipe, method="lora", output=Path("elsewhere"))))
+    found = estimate(prepare_run(load_recipe(recipe, method="lora", output=Path("elsewhere"))))
 
     assert found.steps == 6
     assert found.trainable_parameters == manifest["metrics"]["trainable_parameters"]

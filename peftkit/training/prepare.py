@@ -1,16 +1,21 @@
-"""What a run needs before its folder is touched: a recipe that was checked, a base, data, and a machine to do it on."""
+"""A run before its first step: its machine, base and data are looked at, and nothing is written."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+import secrets
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 from peftkit import console
-from peftkit.data.audit import check
+from peftkit.data.audit import Audit, audit, check
 from peftkit.data.chat import chat_template
 from peftkit.data.prepare import RunData, prepare, texts
+from peftkit.errors import InputError
 from peftkit.models.attach import count_parameters
 from peftkit.models.attention import use_attention
+from peftkit.models.base import locate_base
 from peftkit.models.device import detect_hardware
 from peftkit.models.start import Start, new_start, padding_id, pretrained_start
 from peftkit.planning.decisions import decide
@@ -21,6 +26,7 @@ from peftkit.planning.sharding import check_sharding, is_sharded
 from peftkit.recipe.installed import check_installed
 from peftkit.recipe.loader import RecipeFile
 from peftkit.recipe.schema import Recipe
+from peftkit.runs.checkpoints import Checkpoint
 from peftkit.runs.folder import RunFolder
 from peftkit.runs.inputs import Inputs
 from peftkit.runs.manifest import RunManifest
@@ -29,23 +35,36 @@ from peftkit.storage import sha256_of_json
 from peftkit.training.processes import ALONE, Processes
 from peftkit.training.sharded import check_types
 from peftkit.training.signals import StopRequest
-from peftkit.training.train import Work
 
-__all__ = ["Job", "prepare_job"]
+__all__ = ["Run", "audit_recipe", "prepare_run"]
 
 
-@dataclass(frozen=True)
-class Job:
-    """A run that could begin."""
+@dataclass
+class Run:
+    """One run: what it does, on what, where, and what is recorded of it.
+
+    Every step of a run reads it and returns what it finds out. Only `peftkit.training.run` and
+    `peftkit.training.resume` assign to it, between the steps.
+    """
 
     file: RecipeFile
+    folder: RunFolder
+    processes: Processes
     hardware: Hardware
     precision: ChosenPrecision
     base_dtype: Dtype
     start: Start
     data: RunData
-    warnings: list[str]
-    processes: Processes
+    data_warnings: list[str]
+    """What the audit of the data warns of."""
+
+    stop: StopRequest = field(default_factory=StopRequest)
+    run_id: str = field(default_factory=lambda: secrets.token_hex(8))
+    checkpoint: Checkpoint | None = None
+    """Where training resumes; None to start from the first step."""
+
+    adopt: bool = False
+    """Whether the optimizer gets the recipe's hyperparameters rather than those of the checkpoint."""
 
     @property
     def recipe(self) -> Recipe:
@@ -62,8 +81,53 @@ class Job:
         """Whether each process holds a part of the weights."""
         return is_sharded(self.recipe, self.processes.count)
 
+    @property
+    def output(self) -> Path:
+        """Where the adapter or the model is saved."""
+        return self.folder.adapter if self.recipe.trains_adapter else self.folder.model
+
+    @cached_property
+    def manifest(self) -> RunManifest:
+        """The record of the run; asking for it the first time hashes the base."""
+        return RunManifest(
+            name=self.recipe.name,
+            method=self.recipe.method,
+            recipe_sha256=sha256_of_json(self.recipe.model_dump(mode="json")),
+            base=self.start.record(),
+            data=self.data_record(),
+            versions=installed_versions(),
+            hardware=self.hardware.record(),
+            precision=self.precision,
+            world_size=self.processes.count,
+            run_id=self.run_id,
+            warnings=list(self.data_warnings),
+        )
+
+    @cached_property
+    def inputs(self) -> Inputs:
+        """The files that must not change during the run, as they were when this was asked for the first time."""
+        located = self.start.located
+        return Inputs.of(self.start.record(), located.folder if located else None, self.data_record())
+
+    def data_record(self) -> dict[str, Any]:
+        """The manifest's entry on the data; of a stream, more is known after training."""
+        return {
+            "train": self.data.train.record(),
+            "validation": self.data.validation.record() if self.data.validation else None,
+        }
+
+    def warn(self, message: str) -> None:
+        """Print a warning, and record it in the manifest, which the main process writes."""
+        console.warning(message)
+        if self.processes.is_main:
+            self.manifest.warnings.append(message)
+
     def load(self) -> Any:
-        """The model with its weights, ready to train."""
+        """The model with its weights, ready to train.
+
+        Raises:
+            MemoryRunError: it does not fit into memory.
+        """
         with self.file.locating():
             model = self.start.load(self.recipe, self.base_dtype, self._first_device())
             if self.is_sharded:
@@ -89,59 +153,8 @@ class Job:
         sharing = " that share the weights" if self.is_sharded else ""
         return f"{self.processes.count} processes{sharing} on {self.hardware.name}"
 
-    def manifest(self) -> RunManifest:
-        """What the run says of itself before its first step."""
-        return RunManifest(
-            name=self.recipe.name,
-            method=self.recipe.method,
-            recipe_sha256=sha256_of_json(self.recipe.model_dump(mode="json")),
-            base=self.start.record(),
-            data=self.data_record(),
-            versions=installed_versions(),
-            hardware=self.hardware.record(),
-            precision=self.precision,
-            world_size=self.processes.count,
-            warnings=list(self.warnings),
-        )
 
-    def data_record(self) -> dict[str, Any]:
-        """What a manifest says about the data; of a stream, more is known after training."""
-        return {
-            "train": self.data.train.record(),
-            "validation": self.data.validation.record() if self.data.validation else None,
-        }
-
-    def inputs(self) -> Inputs:
-        """The files that must stay what they are."""
-        located = self.start.located
-        return Inputs.of(self.start.record(), located.folder if located else None, self.data_record())
-
-    def work(self, folder: RunFolder, run_id: str, warnings: list[str], stop: StopRequest) -> Work:
-        """What training needs, of a run that begins."""
-        return Work(
-            recipe=self.recipe,
-            data=self.data,
-            pad_token_id=self.pad_token_id,
-            hardware=self.hardware,
-            precision=self.precision,
-            folder=folder,
-            run_id=run_id,
-            warnings=warnings,
-            stop=stop,
-            processes=self.processes,
-        )
-
-    def with_batch(self, rows: int, accumulation: int) -> Job:
-        """The same run with another batch per pass."""
-        batch = {"per_device_train_batch_size": rows, "gradient_accumulation_steps": accumulation}
-        return replace(self, file=self.file.with_training(batch))
-
-    def with_evaluation_batch(self, rows: int) -> Job:
-        """The same run with another batch in evaluations."""
-        return replace(self, file=self.file.with_training({"per_device_eval_batch_size": rows}))
-
-
-def prepare_job(file: RecipeFile, processes: Processes = ALONE, *, elsewhere: Hardware | None = None) -> Job:
+def prepare_run(file: RecipeFile, processes: Processes = ALONE, *, elsewhere: Hardware | None = None) -> Run:
     """Look at the machine, the base's structure and the data; nothing is written.
 
     Of several processes, one for each machine tokenises the data, and the others find it in the cache. `elsewhere` is a
@@ -160,19 +173,47 @@ def prepare_job(file: RecipeFile, processes: Processes = ALONE, *, elsewhere: Ha
         precision = choose_precision(recipe.precision, hardware).choice
         check_sharding(recipe, processes.count, precision)
         base_dtype = choose_base_dtype(recipe.base.dtype, recipe.method, precision).choice
-        start = _start(recipe)
+        start = pretrained_start(recipe) if recipe.base.init is None else _from_nothing(recipe)
         data = prepare(recipe.data, start.tokenizer)
         console.info(f"train: {data.train.summary()}")
         warnings = check(data, recipe.data)
         for message in warnings:
             console.warning(message)
         _take_chat_template(recipe, data, start)
-    return Job(_stated(file, data), hardware, precision, base_dtype, start, data, warnings, processes)
+    folder = RunFolder(file.output)
+    return Run(_stated(file, data), folder, processes, hardware, precision, base_dtype, start, data, warnings)
 
 
-def _start(recipe: Recipe) -> Start:
-    if recipe.base.init is None:
-        return pretrained_start(recipe)
+def audit_recipe(file: RecipeFile, *, show: int) -> tuple[Audit, list[str], InputError | None]:
+    """Audit what a recipe trains and validates on, with the tokenizer of its base and without the weights.
+
+    Args:
+        file: the recipe.
+        show: how many sequences are shown token by token.
+
+    Returns:
+        The figures, what the audit warns of, and why training would not start, if so.
+
+    Raises:
+        InputError: base or data cannot be read.
+    """
+    recipe = file.recipe
+    with file.locating():
+        if recipe.base.init is None:
+            tokenizer = locate_base(recipe.base, weights=False).tokenizer()
+        else:
+            tokenizer = _from_nothing(recipe).tokenizer
+        data = prepare(recipe.data, tokenizer)
+        found = audit(data, tokenizer, recipe.training.per_device_train_batch_size, show=show)
+    try:
+        with file.locating():
+            return found, check(data, recipe.data), None
+    except InputError as fault:
+        return found, [], fault
+
+
+def _from_nothing(recipe: Recipe) -> Start:
+    assert recipe.base.init is not None
     return new_start(recipe, recipe.base.init, texts(recipe.data))
 
 
@@ -185,7 +226,7 @@ def _take_chat_template(recipe: Recipe, data: RunData, start: Start) -> None:
 
 
 def _stated(file: RecipeFile, data: RunData) -> RecipeFile:
-    """The recipe with the format that was recognised, which is told."""
+    """The recipe with the format that was recognised, which is printed."""
     if file.recipe.data.format != "auto":
         return file
     for part in data.train.parts:
