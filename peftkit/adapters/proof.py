@@ -28,7 +28,7 @@ from peftkit.models.dtypes import computing
 from peftkit.shortage import figures, says_out_of_memory
 from peftkit.storage import read_json
 
-__all__ = ["INT8_TOLERANCE", "Agreement", "compare", "compare_in_fresh_process", "logits_of"]
+__all__ = ["INT8_TOLERANCE", "Agreement", "check_effect", "compare", "compare_in_fresh_process", "logits_of"]
 
 INT8_TOLERANCE = 0.1
 """Relative difference of logits that is accepted of an 8-bit base. LLM.int8() rounds what it multiplies to a 127th of
@@ -95,6 +95,22 @@ def compare(found: Iterable[torch.Tensor], expected: Iterable[torch.Tensor], sam
         RunError: one of them is not finite.
     """
     return _checked(_agreement(found, expected, sample))
+
+
+def check_effect(model: Any, expected: list[torch.Tensor], sample: Sample) -> None:
+    """See that the adapter changes what the base says.
+
+    Raises:
+        RunError: it does not change one logit of the sample.
+    """
+    with model.disable_adapter():
+        base = logits_of(model, sample, exact=True)
+    if all(torch.equal(ours, bases) for ours, bases in zip(expected, base, strict=True)):
+        raise RunError(
+            "the adapter has no effect: with it and without it, the model computes the same.",
+            where="training",
+            remedy="Check training.learning_rate, lora.lora_alpha and the number of steps.",
+        )
 
 
 def compare_in_fresh_process(folder: Path, expected: Iterable[torch.Tensor], sample: Sample) -> Agreement:

@@ -11,7 +11,7 @@ import torch
 
 from peftkit.adapters.export import export
 from peftkit.adapters.opened import open_adapter
-from peftkit.adapters.proof import INT8_TOLERANCE, compare, compare_in_fresh_process, logits_of
+from peftkit.adapters.proof import INT8_TOLERANCE, check_effect, compare, compare_in_fresh_process, logits_of
 from peftkit.adapters.record import Record
 from peftkit.adapters.sample import Sample
 from peftkit.data.audit import audit
@@ -67,7 +67,7 @@ def export_run(run: Run, model: Any, sample: Sample) -> list[torch.Tensor]:
     with _memory_for_verification(run):
         expected = logits_of(model, sample, exact=True)
         if recipe.trains_adapter and recipe.lora.bias == "none":  # trained biases stay in the base, even when disabled
-            _check_effect(model, expected, sample)
+            check_effect(model, expected, sample)
         export(model, run.start.tokenizer, run.output, record, sample)
     return expected
 
@@ -109,19 +109,3 @@ def _memory_for_verification(run: Run) -> Iterator[None]:
             yield
     except MemoryRunError as error:
         raise MemoryRunError(error.what, where=error.where, remedy=remedy) from error.__cause__
-
-
-def _check_effect(model: Any, expected: list[torch.Tensor], sample: Sample) -> None:
-    """See that the adapter changes what the base says.
-
-    Raises:
-        RunError: it does not change one logit of the sample.
-    """
-    with model.disable_adapter():
-        base = logits_of(model, sample, exact=True)
-    if all(torch.equal(ours, bases) for ours, bases in zip(expected, base, strict=True)):
-        raise RunError(
-            "the adapter has no effect: with it and without it, the model computes the same.",
-            where="training",
-            remedy="Check training.learning_rate, lora.lora_alpha and the number of steps.",
-        )

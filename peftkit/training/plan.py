@@ -110,7 +110,11 @@ def estimate(run: Run, limit_bytes: int | None = None) -> Plan:
     as_it_is = step
     if training.activation_checkpointing:
         as_it_is = step.checkpointed()
-    schedule = Schedule(training, run.data.train.length)
+    schedule, counts = Schedule(training, run.data.train.length), run.data.train.counts
+    tokens = operations = None
+    if run.data.train.length is not None:  # of a stream, nobody knows
+        tokens = round(counts.tokens * schedule.steps / schedule.steps_per_epoch)
+        operations = _operations(model, tokens, trains_all=recipe.method == "full") // run.processes.count
     peak = sum(memory.values())
     return Plan(
         method=recipe.method,
@@ -123,14 +127,14 @@ def estimate(run: Run, limit_bytes: int | None = None) -> Plan:
         sequences=run.data.train.length,
         steps=schedule.steps,
         epochs=schedule.epochs,
-        train_tokens=_train_tokens(run, schedule),
+        train_tokens=tokens,
         memory=memory,
         peak_memory_bytes=peak,
         limit_bytes=step.limit_bytes,
         would_fit=what_fits(as_it_is, recipe) if peak > step.limit_bytes else [],
         disk=disk_need(training, step.trainable, run.data.train.length, count_embeddings(model, trained=True)),
         free_bytes=free_bytes(run.folder.path),
-        train_seconds=computed_duration(run.hardware, run.precision, _operations(model, run, schedule)),
+        train_seconds=computed_duration(run.hardware, run.precision, operations),
         decisions=decide(run.hardware, recipe, need=step, packed=run.data.train.packed, **kernels),
         warnings=list(run.data_warnings),
     )
@@ -148,6 +152,7 @@ def _step_memory(run: Run, model: Any, limit_bytes: int) -> StepMemory:
     rows = share_of(training.per_device_train_batch_size, training.gradient_accumulation_steps, processes).rows
     longest = int(run.data.train.sequences.lengths.max())
     base_bytes = weight_bytes(model, recipe.base_quantization)
+    saved = base_bytes if run.is_sharded else 0  # by the main process, on the CPU
     vocabulary = model.config.vocab_size
     of_loss, of_token = loss_parts(model, run.precision, run.hardware.device)
     fixed, row = activation_parts(model, longest, run.precision, run.hardware)
@@ -166,30 +171,19 @@ def _step_memory(run: Run, model: Any, limit_bytes: int) -> StepMemory:
         end_bytes=0 if run.is_sharded else WIDENED_BYTES + logits_bytes(vocabulary, SAMPLE_TOKENS),
         processes=processes,
         is_sharded=run.is_sharded,
-        runtime_bytes=_runtime_bytes(run, base_bytes),
+        runtime_bytes=CONTEXT_BYTES if run.hardware.device != "cpu" else _resident_bytes() + saved,
     )
 
 
-def _runtime_bytes(run: Run, base_bytes: int) -> int:
-    """What is there beside a step: of the main process of a sharded run, the whole model that it saves, on the CPU."""
-    if run.hardware.device != "cpu":
-        return CONTEXT_BYTES
-    return psutil.Process().memory_info().rss + (base_bytes if run.is_sharded else 0)
+def _resident_bytes() -> int:
+    return int(psutil.Process().memory_info().rss)
 
 
-def _operations(model: Any, run: Run, schedule: Schedule) -> int | None:
-    """Sums and products of one process in all steps together; None for a stream."""
-    tokens, (_, total) = _train_tokens(run, schedule), count_parameters(model)
-    if tokens is None:
-        return None
+def _operations(model: Any, tokens: int, *, trains_all: bool) -> int:
+    """Additions and multiplications of all processes in all steps together."""
+    _, total = count_parameters(model)
     weights = total - count_embeddings(model) + model.get_output_embeddings().weight.numel()
-    return tokens * operations_of_a_token(weights, trains_all=run.recipe.method == "full") // run.processes.count
-
-
-def _train_tokens(run: Run, schedule: Schedule) -> int | None:
-    if run.data.train.length is None:
-        return None
-    return round(run.data.train.counts.tokens * schedule.steps / schedule.steps_per_epoch)
+    return tokens * operations_of_a_token(weights, trains_all=trains_all)
 
 
 def _measured(found: Plan, run: Run, rehearsal: Rehearsal) -> Plan:

@@ -166,14 +166,15 @@ def prepare_run(file: RecipeFile, processes: Processes = ALONE, *, elsewhere: Ha
     recipe = file.recipe
     with file.locating(), processes.first_on_machine("data"):
         hardware = elsewhere or detect_hardware()
+        check_installed(recipe)
         check_machine(processes.place, hardware)
         check_recipe(recipe, processes.count)
-        check_installed(recipe)
         decide(hardware, recipe)  # what this machine cannot do is refused here, at its line of the recipe
         precision = choose_precision(recipe.precision, hardware).choice
         check_sharding(recipe, processes.count, precision)
         base_dtype = choose_base_dtype(recipe.base.dtype, recipe.method, precision).choice
-        start = pretrained_start(recipe) if recipe.base.init is None else _from_nothing(recipe)
+        init = recipe.base.init
+        start = pretrained_start(recipe) if init is None else new_start(recipe, init, texts(recipe.data))
         data = prepare(recipe.data, start.tokenizer)
         console.info(f"train: {data.train.summary()}")
         warnings = check(data, recipe.data)
@@ -202,7 +203,7 @@ def audit_recipe(file: RecipeFile, *, show: int) -> tuple[Audit, list[str], Inpu
         if recipe.base.init is None:
             tokenizer = locate_base(recipe.base, weights=False).tokenizer()
         else:
-            tokenizer = _from_nothing(recipe).tokenizer
+            tokenizer = new_start(recipe, recipe.base.init, texts(recipe.data)).tokenizer
         data = prepare(recipe.data, tokenizer)
         found = audit(data, tokenizer, recipe.training.per_device_train_batch_size, show=show)
     try:
@@ -210,11 +211,6 @@ def audit_recipe(file: RecipeFile, *, show: int) -> tuple[Audit, list[str], Inpu
             return found, check(data, recipe.data), None
     except InputError as fault:
         return found, [], fault
-
-
-def _from_nothing(recipe: Recipe) -> Start:
-    assert recipe.base.init is not None
-    return new_start(recipe, recipe.base.init, texts(recipe.data))
 
 
 def _take_chat_template(recipe: Recipe, data: RunData, start: Start) -> None:

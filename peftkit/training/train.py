@@ -17,7 +17,6 @@ from peftkit.models.attach import adapter_has_effect, count_parameters
 from peftkit.models.attention import takes_bounds
 from peftkit.models.kernels import use_fast_kernels
 from peftkit.planning.decisions import Attention
-from peftkit.recipe.schema import Recipe
 from peftkit.runs.folder import RunFolder
 from peftkit.runs.manifest import RunMetrics
 from peftkit.storage import write_text
@@ -45,8 +44,8 @@ def train(model: Any, run: Run) -> RunMetrics:
         Stopped: a signal came; the step is saved.
     """
     set_seed(run.recipe.training.seed)
-    use_fast_kernels(model, run.hardware)
     reset_peak_memory(run.hardware)
+    use_fast_kernels(model, run.hardware)
     with products_as_before(), _own_forward(model):
         run.processes.connect(run.hardware, (run.recipe.training.model_extra or {}).get("ddp_timeout"))
         trainable, total = count_parameters(model)
@@ -64,7 +63,7 @@ def train(model: Any, run: Run) -> RunMetrics:
             report.close()
             trainer.weights.unite()
             if run.processes.is_main:
-                _check_learnt(model, run.recipe, marks)
+                _check_learnt(model, marks)
             after = _final_evaluation(trainer) if run.data.validation else {}
         finally:
             report.close()
@@ -172,7 +171,7 @@ def _small_weights(model: Any) -> dict[str, torch.Tensor]:
     }
 
 
-def _check_learnt(model: Any, recipe: Recipe, before: dict[str, torch.Tensor]) -> None:
+def _check_learnt(model: Any, before: dict[str, torch.Tensor]) -> None:
     """See that the trained weights are numbers, and are not those that training started from."""
     trained = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
     broken = next((name for name, parameter in trained.items() if not bool(torch.isfinite(parameter).all())), None)
@@ -182,7 +181,7 @@ def _check_learnt(model: Any, recipe: Recipe, before: dict[str, torch.Tensor]) -
         )
     moved = (
         adapter_has_effect(model)
-        if recipe.trains_adapter
+        if hasattr(model, "peft_config")
         else any(not torch.equal(trained[name], weights) for name, weights in before.items())
     )
     if not moved:
