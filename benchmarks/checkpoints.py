@@ -30,7 +30,7 @@ def contend(name: str, recipe: str, method: str, output: str) -> None:
 
     import peftkit.training.resumable as resumable
     from peftkit.recipe.loader import load_recipe
-    from peftkit.workflows.run import run
+    from peftkit.training.run import run
 
     if name == "stock":
         resumable.ResumableTrainer._save_checkpoint = Trainer._save_checkpoint  # type: ignore[method-assign]

@@ -199,7 +199,7 @@ def train_with_trl(model: Any, columns: dict[str, Any], tokenizer: Any, argument
 def peftkit(job: Job, folder: str) -> None:
     """The whole command, from a recipe."""
     from peftkit.recipe.loader import load_recipe
-    from peftkit.workflows.run import run
+    from peftkit.training.run import run
 
     os.environ["PEFTKIT_CACHE"] = f"{folder}/cache"
     recipe = {

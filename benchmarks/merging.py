@@ -55,8 +55,8 @@ def merge_with_peft(base: Path, adapter: Path, output: Path) -> None:
 
 def merge_with_peftkit(base: Path, adapter: Path, output: Path) -> None:
     """`peftkit merge --no-verify`."""
-    from peftkit.merging.merge import MergeSettings, merge
-    from peftkit.models.adapter import GivenBase
+    from peftkit.adapters.base import GivenBase
+    from peftkit.adapters.merge import MergeSettings, merge
 
     merge([(adapter, 1.0)], output, MergeSettings(verify=False), GivenBase(str(base)))
 
@@ -70,7 +70,7 @@ def contend(name: str, base: str, adapter: str, output: str) -> None:
     import transformers  # noqa: F401
     from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2LMHeadModel  # noqa: F401
 
-    import peftkit.merging.merge
+    import peftkit.adapters.merge
 
     del peft, peftkit
     Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # the peak begins again

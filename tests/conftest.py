@@ -79,7 +79,7 @@ def recipe_path(tmp_path: Path) -> Path:
 def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """A finished run of each method, from one recipe."""
     from peftkit.recipe.loader import load_recipe
-    from peftkit.workflows.run import run
+    from peftkit.training.run import run
 
     folder = tmp_path_factory.mktemp("runs")
     path = write_recipe(folder)

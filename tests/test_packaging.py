@@ -79,7 +79,7 @@ def test_ci_runs_both_lists() -> None:
 
     assert "-c constraints.txt -e '.[test]'" in script
     assert "-c constraints-lowest.txt -e ." in script
-    assert "pytest tests/models tests/training tests/merging tests/adapters" in script
+    assert "pytest tests/models tests/training tests/adapters" in script
 
 
 def pins(name: str) -> dict[str, str]:

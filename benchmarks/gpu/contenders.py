@@ -134,33 +134,30 @@ def _raw(contest: Contest, clock: StepClock, folder: str) -> None:
 def _peftkit(contest: Contest, clock: StepClock, folder: str) -> dict[str, Any]:
     """What `peftkit train` does from a recipe up to the end of training, with the base's weights made on the device."""
     from peftkit.recipe.loader import load_recipe
-    from peftkit.runs.folder import RunFolder
-    from peftkit.training.signals import stopping_at_signals
+    from peftkit.training.plan import estimate
+    from peftkit.training.prepare import prepare_run
     from peftkit.training.train import train
-    from peftkit.workflows.job import prepare_job
-    from peftkit.workflows.plan import estimate
 
     path = Path(folder) / "recipe.yaml"
     path.write_text(json.dumps(_recipe(contest, clock)), encoding="utf-8")  # JSON is YAML
-    job = prepare_job(load_recipe(path, output=Path(folder) / "run"))
-    located = job.start.located
+    run = prepare_run(load_recipe(path, output=Path(folder) / "run"))
+    located = run.start.located
     assert located is not None
     base = _RandomBase(located.reference, located.folder, located.revision)
-    job = replace(job, start=replace(job.start, located=base))
-    planned = estimate(job)
-    run, manifest = RunFolder(Path(folder) / "run"), job.manifest()
-    model = job.load()
+    run = replace(run, start=replace(run.start, located=base))
+    planned = estimate(run)
+    model = run.load()
     if contest.attention is not None:
         _attend_by(model, contest.attention)
-    with run.created(job.file.resolved_yaml(), manifest), stopping_at_signals() as stop, measured(clock):
-        result = train(model, job.work(run, manifest.run_id, manifest.warnings, stop))
+    with run.folder.created(run.file.resolved_yaml(), run.manifest), measured(clock):
+        result = train(model, run)
     inner = model.get_base_model() if hasattr(model, "get_base_model") else model
     return {
         "own_tokens_per_second": result.tokens_per_second,
         "own_peak_bytes": result.peak_memory_bytes,
         "planned_bytes": planned.peak_memory_bytes,
         "attention": inner.config._attn_implementation,
-        "precision": job.precision,
+        "precision": run.precision,
     }
 
 

@@ -35,9 +35,9 @@ _LIBRARIES = (
     "datasets",
     "bitsandbytes",
     "peftkit.cli.app",
-    "peftkit.workflows.run",
-    "peftkit.workflows.together",
-    "peftkit.merging.merge",
+    "peftkit.training.run",
+    "peftkit.training.together",
+    "peftkit.adapters.merge",
     "benchmarks.contenders",
 )
 _LOG_CHARACTERS = 4000

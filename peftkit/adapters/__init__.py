@@ -1,1 +1,1 @@
-"""What is in an adapter, known from its files alone: numpy and safetensors, no torch."""
+"""Adapters on the disk and on their base: what is in them, whether they are sound, and what is made of them."""

@@ -10,10 +10,7 @@ from peftkit.adapters.record import RECORD_NAME, Record
 from peftkit.recipe.hyperparameters import Quantization
 from peftkit.recipe.schema import Source
 
-__all__ = ["CARD_NAME", "model_card"]
-
-CARD_NAME = "README.md"
-"""Where the hub looks for it; people write into it."""
+__all__ = ["model_card"]
 
 _OPEN_ADAPTER = """\
 from peft import AutoPeftModelForCausalLM

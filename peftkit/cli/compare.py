@@ -82,9 +82,9 @@ def command(
     vary = dict(_varied(text) for text in varied)
     folder = output or Path("runs") / f"compare-{load_recipe(place, overrides=overrides).recipe.name}"
 
+    from peftkit.experiments.compare import CompareOptions, compare
     from peftkit.models.base import take_quiet
-    from peftkit.workflows.comparing.compare import CompareOptions, compare
-    from peftkit.workflows.report import write_report
+    from peftkit.report.write import write_report
 
     take_quiet()
     asked = CompareOptions(chosen, seeds, vary, _listed(rates or ""), generates, by, overrides)

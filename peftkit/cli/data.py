@@ -39,21 +39,20 @@ def command(recipe: str, show: int, overrides: tuple[str, ...], as_json: bool) -
     file = load_recipe(find_recipe(recipe), overrides=overrides)
 
     from peftkit.models.base import take_quiet
-    from peftkit.workflows.audit import audit_recipe
+    from peftkit.training.prepare import audit_recipe
 
     take_quiet()
-    examined = audit_recipe(file, show=show)
-    audit = examined.audit
+    audit, warnings, fault = audit_recipe(file, show=show)
     if as_json:
-        console.print_json({**asdict(audit), "warnings": examined.warnings})
+        console.print_json({**asdict(audit), "warnings": warnings})
     else:
         _print_sources(audit)
         _print_counts(audit)
         _print_documents(audit)
-    for message in examined.warnings:
+    for message in warnings:
         console.warning(message)
-    if examined.fault:
-        raise examined.fault
+    if fault:
+        raise fault
 
 
 def _print_sources(audit: Audit) -> None:

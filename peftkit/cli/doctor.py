@@ -12,7 +12,7 @@ from peftkit.cli import options
 from peftkit.cli.decisions import print_decisions
 
 if TYPE_CHECKING:
-    from peftkit.workflows.doctor import Check, Report
+    from peftkit.doctor import Check, Report
 
 __all__ = ["command"]
 
@@ -33,8 +33,8 @@ def command(as_json: bool) -> None:
     libraries = installed_libraries()
     check_complete(libraries)  # before what imports them
 
+    from peftkit.doctor import examine
     from peftkit.models.base import take_quiet
-    from peftkit.workflows.doctor import examine
 
     take_quiet()
     report = examine(libraries)

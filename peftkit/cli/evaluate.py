@@ -19,8 +19,8 @@ from peftkit.recipe.loader import load_recipe
 from peftkit.recipe.schema import Data, Recipe, Source
 
 if TYPE_CHECKING:
+    from peftkit.evaluation.evaluate import Baseline, Evaluation
     from peftkit.evaluation.text import TextScores
-    from peftkit.workflows.evaluate import Baseline, Evaluation
 
 __all__ = ["command"]
 
@@ -114,8 +114,8 @@ def command(
     given = file.recipe if file else None
 
     from peftkit.adapters.target import find_target
+    from peftkit.evaluation.evaluate import Measures, evaluate_target, recorded_recipe
     from peftkit.models.base import take_quiet
-    from peftkit.workflows.evaluate import Measures, evaluate_target, recorded_recipe
 
     take_quiet()
     if given is None and (find_target(target).recipe is not None or not data_file):

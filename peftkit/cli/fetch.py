@@ -14,7 +14,7 @@ from peftkit.recipe.library import find_recipe
 from peftkit.recipe.loader import load_recipe
 
 if TYPE_CHECKING:
-    from peftkit.workflows.fetch import Item
+    from peftkit.fetch import Item
 
 __all__ = ["command"]
 
@@ -41,7 +41,7 @@ def command(recipe: str, method: str | None, overrides: tuple[str, ...], as_json
     """
     file = load_recipe(find_recipe(recipe), method=method, overrides=overrides)
 
-    from peftkit.workflows.fetch import fetch
+    from peftkit.fetch import fetch
 
     fetched = fetch(file)
     if as_json:

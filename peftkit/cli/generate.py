@@ -51,8 +51,8 @@ def command(
     if not all(prompt.strip() for prompt in given):
         raise InputError("is empty.", where="--prompt", remedy="Give some text to continue.")
 
+    from peftkit.evaluation.generate import generate
     from peftkit.models.base import take_quiet
-    from peftkit.workflows.generate import generate
 
     take_quiet()
     known = options.given_base(base, quantization)

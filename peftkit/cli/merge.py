@@ -13,7 +13,7 @@ from peftkit import console
 from peftkit.cli import options
 
 if TYPE_CHECKING:
-    from peftkit.merging.receipt import MergeReceipt
+    from peftkit.adapters.receipt import MergeReceipt
 
 __all__ = ["command"]
 
@@ -94,8 +94,8 @@ def command(
       peftkit merge runs/first my-model --dtype bfloat16 --shard-size 5GB
       peftkit merge runs/polite my-model --weight 0.7 --also runs/brief 0.3
     """
+    from peftkit.adapters.merge import MergeSettings, merge
     from peftkit.adapters.target import find_weights
-    from peftkit.merging.merge import MergeSettings, merge
     from peftkit.models.base import take_quiet
 
     take_quiet()

@@ -60,7 +60,7 @@ def command(
 
     from peftkit.models.base import take_quiet
     from peftkit.models.device import detect_hardware
-    from peftkit.workflows.new_recipe import Answers, recipe_name, write_new_recipe
+    from peftkit.training.new_recipe import Answers, recipe_name, write_new_recipe
 
     take_quiet()
     hardware = detect_hardware()

@@ -12,8 +12,8 @@ from peftkit import console
 from peftkit.recipe.literals import Method
 
 if TYPE_CHECKING:
-    from peftkit.models.adapter import GivenBase
-    from peftkit.workflows.adapters import Combined
+    from peftkit.adapters.base import GivenBase
+    from peftkit.adapters.operations import Combined
 
 __all__ = [
     "QUANTIZATIONS",
@@ -90,7 +90,7 @@ def base(function: Function) -> Function:
 
 def given_base(base: str | None, quantization: str | None) -> GivenBase:
     """What `--base` and `--quantization` say."""
-    from peftkit.models.adapter import GivenBase
+    from peftkit.adapters.base import GivenBase
     from peftkit.recipe.hyperparameters import Quantization
 
     chosen = Quantization.model_validate(QUANTIZATIONS[quantization]) if quantization else None

@@ -77,7 +77,7 @@ def command(
     hardware = device_named(device) if device else None
 
     from peftkit.models.base import take_quiet
-    from peftkit.workflows.plan import plan, plan_methods
+    from peftkit.training.plan import plan, plan_methods
 
     take_quiet()
     if all_methods:

@@ -30,7 +30,7 @@ def command(target: str, repo: str, public: bool, with_sample: bool, dry_run: bo
       peftkit push runs/first me/first --dry-run
       peftkit push my-model me/my-model
     """
-    from peftkit.workflows.push import push
+    from peftkit.adapters.push import push
 
     pushed = push(target, repo, public=public, with_sample=with_sample, dry_run=dry_run)
     if as_json:

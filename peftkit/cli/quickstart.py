@@ -13,7 +13,7 @@ from peftkit.cli import options
 from peftkit.cli.comparing import print_comparison
 
 if TYPE_CHECKING:
-    from peftkit.workflows.quickstart import Quickstart
+    from peftkit.experiments.quickstart import Quickstart
 
 __all__ = ["command"]
 
@@ -34,8 +34,8 @@ def command(output: Path, as_json: bool) -> None:
     Trains full, lora and qlora with the same hyperparameters, compares them, merges the qlora adapter and lets the
     merged model write. It takes about two minutes on two CPU cores.
     """
+    from peftkit.experiments.quickstart import quickstart
     from peftkit.models.base import take_quiet
-    from peftkit.workflows.quickstart import quickstart
 
     take_quiet()
     result = quickstart(output)

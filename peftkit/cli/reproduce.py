@@ -15,7 +15,7 @@ from peftkit.cli.comparing import verdict_on
 from peftkit.errors import RunError
 
 if TYPE_CHECKING:
-    from peftkit.workflows.reproduce import Reproduction
+    from peftkit.experiments.reproduce import Reproduction
 
 __all__ = ["command"]
 
@@ -35,8 +35,8 @@ def command(run: Path, output: Path | None, as_json: bool) -> None:
     Example:
       peftkit reproduce runs/first
     """
+    from peftkit.experiments.reproduce import reproduce
     from peftkit.models.base import take_quiet
-    from peftkit.workflows.reproduce import reproduce
 
     take_quiet()
     result = reproduce(run, output or run.with_name(f"{run.resolve().name}-again"))

@@ -8,8 +8,10 @@ import click
 
 from peftkit import console
 from peftkit.cli import options
+from peftkit.errors import PeftkitError
 from peftkit.recipe.library import find_recipe
 from peftkit.recipe.loader import load_recipe
+from peftkit.runs.folder import RunFolder
 from peftkit.runs.manifest import RunManifest
 
 __all__ = ["command"]
@@ -74,17 +76,19 @@ def command(
         console.info(note)
 
     from peftkit.models.base import take_quiet
-    from peftkit.workflows.run import RunOptions
-    from peftkit.workflows.together import run_together
+    from peftkit.training.processes import joined
+    from peftkit.training.run import RunOptions, follow, run
 
     take_quiet()
     allowed = tuple(field.strip() for given in allow_changes for field in given.split(","))
-    done = run_together(
-        file, RunOptions(resume=resume, allowed_changes=allowed, auto_batch=auto_batch, reports=reports)
-    )
-    if done is None:
-        return  # the main process tells
-    folder, manifest = done
+    with joined() as processes:
+        if not processes.is_main:
+            follow(file, processes)
+            return
+        run_options = RunOptions(resume=resume, allowed_changes=allowed, auto_batch=auto_batch)
+        folder, manifest = run(file, run_options, processes)
+    if reports:
+        _report(folder)
     if as_json:
         console.print_json({"output": str(folder.path), **manifest.to_json()})
         return
@@ -96,9 +100,19 @@ def _launch(context: click.Context, nproc: int) -> None:
     """Let the same command train in several processes."""
     if context.params["auto_batch"]:
         raise click.UsageError("--auto-batch works in one process: leave --nproc out until a batch is found.")
-    from peftkit.workflows.launch import train_in_processes
+    from peftkit.training.launch import train_in_processes
 
     train_in_processes(["train", *options.arguments_of(context, "nproc")], nproc)
+
+
+def _report(folder: RunFolder) -> None:
+    """Write the page; the run is finished whether or not that succeeds."""
+    from peftkit.report.write import write_report
+
+    try:
+        write_report([folder.path])
+    except (PeftkitError, OSError) as error:
+        console.warning(f"the report could not be written: {error}")
 
 
 def _tell(manifest: RunManifest) -> None:
@@ -116,7 +130,5 @@ def _tell(manifest: RunManifest) -> None:
 
 def _place(recipe: str, output: Path | None) -> tuple[Path, Path | None]:
     """The recipe's file and the run folder: a run folder brings its own recipe."""
-    from peftkit.runs.folder import RunFolder
-
     own = RunFolder(Path(recipe))
     return (own.recipe, output or own.path) if own.recipe.is_file() else (find_recipe(recipe), output)

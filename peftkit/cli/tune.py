@@ -14,7 +14,7 @@ from peftkit.cli import options
 from peftkit.extras import require_extra
 
 if TYPE_CHECKING:
-    from peftkit.workflows.tuning.tuned import Tried, Tuned
+    from peftkit.experiments.tuned import Tried, Tuned
 
 __all__ = ["command"]
 
@@ -84,7 +84,7 @@ def command(
     place = find_recipe(recipe)
     name = load_recipe(place, method=method, overrides=overrides).recipe.name
 
-    from peftkit.workflows.tuning.tune import TuneOptions, tune
+    from peftkit.experiments.tune import TuneOptions, tune
 
     asked = TuneOptions(study, method, overrides, trials, minutes)
     result = tune(place, asked, output or Path("runs") / f"tune-{name}")

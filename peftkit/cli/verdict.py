@@ -7,7 +7,7 @@ from pathlib import Path
 
 from peftkit import console
 from peftkit.errors import TargetError
-from peftkit.workflows.check import Check
+from peftkit.runs.verify import Check
 
 __all__ = ["print_checks", "refuse"]
 

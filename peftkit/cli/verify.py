@@ -27,7 +27,7 @@ def command(run: Path, as_json: bool) -> None:
     Example:
       peftkit verify runs/first
     """
-    from peftkit.workflows.verify_run import verify_run
+    from peftkit.runs.verify import verify_run
 
     manifest, checks = verify_run(run)
     failed = [check for check in checks if check.passed is False]

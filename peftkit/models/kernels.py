@@ -15,7 +15,6 @@ Measured on two cores with GPT-2 (124 million weights), these take more time tha
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from functools import cache
 from typing import Any
 
 import torch
@@ -63,7 +62,6 @@ def use_fast_kernels(model: Any, hardware: Hardware) -> None:
         inner.set_attn_implementation(_NAME)
 
 
-@cache
 def is_rms_norm(kind: Any) -> bool:
     """Whether modules of a class compute what Llama's RMSNorm does, judged by what a small one computes."""
     if not kind.__name__.endswith("RMSNorm"):

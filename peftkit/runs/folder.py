@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import contextlib
+import shlex
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from peftkit.errors import TargetError
+from peftkit.errors import PeftkitError, RunError, Stopped, TargetError
+from peftkit.redaction import redact
 from peftkit.runs.lock import locked
-from peftkit.runs.manifest import RunManifest
+from peftkit.runs.manifest import RunManifest, Status
 from peftkit.storage import (
     MANIFEST_NAME,
     is_free,
@@ -25,9 +27,11 @@ from peftkit.storage import (
     write_text,
 )
 
-__all__ = ["ADAPTER_FOLDER", "RunFolder"]
+__all__ = ["ADAPTER_FOLDER", "CARD_NAME", "RunFolder"]
 
 ADAPTER_FOLDER = "adapter"
+CARD_NAME = "README.md"
+"""The model card, where the hub looks for it; people write into it."""
 
 
 @dataclass(frozen=True)
@@ -149,6 +153,43 @@ class RunFolder:
             remove_parts(self.checkpoints)
             yield self.read()
 
+    @contextlib.contextmanager
+    def recording(self, manifest: RunManifest) -> Iterator[None]:
+        """Write the manifest when the run ends, whichever way it ends.
+
+        Raises:
+            RunError: the disk failed; every checkpoint that is there is whole.
+        """
+        manifest.status, manifest.error = "running", None
+        try:
+            yield
+            manifest.files = self.hashes()
+            self.write(manifest)
+        except Stopped as stopped:
+            self._record_end(manifest, "stopped")
+            remedy = f"Go on with: {self.resume_command}"
+            raise Stopped(stopped.signal_number, stopped.what, remedy=remedy) from stopped
+        except KeyboardInterrupt:
+            self._record_end(manifest, "stopped")
+            raise
+        except BaseException as error:
+            fault = write_fault(error, self.path)
+            if fault is not None:
+                remedy = f"What was saved is whole; then go on with: {self.resume_command}"
+                remedy = remedy if self.manifest.is_file() else "Begin again."
+                fault = RunError(fault.what, where=fault.where, remedy=remedy)
+            told = fault or error
+            manifest.error = redact(str(told) if isinstance(told, PeftkitError) else f"{type(told).__name__}: {told}")
+            self._record_end(manifest, "failed")
+            if fault is None:
+                raise
+            raise fault from error
+
+    @property
+    def resume_command(self) -> str:
+        """The command that resumes the run."""
+        return f"peftkit train {shlex.quote(str(self.path))} --resume"
+
     def discard_output(self, place: Path) -> None:
         """Remove an output that this run wrote and did not come to prove.
 
@@ -187,6 +228,13 @@ class RunFolder:
             raise TargetError(
                 "is missing or damaged.", where=str(self.manifest), remedy="Name the folder of a run."
             ) from error
+
+    def _record_end(self, manifest: RunManifest, status: Status) -> None:
+        """Record in the manifest how the run ended, if the disk takes it; the user is informed in any case."""
+        manifest.status = status
+        with contextlib.suppress(OSError):
+            manifest.files = self.hashes()
+            self.write(manifest)
 
     def _closed(self, error: OSError) -> TargetError:
         known = write_fault(error, self.path)

@@ -13,21 +13,25 @@ from transformers import TrainingArguments
 
 from peftkit.compatibility import spelled
 from peftkit.errors import FieldError
-from peftkit.planning.decisions import (
-    choose_checkpointing,
-    choose_compilation,
-    choose_optimizer,
-    choose_pinned_memory,
-    choose_workers,
-)
+from peftkit.planning.decisions import decide
 from peftkit.planning.hardware import Hardware
-from peftkit.planning.precision import ChosenPrecision, choose_tf32
+from peftkit.planning.precision import ChosenPrecision
 from peftkit.planning.processes import share_of
 from peftkit.recipe.hyperparameters import Training
 from peftkit.recipe.schema import Recipe
 from peftkit.storage import read_json
 
 __all__ = ["products_as_before", "training_arguments"]
+
+_DECIDED = {
+    "optim": "optimizer",
+    "activation_checkpointing": "checkpointing",
+    "torch_compile": "torch.compile",
+    "dataloader_num_workers": "workers",
+    "dataloader_pin_memory": "pinned memory",
+    "tf32": "TF32",
+}
+"""The arguments that follow from the machine, where the recipe does not set them itself, and the decision of each."""
 
 _PARENTS = ("backends", "backends.cudnn")
 """What others inherit their `fp32_precision` from: everything, and everything on CUDA."""
@@ -54,10 +58,12 @@ def training_arguments(
     Raises:
         FieldError: Transformers refuses a value, alone or beside another.
     """
+    decided: dict[str, Any] = {decision.name: decision.choice for decision in decide(hardware, recipe)}
+    pinned = hardware.device == "cuda" and decided["pinned memory"]
     chosen: dict[str, Any] = {
         "report_to": "none",
         **recipe.training.model_dump(),
-        **_decided(recipe.training, hardware, precision),
+        **{argument: decided[name] for argument, name in _DECIDED.items()},
         "output_dir": str(checkpoints),
         "run_name": recipe.name,
         "bf16": precision == "bf16",
@@ -68,7 +74,7 @@ def training_arguments(
         "disable_tqdm": True,
         "fsdp": None,  # peftkit shards the model itself, before the Trainer trains it
         "logging_nan_inf_filter": False,  # it would show a NaN as a loss of 0
-        "accelerator_config": _loading(recipe.training, hardware, processes),
+        "accelerator_config": _loading(recipe.training, processes, pinned=pinned),
     }
     if processes > 1:
         chosen.update(_shared(recipe, processes))
@@ -107,7 +113,7 @@ def _shared(recipe: Recipe, processes: int) -> dict[str, Any]:
     }
 
 
-def _loading(training: Training, hardware: Hardware, processes: int) -> dict[str, Any]:
+def _loading(training: Training, processes: int, *, pinned: bool) -> dict[str, Any]:
     """How batches come from the loader to the device: the recipe's `accelerator_config`, completed.
 
     A GPU copies batches from pinned memory by itself while the host continues; otherwise the host would wait for each.
@@ -122,7 +128,6 @@ def _loading(training: Training, hardware: Hardware, processes: int) -> dict[str
     if given.get("dispatch_batches"):
         what = "cannot be true: each process makes its own rows."
         raise FieldError("training.accelerator_config.dispatch_batches", what, remedy="Remove it.")
-    pinned = hardware.device == "cuda" and choose_pinned_memory(training, hardware).choice
     shared = {"split_batches": True, "even_batches": False} if processes > 1 else {}
     return {"non_blocking": pinned, **given, "dispatch_batches": False, **shared}
 
@@ -134,18 +139,6 @@ def _read_config(path: Path) -> dict[str, Any]:
     except (OSError, ValueError, TypeError) as error:
         what = f"{path} cannot be read as a JSON object: {error}"
         raise FieldError("training.accelerator_config", what, remedy="Write its values into the recipe.") from error
-
-
-def _decided(training: Training, hardware: Hardware, precision: ChosenPrecision) -> dict[str, Any]:
-    """The arguments that follow from the machine, where the recipe does not set them itself."""
-    return {
-        "optim": choose_optimizer(training, hardware).choice,
-        "activation_checkpointing": choose_checkpointing(training).choice,
-        "torch_compile": choose_compilation(training, hardware).choice,
-        "dataloader_num_workers": choose_workers(training).choice,
-        "dataloader_pin_memory": choose_pinned_memory(training, hardware).choice,
-        "tf32": choose_tf32(training, hardware, precision).choice,
-    }
 
 
 @contextlib.contextmanager

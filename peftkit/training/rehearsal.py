@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -19,7 +19,8 @@ from peftkit.models.outline import held_bytes, kept_for_backward
 from peftkit.planning.duration import Pace
 from peftkit.shortage import forget_frames, is_out_of_memory
 from peftkit.training.memory import evaluating, peak_memory_bytes, reset_peak_memory
-from peftkit.training.train import Work, build_trainer
+from peftkit.training.prepare import Run
+from peftkit.training.train import build_trainer
 from peftkit.training.trainer import TokenTrainer
 
 __all__ = ["Rehearsal", "rehearse"]
@@ -42,7 +43,7 @@ class Rehearsal:
     """Kept for the backward pass of the longest batch."""
 
 
-def rehearse(model: Any, work: Work, seconds: float) -> Rehearsal:
+def rehearse(model: Any, run: Run, seconds: float) -> Rehearsal:
     """Train a model for about so many seconds as `train` would, with its longest batches, and measure that.
 
     The model is changed, and the run folder may be given a checkpoint: give one that is thrown away.
@@ -50,22 +51,22 @@ def rehearse(model: Any, work: Work, seconds: float) -> Rehearsal:
     Raises:
         RunError: a step does not fit into memory, or a loss is not finite.
     """
-    set_seed(work.recipe.training.seed)
-    use_fast_kernels(model, work.hardware)
-    reset_peak_memory(work.hardware)
-    trainer, _ = build_trainer(model, work.with_training(_WITHOUT))
+    set_seed(run.recipe.training.seed)
+    use_fast_kernels(model, run.hardware)
+    reset_peak_memory(run.hardware)
+    trainer = build_trainer(model, replace(run, file=run.file.with_training(_WITHOUT)))
     watch = _Watch(seconds)
     trainer.add_callback(watch)
-    evaluation = _evaluation_seconds(trainer, work.data.validation) if work.data.validation else 0.0
+    evaluation = _evaluation_seconds(trainer, run.data.validation) if run.data.validation else 0.0
     try:
-        trainer.run(None)
-        kept = _longest_step(trainer, work.data.train)
-        save = _save_seconds(trainer) if work.recipe.training.save_strategy != "no" else 0.0
+        trainer.train_from(None)
+        kept = _longest_step(trainer, run.data.train)
+        save = _save_seconds(trainer) if run.recipe.training.save_strategy != "no" else 0.0
     finally:
         trainer.finish_checkpoints()
     return Rehearsal(
         pace=Pace(watch.step_seconds, evaluation, save),
-        peak_memory_bytes=peak_memory_bytes(work.hardware),
+        peak_memory_bytes=peak_memory_bytes(run.hardware),
         weights_bytes=held_bytes(model),
         activations_bytes=kept,
     )
@@ -110,8 +111,8 @@ def _longest_step(trainer: TokenTrainer, train: Prepared) -> int:
         if not is_out_of_memory(error):
             raise
         forget_frames(error)
-        shortage = error
-    raise trainer.conduct.advise(trainer, inputs) from shortage
+        short = error
+    raise trainer.shortage(inputs) from short
 
 
 def _kept_in_step(trainer: TokenTrainer, inputs: dict[str, torch.Tensor]) -> int:

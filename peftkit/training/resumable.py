@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -13,16 +13,17 @@ from typing import Any, NoReturn
 import torch
 from transformers import TrainerCallback
 
-from peftkit.adapters.card import CARD_NAME
 from peftkit.errors import MemoryRunError, RunError, Stopped
 from peftkit.runs.checkpoints import Checkpoint, checkpoint_place
+from peftkit.runs.folder import CARD_NAME
 from peftkit.shortage import forget_frames, is_out_of_memory, memory_for
 from peftkit.storage import manifest_faults, write_text
-from peftkit.training.checkpoint import CheckpointWriter, StateFiles, random_state, set_random_state
-from peftkit.training.clock import StepClock
-from peftkit.training.conduct import Conduct
+from peftkit.training.checkpoint import CheckpointWriter, Progress, StateFiles, random_state, set_random_state
+from peftkit.training.memory import shortage
+from peftkit.training.prepare import Run
 from peftkit.training.shared import SharedTrainer
 from peftkit.training.values import read_values
+from peftkit.training.watching import StepClock
 from peftkit.training.weights import Weights
 
 __all__ = ["ResumableTrainer"]
@@ -34,23 +35,27 @@ class ResumableTrainer(SharedTrainer):
     _tr_loss: torch.Tensor
     """Trainer's sum of the losses that have not been logged yet."""
 
-    def __init__(self, conduct: Conduct, weights: Weights, **arguments: Any) -> None:
-        super().__init__(conduct.processes, weights, **arguments)
-        self.conduct = conduct
-        self.progress = conduct.progress
-        self._writer = CheckpointWriter(conduct.folder.checkpoints, conduct.progress.run_id, conduct.keep)
+    def __init__(self, run: Run, weights: Weights, **arguments: Any) -> None:
+        super().__init__(run.processes, weights, **arguments)
+        self.run = run
+        self.progress = Progress(run.run_id) if run.checkpoint is None else Progress.read(run.checkpoint)
+        self._writer = CheckpointWriter(run.folder.checkpoints, run.run_id, run.recipe.training.save_total_limit)
         self._resumed: Checkpoint | None = None
         self._begun = time.perf_counter()
         self._random_at_epoch: dict[str, Any] = random_state()
         self.in_epoch = False
-        self.clock = StepClock(conduct.progress, self.args.device)
+        self.clock = StepClock(self.progress, self.args.device)
         self.newest_inputs: dict[str, Any] | None = None
         """The newest batch of a pass; None before the first."""
 
         self.add_callback(_Epochs(self))
 
-    def run(self, checkpoint: Checkpoint | None) -> None:
-        """Train from the start, or go on from a checkpoint that verifies, even where nothing is left to train.
+    def train_from(self, checkpoint: Checkpoint | None, *, before_leaving: Callable[[], None] = lambda: None) -> None:
+        """Train from the start, or resume from a checkpoint that verifies, even where nothing is left to train.
+
+        Args:
+            checkpoint: where to resume.
+            before_leaving: called where a second signal ends the process at once.
 
         Raises:
             Stopped: a signal came; the step is saved.
@@ -58,23 +63,26 @@ class ResumableTrainer(SharedTrainer):
         """
         self._begun = time.perf_counter()
         self._resumed = checkpoint
-        with self.conduct.stop.between_steps():
+        with self.run.stop.between_steps(before_leaving):
             try:
                 with self.saving_steps():
-                    self._train_from(checkpoint)
+                    if checkpoint is None or checkpoint.step < self._last_step():
+                        self.train(resume_from_checkpoint=str(checkpoint.path) if checkpoint else None)
+                    else:
+                        self._take_up_the_end(checkpoint)
             except MemoryRunError:
                 raise
             except Exception as error:
                 if not is_out_of_memory(error):
                     raise
                 forget_frames(error)
-                shortage: Exception | None = error
+                short: Exception | None = error
             else:
-                shortage = None
-        if shortage is not None:  # of neither a pass nor an evaluation, which say so themselves
-            told = self.conduct.advise(self, None)
+                short = None
+        if short is not None:  # of neither a pass nor an evaluation, which say so themselves
+            told = self.shortage(None)
             told.moved = True  # an optimizer that takes one weight after the other may have taken some of them
-            raise told from shortage
+            raise told from short
         self._wait()
         stopping = self._told_to_stop()
         if stopping is not None:  # it came while the last step was being finished
@@ -82,13 +90,9 @@ class ResumableTrainer(SharedTrainer):
                 self._save_checkpoint(self.model, None)
             self._stop(stopping)
 
-    def _train_from(self, checkpoint: Checkpoint | None) -> None:
-        if checkpoint is None:
-            self.train()
-        elif checkpoint.step < self._last_step():
-            self.train(resume_from_checkpoint=str(checkpoint.path))
-        else:
-            self._take_up_the_end(checkpoint)
+    def shortage(self, inputs: dict[str, Any] | None) -> MemoryRunError:
+        """The error for a pass over these inputs that did not fit into memory or, without them, an optimizer step."""
+        return shortage(self, inputs, self.run.recipe, self.run.hardware)
 
     def _take_up_the_end(self, checkpoint: Checkpoint) -> None:
         """The weights and the state after the last step, where nothing is left to train."""
@@ -136,7 +140,7 @@ class ResumableTrainer(SharedTrainer):
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         if checkpoint is not None:
             states = (self.weights, self.optimizer, self.lr_scheduler, self.accelerator.scaler)
-            StateFiles(Path(checkpoint)).restore(*states, adopt=self.conduct.adopt)
+            StateFiles(Path(checkpoint)).restore(*states, adopt=self.run.adopt)
 
     def _load_scaler(self, checkpoint: str | None) -> None:
         """It has been loaded with the optimizer."""
@@ -196,7 +200,7 @@ class ResumableTrainer(SharedTrainer):
 
     def _told_to_stop(self) -> int | None:
         """The signal that has come to any of the processes: all of them stop after the same step."""
-        return int(self.processes.largest(self.conduct.stop.number or 0)[0]) or None
+        return int(self.processes.largest(self.run.stop.number or 0)[0]) or None
 
     def _wait(self) -> None:
         """Let the newest checkpoint become whole; that is time that training waits."""
@@ -211,7 +215,7 @@ class ResumableTrainer(SharedTrainer):
 
     def _is_saved(self) -> bool:
         self._writer.wait()
-        place = checkpoint_place(self.conduct.folder.checkpoints, self.state.global_step)
+        place = checkpoint_place(self.run.folder.checkpoints, self.state.global_step)
         return bool(self.processes.of_main(place.is_dir()))
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
@@ -232,7 +236,8 @@ class ResumableTrainer(SharedTrainer):
                 fill = partial(self._fill, whole, optimizer=optimizer, randoms=randoms, losses=losses)
                 self._writer.write(self.state.global_step, fill, self._best_step())
         self.progress.checkpoint_seconds += time.perf_counter() - start
-        self.conduct.check_inputs()
+        if self.processes.is_main:
+            self.run.inputs.check()
 
     def _fill(self, model: Any, folder: Path, *, optimizer: Any, randoms: Any, losses: list[float]) -> None:
         model.save_pretrained(folder)
@@ -246,7 +251,7 @@ class ResumableTrainer(SharedTrainer):
             unlogged_losses=losses,
             logged_step=self._globalstep_last_logged,
         ).write(folder)
-        metrics = self.conduct.folder.metrics
+        metrics = self.run.folder.metrics
         write_text(folder / metrics.name, metrics.read_text(encoding="utf-8") if metrics.is_file() else "")
 
     def finish_checkpoints(self) -> None:
@@ -265,7 +270,7 @@ class ResumableTrainer(SharedTrainer):
         return self.state.best_global_step if self.args.load_best_model_at_end else None
 
     def _best_place(self) -> Path:
-        return checkpoint_place(self.conduct.folder.checkpoints, self.state.best_global_step)
+        return checkpoint_place(self.run.folder.checkpoints, self.state.best_global_step)
 
     def _load_best_model(self) -> None:
         """Go back to the best checkpoint, which must still be what it was."""

@@ -18,6 +18,10 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 """Ctrl-C, a scheduler's request, and a terminal that was closed."""
 
 
+def _nothing() -> None:
+    pass
+
+
 class StopRequest:
     """Whether a run was told to stop. While it trains it is asked between steps; otherwise it stops where it is."""
 
@@ -25,20 +29,22 @@ class StopRequest:
         self.number: int | None = None
         """The signal that came."""
 
-        self.before_leaving: Callable[[], None] = lambda: None
-        """What to do before the process is left at once."""
-
         self._training = False
+        self._before_leaving: Callable[[], None] = _nothing
         self._process = os.getpid()
 
     @contextlib.contextmanager
-    def between_steps(self) -> Iterator[None]:
-        """Within the block, the first signal is kept until somebody asks for it."""
-        self._training = True
+    def between_steps(self, before_leaving: Callable[[], None] = _nothing) -> Iterator[None]:
+        """Within the block, the first signal is kept until somebody asks for it.
+
+        Args:
+            before_leaving: called before a second one ends the process at once.
+        """
+        self._training, self._before_leaving = True, before_leaving
         try:
             yield
         finally:
-            self._training = False
+            self._training, self._before_leaving = False, _nothing
 
     def handle(self, number: int, frame: FrameType | None) -> None:
         """What a signal does."""
@@ -49,7 +55,7 @@ class StopRequest:
             return
         name = signal.Signals(number).name
         if self.number is not None:
-            self.before_leaving()
+            self._before_leaving()
             console.info(f"{name} again: stopped at once; the newest checkpoint is still there.")
             os._exit(128 + number)
         self.number = number

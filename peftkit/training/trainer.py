@@ -20,8 +20,8 @@ from peftkit.models.layout import known_layout
 from peftkit.models.loss import Loss, compute_loss_at_labels, evaluate_loss
 from peftkit.planning.precision import ChosenPrecision
 from peftkit.shortage import forget_frames, is_out_of_memory
-from peftkit.training.conduct import Conduct
 from peftkit.training.memory import evaluating
+from peftkit.training.prepare import Run
 from peftkit.training.resumable import ResumableTrainer
 from peftkit.training.sharded import whole_tensor
 from peftkit.training.weights import Weights
@@ -44,8 +44,8 @@ class _Step:
 class TokenTrainer(ResumableTrainer):
     """A Trainer for batches of `peftkit.data.collator.Collator`."""
 
-    def __init__(self, conduct: Conduct, weights: Weights, **arguments: Any) -> None:
-        super().__init__(conduct, weights, **arguments)
+    def __init__(self, run: Run, weights: Weights, **arguments: Any) -> None:
+        super().__init__(run, weights, **arguments)
         self._takes_label_indices = compute_loss_at_labels(self.model, self.args.label_smoothing_factor)
         if self._takes_label_indices:
             self.label_smoother = None  # the model smooths itself
@@ -88,11 +88,11 @@ class TokenTrainer(ResumableTrainer):
             if not is_out_of_memory(error):
                 raise
             forget_frames(error)
-            shortage = error
+            short = error
         else:
             self._step.losses.append(loss)
             return torch.zeros(())
-        raise self.conduct.advise(self, self.newest_inputs) from shortage
+        raise self.shortage(self.newest_inputs) from short
 
     @property
     def precision(self) -> ChosenPrecision:
@@ -141,7 +141,7 @@ class TokenTrainer(ResumableTrainer):
         blamed = [batch for batch, sound in zip(step.batches, finite, strict=True) if not (broken and sound)]
         what = "loss" if broken else "gradient norm"
         line = f"the {what} is not a finite number at step {self.state.global_step + 1}{self._named(blamed)}"
-        if self.conduct.on_nonfinite == "stop":
+        if self.run.recipe.on_nonfinite == "stop":
             raise RunError(
                 f"{line}.",
                 where="training",
@@ -149,7 +149,7 @@ class TokenTrainer(ResumableTrainer):
                 "are to blame, remove them, or set on_nonfinite: skip.",
             )
         self.progress.skipped_steps += 1
-        self.conduct.warn(f"{line}; the step is skipped.")
+        self.run.warn(f"{line}; the step is skipped.")
         self._leave_out()
         return float(norm)
 
@@ -170,7 +170,7 @@ class TokenTrainer(ResumableTrainer):
         if not self.weights.are_sharded:  # no process could compute a row by itself
             alone = [number for batch in batches for number in _rows_that_break(self.model, batch, self.precision)]
         numbers = alone or [int(number) for batch in batches for number in batch.get("numbers", ())]
-        found = self.processes.gathered((self.conduct.places(numbers[:_NAMED]), len(numbers)))
+        found = self.processes.gathered((self.run.data.train.places(numbers[:_NAMED]), len(numbers)))
         places = [place for few, _ in found for place in few][:_NAMED]
         count = sum(each for _, each in found)
         if not places:

@@ -30,10 +30,10 @@ NOT_RUN = {
     "pip install -c constraints-lowest.txt": "`.ci/run` does, and runs tests there",
     "pip install -c torch.txt": "it would install into the environment of the tests",
     "pytest": "this is it",
-    "peftkit quickstart": "tests/workflows/test_quickstart.py runs it",
+    "peftkit quickstart": "tests/experiments/test_quickstart.py runs it",
     "HF_TOKEN=hf_... peftkit push": "it sends to the hub",
     "accelerate launch --multi_gpu": "it needs two GPUs",
-    "torchrun --nproc-per-node 2": "tests/workflows/test_launch.py runs it",
+    "torchrun --nproc-per-node 2": "tests/training/test_launch.py runs it",
 }
 """Beginnings of commands, each with why it is not run."""
 

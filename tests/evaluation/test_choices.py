@@ -7,10 +7,10 @@ from typing import Any
 import pytest
 import torch
 
+from peftkit.adapters.opened import open_target
 from peftkit.adapters.target import find_target
 from peftkit.data.choices import Question
 from peftkit.evaluation.choices import score_choices
-from peftkit.models.target import open_target
 
 QUESTIONS = [
     Question("The inn by the bridge", [" is called the Red Fox.", " xq zv"], 0),

@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
+from peftkit.adapters.opened import open_target
 from peftkit.adapters.target import find_target
 from peftkit.evaluation.generation import write
-from peftkit.models.target import open_target
 from peftkit.models.varlen import VARLEN
 from peftkit.recipe.evidence import Generation
 

@@ -19,14 +19,14 @@ from typing import IO, Any
 import pytest
 
 from peftkit.data.grammar import task
+from peftkit.runs.verify import verify_run
 from peftkit.storage import folder_hashes, sha256_of_file
-from peftkit.workflows.verify_run import verify_run
 
 # One process imports the libraries and forks a child for each command, so that faults fall into the command itself.
 SERVER = """
 import gc, json, os, resource, sys, traceback
 import bitsandbytes, datasets, peft, transformers.models.gpt2
-import peftkit.models.base, peftkit.workflows.run, peftkit.workflows.verify_run
+import peftkit.models.base, peftkit.training.run, peftkit.runs.verify
 from peftkit.cli.app import main
 from peftkit.recipe.library import find_recipe
 from peftkit.recipe.loader import load_recipe

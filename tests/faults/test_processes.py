@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
-from peftkit.merging.merge import merge
+from peftkit.adapters.merge import merge
 from tests.faults.conftest import Server, Work
 
 NO_DROPOUT = ("base.dropout=0.0", "lora.lora_dropout=0.0")

@@ -14,7 +14,7 @@ from peftkit.models import exact
 from peftkit.models.exact import exact_float32
 from peftkit.models.quantise import quantised_modules
 from peftkit.recipe.loader import load_recipe
-from peftkit.workflows.job import prepare_job
+from peftkit.training.prepare import prepare_run
 
 SHAPES = {
     "gpt2": GPT2Config(n_layer=2, n_head=2, n_embd=16, vocab_size=600, bos_token_id=0, eos_token_id=0),
@@ -57,7 +57,7 @@ def test_half_precision_weights_give_the_logits_of_the_same_numbers_in_float32(
 
 
 def test_a_frozen_bias_that_was_rounded_in_place_is_the_bases_own_meanwhile(recipe_path: Path) -> None:
-    job = prepare_job(load_recipe(recipe_path, method="qlora"))
+    job = prepare_run(load_recipe(recipe_path, method="qlora"))
     model = job.load()
     with exact_float32(model):
         expected = logits_of(model)

@@ -20,13 +20,13 @@ from peftkit.models.outline import (
     weight_bytes,
 )
 from peftkit.recipe.loader import load_recipe
-from peftkit.workflows.job import Job, prepare_job
+from peftkit.training.prepare import Run, prepare_run
 
 ROWS, TOKENS = 4, 48
 
 
-def job_of(recipe_path: Path, method: str, *overrides: str) -> Job:
-    return prepare_job(load_recipe(recipe_path, method=method, overrides=overrides))
+def job_of(recipe_path: Path, method: str, *overrides: str) -> Run:
+    return prepare_run(load_recipe(recipe_path, method=method, overrides=overrides))
 
 
 @pytest.mark.parametrize("dropout", ["0.0", "0.1"])

@@ -13,8 +13,8 @@ import pytest
 from peftkit.errors import InputError, TargetError
 from peftkit.report.content import RunContent
 from peftkit.report.page import run_page
+from peftkit.report.write import write_report
 from peftkit.storage import read_json, write_json
-from peftkit.workflows.report import write_report
 
 TextOf = Callable[[str], str]
 SECTIONS = [

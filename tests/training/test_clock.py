@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from peftkit.training.checkpoint import Progress
-from peftkit.training.clock import StepClock
+from peftkit.training.watching import StepClock
 
 CPU = torch.device("cpu")
 

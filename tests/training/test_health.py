@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import TrainerControl, TrainerState
 
-from peftkit.training.health import HealthWatch, sign_of_trouble
+from peftkit.training.watching import HealthWatch, sign_of_trouble
 
 FEWEST = 5
 """Steps that have to be there before one whose loss can be too high."""

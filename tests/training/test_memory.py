@@ -15,11 +15,9 @@ from peftkit.models.attach import count_parameters
 from peftkit.models.outline import kept_for_backward, loss_parts
 from peftkit.planning.hardware import Hardware
 from peftkit.recipe.loader import load_recipe
-from peftkit.runs.folder import RunFolder
 from peftkit.training.memory import peak_memory_bytes, shortage
-from peftkit.training.signals import StopRequest
+from peftkit.training.prepare import prepare_run
 from peftkit.training.train import build_trainer
-from peftkit.workflows.job import prepare_job
 
 CPU = Hardware("cpu", "a CPU", 24 * 10**9, 1, 2)
 SAYS_ITS_PEAK = """
@@ -59,14 +57,14 @@ def test_what_a_step_in_half_precision_needs_is_what_its_rows_keep(
 ) -> None:
     monkeypatch.setattr("peftkit.models.device._cpu_has_bf16", lambda: True)
     overrides = ["precision=bf16", "training.per_device_train_batch_size=16", "base.dropout=0.0"]
-    job = prepare_job(load_recipe(recipe_path, method="full", overrides=overrides))
-    trainer, _ = build_trainer(job.load(), job.work(RunFolder(tmp_path / "run"), "id", [], StopRequest()))
-    inputs = trainer.data_collator([job.data.train.sequences[number] for number in range(16)])
+    run = prepare_run(load_recipe(recipe_path, method="full", overrides=overrides, output=tmp_path / "run"))
+    trainer = build_trainer(run.load(), run)
+    inputs = trainer.data_collator([run.data.train.sequences[number] for number in range(16)])
     batch = {name: inputs[name] for name in ("input_ids", "labels")}
     with kept_for_backward(trainer.model) as kept, trainer.compute_loss_context_manager():
         trainer.compute_loss(trainer.model, batch | {"use_cache": False})
 
-    told = re.search(r"about ([0-9.]+) MB are needed", shortage(trainer, inputs, job.recipe, job.hardware).what)
+    told = re.search(r"about ([0-9.]+) MB are needed", shortage(trainer, inputs, run.recipe, run.hardware).what)
 
     _, total = count_parameters(trainer.model)
     of_loss, of_token = loss_parts(trainer.model, "bf16", "cpu")

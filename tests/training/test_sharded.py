@@ -17,9 +17,9 @@ from peftkit.errors import FieldError
 from peftkit.models.loss import evaluate_loss
 from peftkit.planning.hardware import Hardware
 from peftkit.recipe.loader import load_recipe
+from peftkit.training.prepare import prepare_run
 from peftkit.training.processes import ALONE
 from peftkit.training.sharded import Shards, check_types, whole_tensor
-from peftkit.workflows.job import prepare_job
 
 CPU = Hardware("cpu", "a CPU", 24 * 10**9, 1, 2)
 IDS = torch.arange(12).reshape(2, 6)
@@ -37,7 +37,7 @@ def group() -> Iterator[None]:
 @pytest.fixture(params=["full", "lora"])
 def model(request: pytest.FixtureRequest, recipe_path: Path) -> Any:
     """A model to train, whole."""
-    return prepare_job(load_recipe(recipe_path, method=request.param)).load()
+    return prepare_run(load_recipe(recipe_path, method=request.param)).load()
 
 
 def step(model: Any, optimizer: Any) -> None:

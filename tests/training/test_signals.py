@@ -19,8 +19,8 @@ STATUSES = [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)]
 TRAIN = """
 import os, signal, sys
 from peftkit.training.signals import stopping_at_signals
-with stopping_at_signals() as stop, stop.between_steps():
-    stop.before_leaving = lambda: print("leaving", flush=True)
+leaving = lambda: print("leaving", flush=True)
+with stopping_at_signals() as stop, stop.between_steps(leaving):
     for name in sys.argv[1:]:
         os.kill(os.getpid(), getattr(signal, name))
         print("a step more", flush=True)

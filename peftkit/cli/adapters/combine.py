@@ -37,9 +37,9 @@ def command(output: Path, parts: tuple[tuple[Path, float], ...], rank: int | Non
       peftkit adapters combine both --adapter runs/polite 0.5 --adapter runs/brief 0.5
       peftkit adapters combine both --adapter runs/polite 1 --adapter runs/brief -0.3 --rank 8
     """
+    from peftkit.adapters.operations import combine_adapters
     from peftkit.adapters.target import find_adapter
     from peftkit.models.base import take_quiet
-    from peftkit.workflows.adapters import combine_adapters
 
     take_quiet()
     made = combine_adapters([(find_adapter(folder), weight) for folder, weight in parts], output, rank)

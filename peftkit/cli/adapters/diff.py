@@ -36,9 +36,9 @@ def command(first: Path, second: Path, base: str | None, quantization: str | Non
       peftkit adapters diff runs/first runs/second
     """
     from peftkit.adapters.lora import kinds_of
+    from peftkit.adapters.operations import diff_adapters
     from peftkit.adapters.target import find_adapter
     from peftkit.models.base import take_quiet
-    from peftkit.workflows.adapters import diff_adapters
 
     take_quiet()
     found = diff_adapters(find_adapter(first), find_adapter(second), options.given_base(base, quantization))

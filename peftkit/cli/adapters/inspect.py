@@ -34,9 +34,9 @@ def command(adapter: Path, plot: Path | None, base: str | None, quantization: st
       peftkit adapters inspect runs/first
       peftkit adapters inspect runs/first --plot updates.png
     """
+    from peftkit.adapters.operations import inspect_adapter
     from peftkit.adapters.target import find_adapter
     from peftkit.models.base import take_quiet
-    from peftkit.workflows.adapters import inspect_adapter
 
     take_quiet()
     report = inspect_adapter(find_adapter(adapter), options.given_base(base, quantization))

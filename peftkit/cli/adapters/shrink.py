@@ -28,9 +28,9 @@ def command(adapter: Path, output: Path, rank: int, base: str | None, quantizati
     Example:
       peftkit adapters shrink runs/first small --rank 2
     """
+    from peftkit.adapters.operations import shrink_adapter
     from peftkit.adapters.target import find_adapter
     from peftkit.models.base import take_quiet
-    from peftkit.workflows.adapters import shrink_adapter
 
     take_quiet()
     made = shrink_adapter(find_adapter(adapter), output, rank, options.given_base(base, quantization))

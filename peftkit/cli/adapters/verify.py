@@ -29,8 +29,8 @@ def command(adapter: Path, base: str | None, quantization: str | None, as_json: 
       peftkit adapters verify runs/first
     """
     from peftkit.adapters.target import find_adapter
+    from peftkit.adapters.verify import check_adapter
     from peftkit.models.base import take_quiet
-    from peftkit.workflows.verify_adapter import check_adapter
 
     take_quiet()
     checks = check_adapter(find_adapter(adapter), options.given_base(base, quantization))

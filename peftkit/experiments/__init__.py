@@ -1,0 +1,1 @@
+"""Many runs of one recipe: compared, searched over, reproduced, and the quickstart."""

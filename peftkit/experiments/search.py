@@ -1,0 +1,156 @@
+"""Optuna's part of a search: it keeps the trials, draws their values and says which fields mattered."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import sqlite3
+import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import optuna
+from optuna.exceptions import ExperimentalWarning
+from optuna.importance import PedAnovaImportanceEvaluator, get_param_importances
+from optuna.pruners import BasePruner, MedianPruner, NopPruner
+from optuna.samplers import TPESampler
+from optuna.storages import RDBStorage
+from optuna.trial import Trial, TrialState
+
+from peftkit.experiments.trials import Outcome
+from peftkit.recipe.study import Scalar, Study, holds
+from peftkit.recipe.study_file import Searched
+
+__all__ = ["begin", "importances", "judge", "next_trial", "opened", "tell"]
+
+_NAME = "tune"
+_RANDOM_TRIALS = 5
+"""Trials that are drawn at random, before the sampler has seen enough to learn from."""
+
+_FINISHED_BEFORE_PRUNING = 3
+_FIRST_PRUNED_EVALUATION = 2
+"""After the first evaluation, a high learning rate is still ahead of those that come further."""
+
+_FINISHED_FOR_IMPORTANCES = 10
+
+
+@contextlib.contextmanager
+def opened(database: Path, study: Study) -> Iterator[optuna.Study]:
+    """The search that is kept in an SQLite file, which is begun where there is none."""
+    with _quiet():
+        # connecting by the path itself, because Optuna reads braces in an address as fields to fill in
+        storage = RDBStorage(
+            "sqlite:///study.db",
+            engine_kwargs={"creator": lambda: sqlite3.connect(database, timeout=60, check_same_thread=False)},
+        )
+        try:
+            pruner = _pruner(study)
+            yield optuna.create_study(storage=storage, study_name=_NAME, pruner=pruner, load_if_exists=True)
+        finally:
+            storage.remove_session()
+            storage.engine.dispose()
+
+
+def begin(search: optuna.Study, searched: Searched) -> bool:
+    """Let the first trial have the recipe's own values; gives whether the space holds them."""
+    own, fields = searched.own_values(), _fields(searched, searched.file.recipe.method)
+    if not all(name in own and holds(searched.study.space[name], own[name]) for name in fields):
+        return False
+    search.enqueue_trial({name: own[name] for name in fields})
+    return True
+
+
+def next_trial(search: optuna.Study, searched: Searched) -> tuple[Trial, dict[str, Scalar]]:
+    """The trial that another process did not bring to its end, or a new one; with its values.
+
+    The lock on the folder says that no other process is at work in it.
+    """
+    left = search.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
+    trial = Trial(search, left[0]._trial_id) if left else search.ask()
+    return trial, _draw(search, trial, searched)
+
+
+def _draw(search: optuna.Study, trial: Trial, searched: Searched) -> dict[str, Scalar]:
+    """A trial's values: those that it has, and others by a seed of its own, so that they hang on its number alone."""
+    space, values = searched.study.space, dict[str, Scalar]()
+    if "method" in space:
+        values["method"] = _suggested(search, trial, searched, "method")
+    for name in _fields(searched, values.get("method")):
+        if name not in values:
+            values[name] = _suggested(search, trial, searched, name)
+    return values
+
+
+def judge(trial: Trial) -> Callable[[int, float], bool]:
+    """Says of an evaluation, by its number and loss, whether a trial is to be ended early."""
+
+    def is_hopeless(number: int, loss: float) -> bool:
+        known = trial.storage.get_trial(trial._trial_id).intermediate_values
+        if number not in known:  # it was told before the process was killed
+            trial.report(loss, number)
+        return trial.should_prune()
+
+    return is_hopeless
+
+
+def tell(search: optuna.Study, trial: Trial, outcome: Outcome) -> None:
+    """Write down how a trial ended; one that has not is left as it is."""
+    if outcome.state == "finished":
+        search.tell(trial, outcome.eval_loss)
+    elif outcome.state == "pruned":
+        search.tell(trial, state=TrialState.PRUNED)
+    elif outcome.state == "failed":
+        trial.set_user_attr("error", outcome.error)
+        search.tell(trial, state=TrialState.FAIL)
+
+
+def importances(search: optuna.Study) -> dict[str, float]:
+    """Each field's share of what tells good trials from others, the greatest first; nothing of too few trials.
+
+    It is PED-ANOVA (Watanabe et al. 2023), which takes the best tenth for good ones.
+    """
+    finished = search.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+    if len(finished) < _FINISHED_FOR_IMPORTANCES or len({trial.value for trial in finished}) < 2:
+        return {}
+    return dict(get_param_importances(search, evaluator=PedAnovaImportanceEvaluator()))
+
+
+def _fields(searched: Searched, method: Scalar) -> list[str]:
+    unused = searched.unused_by(method)
+    return [name for name in searched.study.space if not name.startswith(unused)]
+
+
+def _suggested(search: optuna.Study, trial: Trial, searched: Searched, name: str) -> Scalar:
+    _seed(search, searched.study, trial.number, name)
+    span = searched.study.space[name]
+    if isinstance(span, list):
+        return trial.suggest_categorical(name, span)
+    if span.is_whole:
+        return trial.suggest_int(name, int(span.low), int(span.high), step=int(span.step or 1), log=span.log)
+    return trial.suggest_float(name, span.low, span.high, step=span.step, log=span.log)
+
+
+def _seed(search: optuna.Study, study: Study, number: int, name: str) -> None:
+    digest = hashlib.sha256(f"{study.seed} {number} {name}".encode()).digest()
+    search.sampler = TPESampler(n_startup_trials=_RANDOM_TRIALS, seed=int.from_bytes(digest[:4]))
+
+
+def _pruner(study: Study) -> BasePruner:
+    if not study.pruning:
+        return NopPruner()
+    few = _FINISHED_BEFORE_PRUNING
+    return MedianPruner(n_startup_trials=few, n_warmup_steps=_FIRST_PRUNED_EVALUATION, n_min_trials=few)
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Without Optuna's own messages."""
+    before: Any = optuna.logging.get_verbosity()
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ExperimentalWarning)
+            yield
+    finally:
+        optuna.logging.set_verbosity(before)

@@ -1,0 +1,156 @@
+"""A comparison's table, from its run folders alone."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from peftkit.evaluation.statistics import statistic, welch_interval
+from peftkit.experiments.arms import Arm
+from peftkit.planning.learning_rate import rate_concern
+from peftkit.recipe.evidence import TEXT_METRICS
+from peftkit.recipe.hyperparameters import Quantization
+from peftkit.recipe.schema import Recipe
+from peftkit.report.content import read_metrics
+from peftkit.runs.comparison import Against, Comparison, Entry, Expected, Statistic
+from peftkit.runs.folder import RunFolder
+from peftkit.storage import read_json
+
+__all__ = ["Table", "check_expectations", "measured_of", "tabulate"]
+
+_OF_A_RUN = (
+    "eval_loss",
+    "perplexity",
+    "trainable_parameters",
+    "tokens_per_second",
+    "train_seconds",
+    "peak_memory_bytes",
+)
+_HIGHER_IS_BETTER = ("exact_match", "bleu", "chrf", "rouge_l")
+_OF_THE_BASE = ("base.", "data.", "quantization.")
+"""Sections that the untouched base's own loss depends on."""
+
+_RISE = 0.02
+"""A validation loss that ends this share above its lowest has risen."""
+
+
+@dataclass(frozen=True)
+class Table:
+    """What is put side by side."""
+
+    recipe: str
+    arms: Sequence[Arm]
+    folder: Path
+    seeds: int
+    by: str
+    tried: list[dict[str, Any]]
+
+
+def tabulate(table: Table, base_evaluation: Path | None) -> Comparison:
+    """Read what every run measured; `base_evaluation` is what the untouched base writes, where that was asked for."""
+    entries = [_entry(arm, table) for arm in table.arms]
+    higher = table.by in _HIGHER_IS_BETTER
+    best = (max if higher else min)(entries, key=lambda entry: entry.metrics[table.by].mean)
+    entries = [replace(entry, against_best=_against(entry, best, table.by)) for entry in entries]
+    seed = table.arms[0].file.recipe.training.seed
+    return Comparison(
+        recipe=table.recipe,
+        by=table.by,
+        higher_is_better=higher,
+        seeds=list(range(seed, seed + table.seeds)),
+        entries=[*_bases(table, base_evaluation), *entries],
+        warnings=[warning for arm in table.arms for warning in _warnings(arm, table)],
+        expected=[
+            found
+            for arm, entry in zip(table.arms, entries, strict=True)
+            for found in check_expectations(arm.file.recipe, entry.name, entry.metrics)
+        ],
+        tried=table.tried,
+    )
+
+
+def check_expectations(recipe: Recipe, name: str, metrics: dict[str, Statistic]) -> Iterator[Expected]:
+    """What the recipe expects of its method, and what came."""
+    for expectation in recipe.expect:
+        if expectation.methods is None or recipe.method in expectation.methods:
+            value = metrics[expectation.metric].mean if expectation.metric in metrics else None
+            distance = None if value is None else expectation.distance(value)
+            yield Expected(name, expectation.metric, expectation.band, expectation.source, value, distance)
+
+
+def _entry(arm: Arm, table: Table) -> Entry:
+    cells = arm.cells(table.seeds)
+    measured = [measured_of(RunFolder(table.folder / cell.name)) for cell in cells]
+    names = [name for name in measured[0] if all(each.get(name) is not None for each in measured)]
+    metrics = {name: statistic([float(each[name]) for each in measured]) for name in names}
+    return Entry(arm.name, arm.method, dict(arm.changes), [cell.name for cell in cells], metrics)
+
+
+def measured_of(folder: RunFolder) -> dict[str, Any]:
+    """The numbers of one run, those of what it writes included where they are there; None is what is not known."""
+    manifest = folder.read()
+    found = {name: getattr(manifest.metrics, name) for name in (*_OF_A_RUN, "base_perplexity")}
+    weights = [name for name in manifest.outputs if name.endswith(".safetensors")]
+    found["output_bytes"] = sum((folder.path / name).stat().st_size for name in weights)
+    return found | _text_scores(folder.evaluation)
+
+
+def _text_scores(place: Path) -> dict[str, float]:
+    text = read_json(place)["text"] if place.is_file() else None
+    return {name: text[name] for name in TEXT_METRICS} if text else {}
+
+
+def _against(entry: Entry, best: Entry, by: str) -> Against:
+    ours, theirs = entry.metrics[by], best.metrics[by]
+    difference = ours.mean - theirs.mean
+    if entry is best:
+        return Against(0.0, None, None, "best")
+    interval = welch_interval(ours.values, theirs.values)
+    if interval is None:
+        return Against(difference, None, None, "unknown")
+    low, high = interval
+    return Against(difference, low, high, "noise" if low <= 0 <= high else "worse")
+
+
+def _bases(table: Table, base_evaluation: Path | None) -> list[Entry]:
+    """The untouched base as the runs measured it before their first step: whole, and quantised."""
+    found: dict[str, Entry] = {}
+    for arm in table.arms:
+        before = RunFolder(table.folder / arm.cells(1)[0].name).read().metrics.base_perplexity
+        if before is None or arm.file.recipe.base.init:
+            continue
+        held = arm.file.recipe.base_quantization
+        changes = {name: value for name, value in arm.changes.items() if name.startswith(_OF_THE_BASE)}
+        settings = "".join(f" {name.rpartition('.')[2]}={value}" for name, value in changes.items())
+        name = f"base in {_quantised(held)}{settings}" if held else f"base{settings}"
+        metrics = {"eval_loss": statistic([math.log(before)]), "perplexity": statistic([before])}
+        if base_evaluation and not held:
+            metrics |= {key: statistic([value]) for key, value in _text_scores(base_evaluation).items()}
+        found.setdefault(name, Entry(name, None, dict(changes), [], metrics))
+    return sorted(found.values(), key=lambda entry: entry.name)
+
+
+def _quantised(held: Quantization) -> str:
+    return "int8" if held.load_in_8bit else held.bnb_4bit_quant_type
+
+
+def _warnings(arm: Arm, table: Table) -> Iterator[str]:
+    """What makes an entry look worse than its method is."""
+    training = arm.file.recipe.training
+    first = RunFolder(table.folder / arm.cells(1)[0].name)
+    total = first.read().metrics.total_parameters or 0
+    concern = None if table.tried else rate_concern(arm.method, training.learning_rate, total)
+    if concern:
+        yield f"{arm.name}: {concern} --lr-per-method gives each method its best."
+    for cell in arm.cells(table.seeds):
+        losses = [
+            line["eval_loss"] for line in read_metrics(table.folder / cell.name) if line.get("eval_loss") is not None
+        ]
+        if losses and losses[-1] > min(losses) * (1 + _RISE):
+            yield (
+                f"{cell.name}: the validation loss rose again, from {min(losses):.4f} to {losses[-1]:.4f}: "
+                "the learning rate is too high for it, or there are too many epochs."
+            )

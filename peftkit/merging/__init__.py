@@ -1,1 +1,0 @@
-"""An adapter and its base made into one model, proven right."""

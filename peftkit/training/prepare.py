@@ -1,0 +1,231 @@
+"""A run before its first step: its machine, base and data are looked at, and nothing is written."""
+
+from __future__ import annotations
+
+import secrets
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from peftkit import console
+from peftkit.data.audit import Audit, audit, check
+from peftkit.data.chat import chat_template
+from peftkit.data.prepare import RunData, prepare, texts
+from peftkit.errors import InputError
+from peftkit.models.attach import count_parameters
+from peftkit.models.attention import use_attention
+from peftkit.models.base import locate_base
+from peftkit.models.device import detect_hardware
+from peftkit.models.start import Start, new_start, padding_id, pretrained_start
+from peftkit.planning.decisions import decide
+from peftkit.planning.hardware import Hardware
+from peftkit.planning.precision import ChosenPrecision, Dtype, choose_base_dtype, choose_precision
+from peftkit.planning.processes import check_machine, check_recipe
+from peftkit.planning.sharding import check_sharding, is_sharded
+from peftkit.recipe.installed import check_installed
+from peftkit.recipe.loader import RecipeFile
+from peftkit.recipe.schema import Recipe
+from peftkit.runs.checkpoints import Checkpoint
+from peftkit.runs.folder import RunFolder
+from peftkit.runs.inputs import Inputs
+from peftkit.runs.manifest import RunManifest
+from peftkit.runs.versions import installed_versions
+from peftkit.storage import sha256_of_json
+from peftkit.training.processes import ALONE, Processes
+from peftkit.training.sharded import check_types
+from peftkit.training.signals import StopRequest
+
+__all__ = ["Run", "audit_recipe", "prepare_run"]
+
+
+@dataclass
+class Run:
+    """One run: what it does, on what, where, and what is recorded of it.
+
+    Every step of a run reads it and returns what it finds out. Only `peftkit.training.run` and
+    `peftkit.training.resume` assign to it, between the steps.
+    """
+
+    file: RecipeFile
+    folder: RunFolder
+    processes: Processes
+    hardware: Hardware
+    precision: ChosenPrecision
+    base_dtype: Dtype
+    start: Start
+    data: RunData
+    data_warnings: list[str]
+    """What the audit of the data warns of."""
+
+    stop: StopRequest = field(default_factory=StopRequest)
+    run_id: str = field(default_factory=lambda: secrets.token_hex(8))
+    checkpoint: Checkpoint | None = None
+    """Where training resumes; None to start from the first step."""
+
+    adopt: bool = False
+    """Whether the optimizer gets the recipe's hyperparameters rather than those of the checkpoint."""
+
+    @property
+    def recipe(self) -> Recipe:
+        """What the run does."""
+        return self.file.recipe
+
+    @property
+    def pad_token_id(self) -> int:
+        """The token that fills rows."""
+        return padding_id(self.start.tokenizer)
+
+    @property
+    def is_sharded(self) -> bool:
+        """Whether each process holds a part of the weights."""
+        return is_sharded(self.recipe, self.processes.count)
+
+    @property
+    def output(self) -> Path:
+        """Where the adapter or the model is saved."""
+        return self.folder.adapter if self.recipe.trains_adapter else self.folder.model
+
+    @cached_property
+    def manifest(self) -> RunManifest:
+        """The record of the run; asking for it the first time hashes the base."""
+        return RunManifest(
+            name=self.recipe.name,
+            method=self.recipe.method,
+            recipe_sha256=sha256_of_json(self.recipe.model_dump(mode="json")),
+            base=self.start.record(),
+            data=self.data_record(),
+            versions=installed_versions(),
+            hardware=self.hardware.record(),
+            precision=self.precision,
+            world_size=self.processes.count,
+            run_id=self.run_id,
+            warnings=list(self.data_warnings),
+        )
+
+    @cached_property
+    def inputs(self) -> Inputs:
+        """The files that must not change during the run, as they were when this was asked for the first time."""
+        located = self.start.located
+        return Inputs.of(self.start.record(), located.folder if located else None, self.data_record())
+
+    def data_record(self) -> dict[str, Any]:
+        """The manifest's entry on the data; of a stream, more is known after training."""
+        return {
+            "train": self.data.train.record(),
+            "validation": self.data.validation.record() if self.data.validation else None,
+        }
+
+    def warn(self, message: str) -> None:
+        """Print a warning, and record it in the manifest, which the main process writes."""
+        console.warning(message)
+        if self.processes.is_main:
+            self.manifest.warnings.append(message)
+
+    def load(self) -> Any:
+        """The model with its weights, ready to train.
+
+        Raises:
+            MemoryRunError: it does not fit into memory.
+        """
+        with self.file.locating():
+            model = self.start.load(self.recipe, self.base_dtype, self._first_device())
+            if self.is_sharded:
+                check_types(model)
+            attention = None
+            if self.data.train.packed:
+                attention = use_attention(model, self.hardware, self.base_dtype, self.precision)
+        trainable, total = count_parameters(model)
+        details = f", {attention}" if attention else ""
+        console.info(
+            f"{self.recipe.method} on {self._where()} in {self.precision}{details}: "
+            f"{trainable:,} of {total:,} parameters are trained"
+        )
+        return model
+
+    def _first_device(self) -> str:
+        """Where the weights are loaded: those that are sharded need not fit on a device as a whole."""
+        return "cpu" if self.is_sharded else self.processes.device(self.hardware)
+
+    def _where(self) -> str:
+        if not self.processes.are_many:
+            return self.hardware.name
+        sharing = " that share the weights" if self.is_sharded else ""
+        return f"{self.processes.count} processes{sharing} on {self.hardware.name}"
+
+
+def prepare_run(file: RecipeFile, processes: Processes = ALONE, *, elsewhere: Hardware | None = None) -> Run:
+    """Look at the machine, the base's structure and the data; nothing is written.
+
+    Of several processes, one for each machine tokenises the data, and the others find it in the cache. `elsewhere` is a
+    machine that is not here, to plan for.
+
+    Raises:
+        InputError: recipe, base or data are wrong.
+    """
+    recipe = file.recipe
+    with file.locating(), processes.first_on_machine("data"):
+        hardware = elsewhere or detect_hardware()
+        check_installed(recipe)
+        check_machine(processes.place, hardware)
+        check_recipe(recipe, processes.count)
+        decide(hardware, recipe)  # what this machine cannot do is refused here, at its line of the recipe
+        precision = choose_precision(recipe.precision, hardware).choice
+        check_sharding(recipe, processes.count, precision)
+        base_dtype = choose_base_dtype(recipe.base.dtype, recipe.method, precision).choice
+        init = recipe.base.init
+        start = pretrained_start(recipe) if init is None else new_start(recipe, init, texts(recipe.data))
+        data = prepare(recipe.data, start.tokenizer)
+        console.info(f"train: {data.train.summary()}")
+        warnings = check(data, recipe.data)
+        for message in warnings:
+            console.warning(message)
+        _take_chat_template(recipe, data, start)
+    folder = RunFolder(file.output)
+    return Run(_stated(file, data), folder, processes, hardware, precision, base_dtype, start, data, warnings)
+
+
+def audit_recipe(file: RecipeFile, *, show: int) -> tuple[Audit, list[str], InputError | None]:
+    """Audit what a recipe trains and validates on, with the tokenizer of its base and without the weights.
+
+    Args:
+        file: the recipe.
+        show: how many sequences are shown token by token.
+
+    Returns:
+        The figures, what the audit warns of, and why training would not start, if so.
+
+    Raises:
+        InputError: base or data cannot be read.
+    """
+    recipe = file.recipe
+    with file.locating():
+        if recipe.base.init is None:
+            tokenizer = locate_base(recipe.base, weights=False).tokenizer()
+        else:
+            tokenizer = new_start(recipe, recipe.base.init, texts(recipe.data)).tokenizer
+        data = prepare(recipe.data, tokenizer)
+        found = audit(data, tokenizer, recipe.training.per_device_train_batch_size, show=show)
+    try:
+        with file.locating():
+            return found, check(data, recipe.data), None
+    except InputError as fault:
+        return found, [], fault
+
+
+def _take_chat_template(recipe: Recipe, data: RunData, start: Start) -> None:
+    """A tokenizer without a chat template gets the one that conversations are trained with, to be saved with it."""
+    for source, part in zip(recipe.data.train_sources, data.train.parts, strict=False):  # of a stream, the first alone
+        if part.corpus.reading.format == "chat":
+            start.tokenizer.chat_template = chat_template(recipe.data.of(source), start.tokenizer)
+            break
+
+
+def _stated(file: RecipeFile, data: RunData) -> RecipeFile:
+    """The recipe with the format that was recognised, which is printed."""
+    if file.recipe.data.format != "auto":
+        return file
+    for part in data.train.parts:
+        reading = part.corpus.reading
+        console.info(f"{part.corpus.name} has the format {reading.format}: {reading.why}.")
+    return file.with_format(data.train.formats[0]) if len(data.train.formats) == 1 else file

@@ -1,1 +1,0 @@
-"""Whole jobs, from a recipe to a finished folder."""

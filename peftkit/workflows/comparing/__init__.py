@@ -1,1 +1,0 @@
-"""A comparison: the same recipe in several ways and with several seeds, and the table that comes of it."""

@@ -1,1 +1,0 @@
-"""A search for better hyperparameters: trials in processes of their own, drawn, judged and ended early."""
