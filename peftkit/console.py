@@ -20,10 +20,13 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 __all__ = [
+    "draws",
     "duration",
     "error",
+    "heard_by",
     "hush",
     "info",
+    "is_heard",
     "print_json",
     "print_marked",
     "print_table",
@@ -124,6 +127,31 @@ def error(message: str) -> None:
     _say(message, "[bold red]error:[/bold red] ")
 
 
+_listener: Callable[[str], None] | None = None
+"""Gets the messages that otherwise go to stderr."""
+
+
+@contextmanager
+def heard_by(listener: Callable[[str], None]) -> Iterator[None]:
+    """Give every message within the block to a function, as one line without colour, and draw nothing."""
+    global _listener
+    before, _listener = _listener, listener
+    try:
+        yield
+    finally:
+        _listener = before
+
+
+def is_heard() -> bool:
+    """Whether messages go to a function."""
+    return _listener is not None
+
+
+def draws() -> bool:
+    """Whether a person watches progress on a terminal."""
+    return _listener is None and stderr().is_terminal
+
+
 @contextmanager
 def silenced() -> Iterator[None]:
     """Say nothing within the block, where another has said it already."""
@@ -142,6 +170,11 @@ def _say(message: str, head: str = "") -> None:
         message: shown as it is.
         head: what stands before it, in Rich's markup.
     """
+    if _listener is not None:
+        from rich.markup import render
+
+        _listener(redact(render(head).plain + message))
+        return
     stderr().print(redact(head + _plain(message)), soft_wrap=not stderr().is_terminal)
 
 
@@ -166,7 +199,7 @@ def progress(title: str, total: int | None) -> Iterator[Callable[[int], None]]:
 
     columns = (TextColumn("[bold]{task.description}"), BarColumn(bar_width=24), MofNCompleteColumn())
     times = (TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn())
-    with Progress(*columns, *times, console=stderr(), transient=True, disable=not stderr().is_terminal) as bar:
+    with Progress(*columns, *times, console=stderr(), transient=True, disable=not draws()) as bar:
         task = bar.add_task(title, total=total)
         yield lambda amount: bar.advance(task, amount)
 

@@ -14,7 +14,7 @@ import peftkit
 
 PACKAGE = Path(peftkit.__file__).parent
 LAYERS = (
-    {"cli"},
+    {"api", "cli"},
     {"experiments"},
     {"training"},
     {"evaluation", "report"},

@@ -16,6 +16,13 @@ _OPEN_ADAPTER = """\
 from peft import AutoPeftModelForCausalLM
 
 model = AutoPeftModelForCausalLM.from_pretrained("FOLDER")"""
+_OPEN_EMBEDDED = """\
+import peftkit
+from peft import PeftModel
+from transformers import AutoModelForCausalLM
+
+base = AutoModelForCausalLM.from_pretrained(peftkit.base_folder("BASE"))
+model = PeftModel.from_pretrained(base, "FOLDER")"""
 _OPEN_MODEL = """\
 from transformers import pipeline
 
@@ -36,7 +43,7 @@ def model_card(record: Record, receipt: dict[str, Any] | None = None) -> str:
         *_table("How it was made", _made(record)),
         *_table("How good it is", _measured(record)),
         *(_table("How exactly it was merged", _proven(receipt)) if receipt else []),
-        *_use(adapter),
+        *_use(record, adapter),
         f"`{RECORD_NAME}` holds the complete recipe, the hashes of base and data, and the versions.",
         "",
     ]
@@ -119,10 +126,13 @@ def _proven(receipt: dict[str, Any]) -> Iterator[tuple[str, str]]:
     yield "same next token", f"{proof['same_next_token']:.2%}"
 
 
-def _use(adapter: bool) -> list[str]:
+def _use(record: Record, adapter: bool) -> list[str]:
     merge = ["peftkit merge FOLDER OUTPUT"] if adapter else []
     commands = ['peftkit generate FOLDER --prompt "..."', "peftkit evaluate FOLDER", *merge]
+    base = record.base["model"] or ""
     opened = _OPEN_ADAPTER if adapter else _OPEN_MODEL
+    if adapter and base.startswith("builtin:"):  # PEFT alone does not find it
+        opened = _OPEN_EMBEDDED.replace("BASE", base)
     return ["## Use", "", "```sh", *commands, "```", "", "```python", opened, "```", ""]
 
 

@@ -16,15 +16,13 @@ from peftkit.errors import InputError
 from peftkit.recipe.evidence import Generation
 from peftkit.recipe.library import find_recipe
 from peftkit.recipe.loader import load_recipe
-from peftkit.recipe.schema import Data, Recipe, Source
+from peftkit.recipe.schema import Data
 
 if TYPE_CHECKING:
     from peftkit.evaluation.evaluate import Baseline, Evaluation
     from peftkit.evaluation.text import TextScores
 
 __all__ = ["command"]
-
-_NAME_A_FILE = "Name a file with --data."
 
 
 @click.command("evaluate")
@@ -113,16 +111,12 @@ def command(
     file = load_recipe(find_recipe(recipe)) if recipe else None
     given = file.recipe if file else None
 
-    from peftkit.adapters.target import find_target
-    from peftkit.evaluation.evaluate import Measures, evaluate_target, recorded_recipe
+    from peftkit.evaluation.evaluate import Measures, data_of, evaluate_target, recorded_recipe
     from peftkit.models.base import take_quiet
 
     take_quiet()
-    if given is None and (find_target(target).recipe is not None or not data_file):
-        given = recorded_recipe(target)
-    data = _measured_data(given, data_file, stride)
-    if data.validation is None:
-        raise InputError("the recipe has no validation data.", where=recipe or target, remedy=_NAME_A_FILE)
+    given = given or recorded_recipe(target, needed=not data_file)
+    data = data_of(given, data_file, stride, where=recipe or target)
     data = _limited(data, limit) if limit else data
     generation = (given.generation if given else Generation()).model_copy(update=changes) if generates else None
     measures = Measures(generation, save, max_length, stride, baseline, choices, forgetting)
@@ -176,24 +170,11 @@ def _text_rows(scores: TextScores, indent: str) -> Iterator[list[str]]:
     yield [f"{indent}written", f"{scores.prompts:,} completions, {scores.references:,} references"]
 
 
-def _measured_data(recipe: Recipe | None, file: Path | None, stride: int | None) -> Data:
-    """What to measure on: a recipe's own data, or a file that is read as these are.
-
-    Without a recipe a file is plain text, and with windows that overlap it is one long document.
-    """
-    if file is None:
-        assert recipe is not None  # a target without one was asked for a file
-        return recipe.data
-    source = Source(path=str(file))
-    if recipe is not None:
-        return recipe.data.model_copy(update={"validation": source})
-    plain = Data(train=source, validation=source)
-    return plain if stride is None else plain.model_copy(update={"sample_by": "document"})
-
-
 def _limited(data: Data, limit: int) -> Data:
     """The data with only the first validation rows, of each source."""
     if isinstance(data.validation, float):
-        raise InputError("cannot act on a share of the training rows.", where="--limit", remedy=_NAME_A_FILE)
+        raise InputError(
+            "cannot act on a share of the training rows.", where="--limit", remedy="Name a file with --data."
+        )
     sources = [source.model_copy(update={"limit": limit}) for source in data.validation_sources]
     return data.model_copy(update={"validation": sources})

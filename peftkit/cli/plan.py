@@ -78,12 +78,14 @@ def command(
 
     from peftkit.models.base import take_quiet
     from peftkit.training.plan import plan, plan_methods
+    from peftkit.training.signals import stopping_at_signals
 
     take_quiet()
     if all_methods:
         plans = plan_methods(options.arguments_of(context, "all_methods", "as_json"))
     else:
-        plans = [plan(file, seconds=None if dry else seconds, elsewhere=hardware, processes=nproc)]
+        with stopping_at_signals() as stop:
+            plans = [plan(file, seconds=None if dry else seconds, elsewhere=hardware, processes=nproc, stop=stop)]
     if as_json:
         console.print_json({"recipe": recipe, "plans": [each.to_json() for each in plans]})
         return

@@ -78,15 +78,16 @@ def command(
     from peftkit.models.base import take_quiet
     from peftkit.training.processes import joined
     from peftkit.training.run import RunOptions, follow, run
+    from peftkit.training.signals import stopping_at_signals
 
     take_quiet()
     allowed = tuple(field.strip() for given in allow_changes for field in given.split(","))
-    with joined() as processes:
+    with joined() as processes, stopping_at_signals() as stop:
         if not processes.is_main:
-            follow(file, processes)
+            follow(file, processes, stop)
             return
         run_options = RunOptions(resume=resume, allowed_changes=allowed, auto_batch=auto_batch)
-        folder, manifest = run(file, run_options, processes)
+        folder, manifest = run(file, run_options, processes, stop)
     if reports:
         _report(folder)
     if as_json:

@@ -36,7 +36,7 @@ from peftkit.recipe.schema import Base, Data, Recipe, Source
 from peftkit.shortage import memory_for
 from peftkit.storage import write_text
 
-__all__ = ["Baseline", "Evaluation", "Forgetting", "Measures", "evaluate_target", "recorded_recipe"]
+__all__ = ["Baseline", "Evaluation", "Forgetting", "Measures", "data_of", "evaluate_target", "recorded_recipe"]
 
 
 @dataclass(frozen=True)
@@ -127,20 +127,39 @@ class Evaluation:
     forgetting: Forgetting | None
 
 
-def recorded_recipe(name: str) -> Recipe:
-    """The recipe that a target was made from.
+def recorded_recipe(name: str, *, needed: bool) -> Recipe | None:
+    """The recipe that a target was made from, or None where none is recorded and none is needed.
 
     Raises:
-        TargetError: none is recorded.
+        TargetError: one is needed, as its data are to be measured on.
     """
-    target = find_target(name)
-    if target.recipe is None:
+    recipe = find_target(name).recipe
+    if recipe is None and needed:
         raise TargetError(
             "records no recipe, so there is no data to evaluate on.",
             where=name,
             remedy="Name a file with --data, or a recipe with --recipe.",
         )
-    return target.recipe
+    return recipe
+
+
+def data_of(recipe: Recipe | None, file: Path | None, stride: int | None, *, where: str) -> Data:
+    """What to measure on: a recipe's own data, or a file that is read as these are.
+
+    Without a recipe a file is plain text, and with windows that overlap it is one long document.
+
+    Raises:
+        InputError: the recipe has no validation data; `where` names it in the message.
+    """
+    if file is None:
+        if recipe is None or recipe.data.validation is None:
+            raise InputError("the recipe has no validation data.", where=where, remedy="Name a file with --data.")
+        return recipe.data
+    source = Source(path=str(file))
+    if recipe is not None:
+        return recipe.data.model_copy(update={"validation": source})
+    plain = Data(train=source, validation=source)
+    return plain if stride is None else plain.model_copy(update={"sample_by": "document"})
 
 
 def evaluate_target(

@@ -37,7 +37,7 @@ from peftkit.training.memory import memory_limit
 from peftkit.training.prepare import Run, prepare_run
 from peftkit.training.processes import Processes
 from peftkit.training.rehearsal import Rehearsal, rehearse
-from peftkit.training.signals import stopping_at_signals
+from peftkit.training.signals import NEVER, StopRequest
 
 __all__ = ["estimate", "plan", "plan_methods"]
 
@@ -45,7 +45,14 @@ _HOPELESS = 2
 """Where the estimate is so many times what there is, measuring would only end in a failure."""
 
 
-def plan(file: RecipeFile, *, seconds: float | None, elsewhere: Hardware | None = None, processes: int = 1) -> Plan:
+def plan(
+    file: RecipeFile,
+    *,
+    seconds: float | None,
+    elsewhere: Hardware | None = None,
+    processes: int = 1,
+    stop: StopRequest = NEVER,
+) -> Plan:
     """What a recipe will take.
 
     Args:
@@ -53,6 +60,7 @@ def plan(file: RecipeFile, *, seconds: float | None, elsewhere: Hardware | None 
         seconds: how long its steps are measured, in this process, whose peak memory they are; None computes all of it.
         elsewhere: a machine that is not here, for which all of it is computed; None for this one.
         processes: that train together on the machine, for each of which all of it is computed, if there are more.
+        stop: asked between the steps that are measured.
 
     Raises:
         InputError: recipe, base or data are wrong.
@@ -68,6 +76,7 @@ def plan(file: RecipeFile, *, seconds: float | None, elsewhere: Hardware | None 
         console.warning(f"{found.method} is not measured: it would need far more memory than there is.")
         return found
     console.info(f"measuring {found.method} for about {seconds:.0f} s")
+    run.stop = stop
     return _measured(found, run, _rehearsed(run, seconds))
 
 
@@ -210,7 +219,6 @@ def _measured(found: Plan, run: Run, rehearsal: Rehearsal) -> Plan:
 def _rehearsed(run: Run, seconds: float) -> Rehearsal:
     with tempfile.TemporaryDirectory(prefix="peftkit-plan-") as name, console.silenced():
         model = run.load()
-        with stopping_at_signals() as stop:
-            there = replace(run, folder=RunFolder(Path(name) / "run"), stop=stop)
-            with there.folder.created(there.file.resolved_yaml(), there.manifest):
-                return rehearse(model, there, seconds)
+        there = replace(run, folder=RunFolder(Path(name) / "run"))
+        with there.folder.created(there.file.resolved_yaml(), there.manifest):
+            return rehearse(model, there, seconds)

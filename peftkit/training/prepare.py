@@ -34,7 +34,7 @@ from peftkit.runs.versions import installed_versions
 from peftkit.storage import sha256_of_json
 from peftkit.training.processes import ALONE, Processes
 from peftkit.training.sharded import check_types
-from peftkit.training.signals import StopRequest
+from peftkit.training.signals import NEVER, StopRequest
 
 __all__ = ["Run", "audit_recipe", "prepare_run"]
 
@@ -58,7 +58,7 @@ class Run:
     data_warnings: list[str]
     """What the audit of the data warns of."""
 
-    stop: StopRequest = field(default_factory=StopRequest)
+    stop: StopRequest = NEVER
     run_id: str = field(default_factory=lambda: secrets.token_hex(8))
     checkpoint: Checkpoint | None = None
     """Where training resumes; None to start from the first step."""

@@ -30,7 +30,7 @@ from peftkit.training.plan import estimate
 from peftkit.training.prepare import Run, prepare_run
 from peftkit.training.processes import ALONE, Processes
 from peftkit.training.resume import Past, reopened
-from peftkit.training.signals import stopping_at_signals
+from peftkit.training.signals import NEVER, StopRequest
 from peftkit.training.train import train
 
 __all__ = ["RunOptions", "follow", "run"]
@@ -53,19 +53,28 @@ class RunOptions:
 
 
 def run(
-    file: RecipeFile, options: RunOptions = RunOptions(), processes: Processes = ALONE
+    file: RecipeFile,
+    options: RunOptions = RunOptions(),
+    processes: Processes = ALONE,
+    stop: StopRequest = NEVER,
 ) -> tuple[RunFolder, RunManifest]:
     """Train what a recipe says, and leave a run folder whose output has been saved and verified.
 
     Of several processes, this is the work of the main one; see `follow`.
 
+    Args:
+        file: the recipe.
+        options: how the run is started.
+        processes: that train together.
+        stop: asked between steps.
+
     Raises:
         InputError: recipe, base or data are wrong, or have changed; nothing has been written then.
         RunError: training or the verification failed; the folder's manifest says so.
-        Stopped: a signal came; what was trained is saved.
+        Stopped: `stop` was requested; what was trained is saved.
     """
     _check_processes(options, processes)
-    with stopping_at_signals() as stop, reopened(RunFolder(file.output), resume=options.resume) as past:
+    with reopened(RunFolder(file.output), resume=options.resume) as past:
         file = as_found(file, past.manifest.auto_batch) if past else file
         if past and past.is_finished(file.recipe, options.allowed_changes):
             console.info(f"{past.folder.path} is finished: nothing is left to do.")
@@ -106,23 +115,22 @@ def _carry_out(run: Run, live: LiveModel, options: RunOptions) -> None:
         manifest.status = "finished"
 
 
-def follow(file: RecipeFile, processes: Processes) -> None:
+def follow(file: RecipeFile, processes: Processes, stop: StopRequest = NEVER) -> None:
     """Take the part of a process that is not the main one: prepare and train the same, and write nothing.
 
     Raises:
         InputError, RunError, Stopped: as for the main process.
     """
-    with stopping_at_signals() as stop:
-        run = prepare_run(file, processes)
-        run.stop = stop
-        model = run.load()
-        orders = processes.hear(_ORDERS)
-        run.run_id, run.folder, run.adopt = orders["run_id"], RunFolder(Path(orders["folder"])), orders["adopt"]
-        run.file = run.file.with_training(orders["training"])
-        if orders["step"] is not None:
-            run.checkpoint = Checkpoint(orders["step"], checkpoint_place(run.folder.checkpoints, orders["step"]))
-        with file.locating():
-            train(model, run)
+    run = prepare_run(file, processes)
+    run.stop = stop
+    model = run.load()
+    orders = processes.hear(_ORDERS)
+    run.run_id, run.folder, run.adopt = orders["run_id"], RunFolder(Path(orders["folder"])), orders["adopt"]
+    run.file = run.file.with_training(orders["training"])
+    if orders["step"] is not None:
+        run.checkpoint = Checkpoint(orders["step"], checkpoint_place(run.folder.checkpoints, orders["step"]))
+    with file.locating():
+        train(model, run)
 
 
 def _orders(run: Run) -> dict[str, Any]:

@@ -7,12 +7,12 @@ import os
 import signal
 from collections.abc import Callable, Iterator
 from types import FrameType
-from typing import Any
+from typing import Any, Final
 
 from peftkit import console
 from peftkit.errors import Stopped
 
-__all__ = ["SIGNALS", "StopRequest", "stopping_at_signals"]
+__all__ = ["NEVER", "SIGNALS", "StopRequest", "stopping_at_signals"]
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 """Ctrl-C, a scheduler's request, and a terminal that was closed."""
@@ -62,6 +62,10 @@ class StopRequest:
         if not self._training:
             raise Stopped(number, f"stopped by {name}.")
         console.info(f"{name}: the step is finished and saved first. Once more, and it stops at once.")
+
+
+NEVER: Final = StopRequest()
+"""Of a run that no signal stops."""
 
 
 @contextlib.contextmanager

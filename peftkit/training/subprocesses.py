@@ -7,6 +7,7 @@ import ctypes
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -40,8 +41,8 @@ def run_apart(arguments: Sequence[str], end_when: Callable[[], bool] = lambda: F
     Raises:
         Stopped: a signal came.
     """
-    process = start_apart(arguments, stdout=subprocess.DEVNULL)
-    with passing_on([process]) as came:
+    process = start_apart(arguments, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE if console.is_heard() else None)
+    with _relayed(process), passing_on([process]) as came:
         told = False
         while True:
             try:
@@ -57,7 +58,11 @@ def run_apart(arguments: Sequence[str], end_when: Callable[[], bool] = lambda: F
 
 
 def start_apart(
-    arguments: Sequence[str], *, stdout: int | None, environment: Mapping[str, str] | None = None
+    arguments: Sequence[str],
+    *,
+    stdout: int | None,
+    stderr: int | None = None,
+    environment: Mapping[str, str] | None = None,
 ) -> subprocess.Popen[bytes]:
     """Start a `peftkit` command that is told to stop when this process is killed, on Linux."""
     libc: Any = ctypes.CDLL(None) if sys.platform == "linux" else None
@@ -65,10 +70,27 @@ def start_apart(
         [sys.executable, "-m", "peftkit", *arguments],
         stdin=subprocess.DEVNULL,
         stdout=stdout,
+        stderr=stderr,
         env=environment,
         process_group=0,  # Ctrl-C comes here alone, to be passed on once
         preexec_fn=(lambda: libc.prctl(_DIE_WITH_PARENT, signal.SIGTERM)) if libc else None,
     )
+
+
+@contextlib.contextmanager
+def _relayed(process: subprocess.Popen[bytes]) -> Iterator[None]:
+    """Within the block, report what a process writes to its stderr, where that is a pipe."""
+    if process.stderr is None:
+        yield
+        return
+    lines = process.stderr
+    reader = threading.Thread(target=lambda: [console.info(line.decode(errors="replace").rstrip()) for line in lines])
+    reader.start()
+    try:
+        yield
+    finally:
+        reader.join()
+        lines.close()
 
 
 def wait_for(folder: Path) -> None:

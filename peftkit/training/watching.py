@@ -163,7 +163,7 @@ class ProgressReport(TrainerCallback):  # type: ignore[misc]
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Draw the bar, where there is a terminal to draw on."""
         del args, control
-        if not console.stderr().is_terminal:
+        if not console.draws():
             return
         self._bar = Bar(
             TextColumn("[bold]{task.description}"),

@@ -13,8 +13,8 @@ from transformers import GPT2Model, PreTrainedModel
 
 from peftkit.adapters.merge import merge
 from peftkit.adapters.verify import check_adapter
+from peftkit.api import evaluate
 from peftkit.errors import MemoryRunError
-from peftkit.evaluation.evaluate import evaluate_target, recorded_recipe
 from peftkit.evaluation.generate import generate
 from peftkit.models.base import LocatedBase
 from peftkit.recipe.loader import load_recipe
@@ -187,7 +187,7 @@ def test_an_evaluation_that_is_measured_names_its_batch(recipe_path: Path, monke
 @pytest.mark.parametrize(
     ("work", "told"),
     [
-        (lambda adapter, _: evaluate_target(adapter, recorded_recipe(adapter).data), "evaluating windows of 64 tokens"),
+        (lambda adapter, _: evaluate(adapter), "evaluating windows of 64 tokens"),
         (lambda adapter, _: generate(adapter, ["one"]), "generating 16 completions at a time"),
         (lambda adapter, output: merge([(Path(adapter), 1.0)], output / "merged"), "the adapter on its base in float"),
         (lambda adapter, _: check_adapter(Path(adapter)), "the logits of its sample"),
