@@ -9,7 +9,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -83,14 +83,18 @@ def _relayed(process: subprocess.Popen[bytes]) -> Iterator[None]:
     if process.stderr is None:
         yield
         return
-    lines = process.stderr
-    reader = threading.Thread(target=lambda: [console.info(line.decode(errors="replace").rstrip()) for line in lines])
-    reader.start()
-    try:
-        yield
-    finally:
-        reader.join()
-        lines.close()
+    with process.stderr as lines:
+        reader = threading.Thread(target=_report, args=(lines,))
+        reader.start()
+        try:
+            yield
+        finally:
+            reader.join()
+
+
+def _report(lines: Iterable[bytes]) -> None:
+    for line in lines:
+        console.info(line.decode(errors="replace").rstrip())
 
 
 def wait_for(folder: Path) -> None:
