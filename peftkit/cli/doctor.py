@@ -28,7 +28,7 @@ def command(as_json: bool) -> None:
     The exit status is 1 if something that peftkit needs does not work. The hub, a token and room on the disk are
     told, with what to do, and are no failure.
     """
-    from peftkit.runs.requirements import check_complete, installed_libraries
+    from peftkit.runs.versions import check_complete, installed_libraries
 
     libraries = installed_libraries()
     check_complete(libraries)  # before what imports them

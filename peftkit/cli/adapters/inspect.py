@@ -41,7 +41,7 @@ def command(adapter: Path, plot: Path | None, base: str | None, quantization: st
     take_quiet()
     report = inspect_adapter(find_adapter(adapter), options.given_base(base, quantization))
     if plot is not None and report.modules:
-        from peftkit.adapters.plot import plot_updates
+        from peftkit.adapters.inspect import plot_updates
 
         plot_updates(report.modules, f"{adapter} on {report.base}", plot)
         console.info(f"drawn: {plot}")

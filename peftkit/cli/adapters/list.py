@@ -23,7 +23,7 @@ def command(folder: Path, as_json: bool) -> None:
     Example:
       peftkit adapters list runs
     """
-    from peftkit.adapters.library import list_adapters
+    from peftkit.adapters.inspect import list_adapters
 
     found = list_adapters(folder)
     if as_json:
