@@ -1,4 +1,4 @@
-"""How long a run will take: from a few of its steps, or from what a device is said to compute."""
+"""How long a run takes: its steps, and the time of each from measurements or from the speed of the device."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a machine is, as plain values, and what a decision is that follows from them.
+"""What a machine is, as plain values, and what a decision is that follows from them; machines known by name.
 
 The decisions are functions of these values alone, so that each can be asked about a machine that is not here.
 """

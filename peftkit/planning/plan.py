@@ -1,4 +1,4 @@
-"""What is known of a run before it begins."""
+"""What a run will take: memory, time, and room on the disk."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How a run is shared by several processes, as plain values: who is who, and which part of a step each takes."""
+"""How several processes share a run: who is who, what each does of a step, and whether weights are sharded."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Several processes of one run on this machine: started, watched, and ended together."""
+"""peftkit commands in processes of their own: one after the other, or several that train one run together."""
 
 from __future__ import annotations
 
