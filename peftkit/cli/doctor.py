@@ -9,7 +9,7 @@ import click
 
 from peftkit import console
 from peftkit.cli import options
-from peftkit.cli.decisions import print_decisions
+from peftkit.cli.tables import print_decisions
 
 if TYPE_CHECKING:
     from peftkit.doctor import Check, Report
