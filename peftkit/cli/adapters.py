@@ -12,7 +12,6 @@ import click
 from peftkit import console
 from peftkit.cli import options
 from peftkit.cli.app import LazyGroup
-from peftkit.cli.tables import print_checks, refuse
 
 if TYPE_CHECKING:
     from peftkit.adapters.compare import ModuleOverlap
@@ -159,6 +158,7 @@ def _verify(adapter: Path, base: str | None, quantization: str | None, as_json: 
     """
     from peftkit.adapters.target import find_adapter
     from peftkit.adapters.verify import check_adapter
+    from peftkit.cli.tables import print_checks, refuse
     from peftkit.models.base import take_quiet
 
     take_quiet()
