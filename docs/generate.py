@@ -17,7 +17,7 @@ import click
 from peftkit.cli.app import COMMANDS, app
 from peftkit.console import size
 from peftkit.planning.decisions import decide
-from peftkit.planning.devices import DEVICES
+from peftkit.planning.hardware import DEVICES
 from peftkit.recipe.installed import installed_listing
 from peftkit.recipe.json_schema import recipe_schema
 from peftkit.recipe.libraries import LISTING, listed_versions

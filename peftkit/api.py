@@ -19,7 +19,7 @@ from peftkit.adapters.receipt import MergeReceipt
 from peftkit.adapters.target import find_weights
 from peftkit.data.audit import Audit
 from peftkit.evaluation.evaluate import Evaluation, Measures, data_of, evaluate_target, recorded_recipe
-from peftkit.evaluation.generate import generate as generate_completions
+from peftkit.evaluation.generation import generate as generate_completions
 from peftkit.experiments.compare import CompareOptions
 from peftkit.experiments.compare import compare as compare_runs
 from peftkit.models.base import locate_base, take_quiet

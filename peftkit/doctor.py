@@ -28,8 +28,7 @@ from peftkit.planning.precision import choose_precision, dtype_of
 from peftkit.recipe.hyperparameters import Quantization
 from peftkit.recipe.schema import Base
 from peftkit.redaction import redact
-from peftkit.runs.requirements import Library, supported_pythons
-from peftkit.runs.versions import installed_versions
+from peftkit.runs.versions import Library, installed_versions, supported_pythons
 from peftkit.storage import cache_folder, free_bytes
 
 __all__ = ["Check", "Report", "examine", "reach_hub", "room_at"]

@@ -109,7 +109,7 @@ def test_what_is_asked_first_imports_click_and_rich_alone(arguments: list[str]) 
 def test_the_help_of_the_command_line_imports_no_commands_file() -> None:
     loaded = loaded_by(["--help"])
 
-    assert {name for name in loaded if name.startswith("peftkit.cli.")} == {"peftkit.cli.app", "peftkit.cli.lazy"}
+    assert {name for name in loaded if name.startswith("peftkit.cli.")} == {"peftkit.cli.app"}
     assert loaded.isdisjoint(BY_RICH)
 
 

@@ -15,7 +15,7 @@ from packaging.utils import canonicalize_name
 from packaging.version import Version
 
 from peftkit.extras import EXTRAS
-from peftkit.runs.requirements import LOWEST, NEWEST
+from peftkit.runs.versions import LOWEST, NEWEST
 
 ROOT = Path(__file__).resolve().parents[1]
 

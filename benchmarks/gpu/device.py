@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from peftkit.models.device import detect_hardware
-from peftkit.planning.devices import DEVICES
+from peftkit.planning.hardware import DEVICES
 
 __all__ = ["device", "half_dtype", "limit_memory", "machine", "peak_bytes", "peak_flops"]
 

@@ -1,10 +1,11 @@
-"""An adapter's two files, read without running anything that is in them."""
+"""An adapter's files: its settings, its tensors as they are stored, and its tokenizer."""
 
 from __future__ import annotations
 
 import hashlib
 import math
 import re
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,17 +15,25 @@ import numpy.typing as npt
 import safetensors
 
 from peftkit.adapters.record import Record
-from peftkit.errors import TargetError
+from peftkit.errors import BaseError, TargetError
 from peftkit.runs.folder import ADAPTER_FOLDER
 from peftkit.storage import read_json, sha256_of_json
 
-__all__ = ["CONFIG_NAME", "WEIGHTS_NAME", "Adapter", "Floats", "StoredTensor", "read_adapter"]
+__all__ = [
+    "CONFIG_NAME", "TOKENIZER_FILES", "WEIGHTS_NAME", "Adapter", "Floats", "StoredTensor", "copy_tokenizer",
+    "has_tokenizer", "read_adapter",
+]  # fmt: skip
 
 CONFIG_NAME = "adapter_config.json"
 WEIGHTS_NAME = "adapter_model.safetensors"
 Floats = npt.NDArray[np.float32]
 
 _NUMPY_TYPES = {"F64": np.float64, "F32": np.float32, "F16": np.float16, "BF16": np.uint16}
+
+TOKENIZER_FILES = (
+    "tokenizer*", "vocab.*", "merges.txt", "special_tokens_map.json", "added_tokens.json", "chat_template*", "*.model",
+)  # fmt: skip
+"""What a tokenizer is saved as."""
 
 
 @dataclass(frozen=True)
@@ -154,3 +163,21 @@ def _read_tensors(place: Path) -> dict[str, StoredTensor]:
             remedy="Save the adapter in float32, float16 or bfloat16.",
         )
     return dict(sorted(tensors.items()))
+
+
+def has_tokenizer(folder: Path) -> bool:
+    """Whether a tokenizer was saved in a folder."""
+    return (folder / "tokenizer_config.json").is_file()
+
+
+def copy_tokenizer(source: Path, folder: Path) -> None:
+    """Copy a tokenizer's files as they are: opening and saving it would take longer, and write them in another form.
+
+    Raises:
+        BaseError: there are none.
+    """
+    files = [file for pattern in TOKENIZER_FILES for file in sorted(source.glob(pattern)) if file.is_file()]
+    if not files:
+        raise BaseError("holds no tokenizer.", where=str(source), remedy="Save the base's tokenizer into it.")
+    for file in files:
+        shutil.copyfile(file, folder / file.name)

@@ -1,21 +1,28 @@
-"""How far an adapter moves each weight, and in how many directions."""
+"""What adapters hold: how far each moves the weights of its base, as figures and as a plot, and a list of them."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
-from peftkit.adapters.files import Adapter, Floats
-from peftkit.adapters.lora import Doubles, Factors, meaning_of, place_of
+from peftkit.adapters.files import CONFIG_NAME, Adapter, Floats, read_adapter
+from peftkit.adapters.lora import Doubles, Factors, kinds_of, meaning_of, place_of
+from peftkit.errors import InputError, TargetError
+from peftkit.runs.folder import ADAPTER_FOLDER
 
-__all__ = ["ModuleUpdate", "WholeUpdate", "inspect_modules", "inspect_whole"]
+__all__ = [
+    "Listing", "ModuleUpdate", "WholeUpdate", "inspect_modules", "inspect_whole", "list_adapters", "plot_updates",
+]  # fmt: skip
 
 WeightOf = Callable[[str], Floats | None]
 """The base's parameter of a name, a module's weight as [out, in]; None where the base is not at hand."""
 
 _BLOCK_NUMBERS = 1 << 22
+
+_SUFFIXES = (".png", ".svg", ".pdf")
 
 
 @dataclass(frozen=True)
@@ -125,3 +132,111 @@ def _largest(factors: Factors) -> float:
 def _natural(name: str) -> tuple[tuple[int, str], ...]:
     """Sorts layer 2 before layer 10."""
     return tuple((int(part), "") if part.isdigit() else (-1, part) for part in name.split("."))
+
+
+@dataclass(frozen=True)
+class Listing:
+    """One adapter in a few words; None is what is not known."""
+
+    adapter: str
+    base: str | None
+    method: str | None
+    ranks: list[int]
+    """The ranks of its modules, each once."""
+
+    targets: list[str]
+    """Names of its modules inside their layers, each once."""
+
+    bytes: int
+    perplexity: float | None
+    base_perplexity: float | None
+    fault: str | None
+    """Why it cannot be used."""
+
+
+def list_adapters(folder: Path) -> list[Listing]:
+    """Every adapter in a folder and below it, by path; hidden folders are left out.
+
+    Raises:
+        TargetError: there is no such folder.
+    """
+    if not folder.is_dir():
+        raise TargetError("there is no such folder.", where=str(folder))
+    return [_listing(place, folder) for place in _places(folder)]
+
+
+def _places(folder: Path) -> Iterator[Path]:
+    for config in sorted(folder.rglob(CONFIG_NAME)):
+        if not any(part.startswith(".") for part in config.relative_to(folder).parts):
+            yield config.parent
+
+
+def _listing(place: Path, folder: Path) -> Listing:
+    named = place.parent if place.name == ADAPTER_FOLDER and place != folder else place  # a run goes by its own name
+    name = str(named)
+    try:
+        adapter = read_adapter(place)
+        return _described(name, adapter)
+    except TargetError as error:
+        return Listing(name, None, None, [], [], 0, None, None, error.what)
+
+
+def _described(name: str, adapter: Adapter) -> Listing:
+    meaning, record = meaning_of(adapter), adapter.record
+    metrics = record.metrics if record else {}
+    return Listing(
+        adapter=name,
+        base=record.base["model"] if record else adapter.config.get("base_model_name_or_path"),
+        method=record.recipe.method if record else None,
+        ranks=sorted({factors.rank for factors in meaning.factors.values()}),
+        targets=kinds_of(meaning.factors),
+        bytes=adapter.bytes,
+        perplexity=metrics.get("perplexity"),
+        base_perplexity=metrics.get("base_perplexity"),
+        fault=None,
+    )
+
+
+def plot_updates(updates: Sequence[ModuleUpdate], title: str, place: Path) -> None:
+    """A map of how far each weight moves: layers from left to right, targets from top to bottom.
+
+    Raises:
+        InputError: the file's name says no kind of picture, or there is no such folder.
+    """
+    if place.suffix.lower() not in _SUFFIXES or not place.parent.is_dir():
+        remedy = f"Name a file that ends in {', '.join(_SUFFIXES)}, in a folder that is there."
+        raise InputError("is no place for a picture.", where=str(place), remedy=remedy)
+    from matplotlib.figure import Figure  # takes half a second; without pyplot no window system is asked
+
+    numbered = sorted({update.layer for update in updates if update.layer is not None})
+    layers: list[int | None] = [*numbered, *([None] if any(update.layer is None for update in updates) else [])]
+    targets = sorted({update.target for update in updates})
+    relative = all(update.relative_norm is not None for update in updates)
+    values = {
+        (update.target, update.layer): (update.relative_norm if relative else update.norm) or 0.0 for update in updates
+    }
+    table = [[values.get((target, layer), float("nan")) for layer in layers] for target in targets]
+    figure = Figure(figsize=(max(5.0, 2.6 + 0.62 * len(layers)), 1.5 + 0.5 * len(targets)), layout="constrained")
+    axes = figure.subplots()
+    image = axes.imshow(table, cmap="viridis", aspect="auto", vmin=0)
+    axes.set_xticks(range(len(layers)), ["" if layer is None else str(layer) for layer in layers])
+    axes.set_yticks(range(len(targets)), targets)
+    axes.set_xlabel("layer")
+    axes.set_title(title, loc="left", fontsize="medium")
+    axes.set_xticks([edge - 0.5 for edge in range(1, len(layers))], minor=True)
+    axes.set_yticks([edge - 0.5 for edge in range(1, len(targets))], minor=True)
+    axes.grid(which="minor", color="white", linewidth=1.5)
+    axes.tick_params(which="both", length=0)
+    _write_values(axes, table)
+    figure.colorbar(image, ax=axes, label="‖ΔW‖ / ‖W‖" if relative else "‖ΔW‖")
+    figure.savefig(place, dpi=150)
+
+
+def _write_values(axes: object, table: Sequence[Sequence[float]]) -> None:
+    """The number in each field, dark on the bright ones."""
+    highest = max((value for row in table for value in row if value == value), default=0.0)
+    for line, row in enumerate(table):
+        for column, value in enumerate(row):
+            colour = "black" if value > 0.6 * highest else "white"
+            text = "" if value != value else f"{value:.3f}"
+            axes.text(column, line, text, ha="center", va="center", color=colour, fontsize="small")  # type: ignore[attr-defined]

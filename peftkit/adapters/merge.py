@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from threadpoolctl import threadpool_limits
@@ -18,15 +18,13 @@ from peftkit import console
 from peftkit.adapters.base import AS_RECORDED, Footing, GivenBase, check_fit, find_footing, model_footing, put_adapter
 from peftkit.adapters.card import model_card
 from peftkit.adapters.combine import check_addable, made_from, sum_of, write_adapter
-from peftkit.adapters.files import CONFIG_NAME, WEIGHTS_NAME, Adapter, read_adapter
+from peftkit.adapters.files import CONFIG_NAME, WEIGHTS_NAME, Adapter, copy_tokenizer, has_tokenizer, read_adapter
 from peftkit.adapters.lora import meaning_of
 from peftkit.adapters.merged_weights import MergedWeights
 from peftkit.adapters.proof import INT8_TOLERANCE, Agreement, compare_in_fresh_process, logits_of
-from peftkit.adapters.receipt import MergeReceipt, Onto
 from peftkit.adapters.record import RECEIPT_NAME, RECORD_NAME, Record
 from peftkit.adapters.sample import SAMPLE_NAME, Sample
 from peftkit.adapters.shards import plan_shards, write_shards
-from peftkit.adapters.tokenizer import copy_tokenizer, has_tokenizer
 from peftkit.errors import RunError, TargetError
 from peftkit.models.quantise import compute_in_float32
 from peftkit.recipe.schema import Base
@@ -35,13 +33,15 @@ from peftkit.runs.versions import installed_versions
 from peftkit.shortage import memory_for
 from peftkit.storage import atomic_folder, folder_hashes, is_free, sha256_of_file, sync_files, write_json, write_text
 
-__all__ = ["MERGE_DTYPES", "MergeSettings", "merge"]
+__all__ = ["MERGE_DTYPES", "MergeReceipt", "MergeSettings", "Onto", "merge"]
 
 MERGE_DTYPES = {"float32": 1e-5, "float16": 5e-3, "bfloat16": 5e-2}
 """Number types to save in, and the relative error of the logits that is accepted. Measured for an adapter on NF4:
 3.8e-7 in float32, 8e-4 in float16, 6e-3 in bfloat16."""
 
 _GENERATION_NAME = "generation_config.json"
+
+Onto = Literal["dequantized", "original"]
 
 
 @dataclass(frozen=True)
@@ -228,3 +228,27 @@ def _write_papers(folder: Path, parts: _Parts, receipt: MergeReceipt) -> None:
         merged = replace(parts.record, adapter_config=None, tensors=None)
         write_json(folder / RECORD_NAME, merged.to_json())
         write_text(folder / CARD_NAME, model_card(parts.record, asdict(receipt)))
+
+
+@dataclass(frozen=True)
+class MergeReceipt:
+    """What was merged into what, and how exactly the result computes the same."""
+
+    adapters: list[dict[str, Any]]
+    """Of each: its folder, its weight in the sum, and the SHA-256 of its files."""
+
+    base: dict[str, Any]
+    quantization: dict[str, Any] | None
+    onto: Onto
+    dtype: str
+    proof: Agreement | None
+    """None where it was not asked for."""
+
+    tolerance: float | None
+    """Largest relative error that is accepted; None where the merge is onto other weights than the adapter was trained
+    on, so that nothing is promised."""
+
+    outputs: dict[str, str]
+    """SHA-256 of each file of the merged model."""
+
+    versions: dict[str, str | None]

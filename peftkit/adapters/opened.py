@@ -7,9 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from peftkit.adapters.base import AS_RECORDED, Footing, GivenBase, check_fit, find_footing, model_footing, put_adapter
-from peftkit.adapters.files import read_adapter
+from peftkit.adapters.files import has_tokenizer, read_adapter
 from peftkit.adapters.target import Target
-from peftkit.adapters.tokenizer import has_tokenizer
 from peftkit.errors import TargetError
 from peftkit.models.base import open_tokenizer
 from peftkit.recipe.schema import Base

@@ -13,13 +13,12 @@ from peftkit.adapters.base import AS_RECORDED, Footing, GivenBase, check_fit, fi
 from peftkit.adapters.card import model_card
 from peftkit.adapters.combine import Compressed, check_addable, compress, made_from, sum_of, write_adapter
 from peftkit.adapters.compare import FieldDifference, ModuleOverlap, field_differences, overlaps
-from peftkit.adapters.files import Adapter, Floats, read_adapter
+from peftkit.adapters.files import Adapter, Floats, copy_tokenizer, has_tokenizer, read_adapter
 from peftkit.adapters.inspect import ModuleUpdate, WholeUpdate, inspect_modules, inspect_whole
 from peftkit.adapters.lora import Factors, meaning_of
 from peftkit.adapters.proof import Agreement, compare, logits_of
 from peftkit.adapters.sample import SAMPLE_NAME, Sample
 from peftkit.adapters.soundness import check_sound, not_finite
-from peftkit.adapters.tokenizer import copy_tokenizer, has_tokenizer
 from peftkit.errors import PeftkitError, TargetError
 from peftkit.models.weights import BaseWeights, is_transposed
 from peftkit.runs.folder import CARD_NAME

@@ -10,12 +10,11 @@ from pathlib import Path, PurePath
 from typing import Any
 
 from peftkit import console
-from peftkit.adapters.files import CONFIG_NAME, read_adapter
+from peftkit.adapters.files import CONFIG_NAME, TOKENIZER_FILES, read_adapter
 from peftkit.adapters.record import RECEIPT_NAME, RECORD_NAME
 from peftkit.adapters.sample import SAMPLE_NAME
 from peftkit.adapters.soundness import check_sound
 from peftkit.adapters.target import Target, find_target
-from peftkit.adapters.tokenizer import TOKENIZER_FILES
 from peftkit.errors import InputError, RunError, TargetError
 from peftkit.runs.folder import CARD_NAME
 from peftkit.storage import atomic_folder, manifest_faults, read_json, write_json, write_text

@@ -7,20 +7,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from peftkit.data.documents import NO_LABEL
-from peftkit.data.prepare import RunData
-from peftkit.data.sequences import Features
 from peftkit.errors import TargetError
 from peftkit.storage import read_json
 
-__all__ = ["SAMPLE_NAME", "SAMPLE_TOKENS", "Sample", "pick_sample"]
+__all__ = ["SAMPLE_NAME", "Sample"]
 
 SAMPLE_NAME = "sample.json"
-_ROWS, SAMPLE_TOKENS = 8, 64
-"""512 tokens: enough to see a wrong weight, and 100 MB of GPT-2's logits."""
-
 _RANDOM = "random tokens"
 _RANDOM_ROWS, _RANDOM_TOKENS = 4, 32
 _MULTIPLIER, _INCREMENT, _MODULUS = 1664525, 1013904223, 2**32
@@ -92,23 +84,3 @@ class Sample:
     def to_json(self) -> dict[str, Any]:
         """The content of the file."""
         return asdict(self)
-
-
-def pick_sample(data: RunData) -> Sample:
-    """Rows spread over the validation data, or over the training data where there is no other.
-
-    Of each, the first document up to 64 tokens, so that a model sees it as it would alone.
-    """
-    prepared, source = (data.validation, "validation data") if data.validation else (data.train, "training data")
-    sequences = prepared.sequences
-    numbers = np.linspace(0, len(sequences) - 1, min(_ROWS, len(sequences))).astype(int)
-    rows = [_first_document(sequences[int(number)]) for number in numbers]
-    taught = [row for row in rows if any(label != NO_LABEL for label in row[1])]
-    return Sample.of(source, taught or rows)
-
-
-def _first_document(row: Features) -> tuple[list[int], list[int]]:
-    positions = row.get("position_ids")
-    begins = np.flatnonzero(positions == 0) if positions is not None else np.zeros(1)
-    end = min(int(begins[1]) if len(begins) > 1 else len(row["input_ids"]), SAMPLE_TOKENS)
-    return row["input_ids"][:end].tolist(), row["labels"][:end].tolist()

@@ -2,23 +2,23 @@
 
 from __future__ import annotations
 
+import importlib
 import logging
 import os
 import signal
 import sys
 import warnings
-from collections.abc import Sequence
-from typing import NoReturn
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NoReturn
 
 import click
 
 import peftkit
 from peftkit import console
-from peftkit.cli.lazy import LazyGroup
 from peftkit.errors import PeftkitError, Stopped
 from peftkit.planning.processes import is_follower
 
-__all__ = ["COMMANDS", "app", "main"]
+__all__ = ["COMMANDS", "LazyGroup", "app", "main"]
 
 COMMANDS = {
     "quickstart": "Run the whole job on the embedded base, without a network.",
@@ -44,9 +44,63 @@ COMMANDS = {
 """In the order of a first use, each with its line in the group's help. The file of that name has it as `command`."""
 
 
+class LazyGroup(click.Group):
+    """A group whose help imports none of its commands.
+
+    Args:
+        find: imports a command by its name.
+        summaries: the first sentence of each command's help, in the order of the group's own help.
+    """
+
+    def __init__(
+        self, *args: Any, find: Callable[[str], click.Command], summaries: Mapping[str, str], **kwargs: Any
+    ) -> None:
+        super().__init__(*args, **kwargs)
+        self.find = find
+        self.summaries = summaries
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """Every command, in the order of the summaries."""
+        del ctx
+        return list(self.summaries)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """The command of that name, imported now.
+
+        Raises:
+            click.UsageError: there is none; names the nearest one.
+        """
+        if cmd_name not in self.summaries:
+            from peftkit.recipe.names import nearest
+
+            guess = nearest(cmd_name, self.summaries)
+            hint = f"Did you mean {guess}?" if guess else f"There are: {', '.join(self.summaries)}."
+            raise click.UsageError(f"There is no command {cmd_name!r}. {hint}", ctx)
+        return self.find(cmd_name)
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """The list of commands, as click lays it out for commands that it has."""
+        named = {name: click.Command(name, help=text) for name, text in self.summaries.items()}
+        _Listing(commands=named).format_commands(ctx, formatter)
+
+
+class _Listing(click.Group):
+    """Commands in the order in which they were given, not by their names."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        del ctx
+        return list(self.commands)
+
+
+def _file_of(name: str) -> click.Command:
+    """The command in the file of its name."""
+    command: click.Command = importlib.import_module(f"peftkit.cli.{name}").command
+    return command
+
+
 @click.group(
     cls=LazyGroup,
-    package="peftkit.cli",
+    find=_file_of,
     summaries=COMMANDS,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
 )

@@ -9,7 +9,7 @@ import click
 
 from peftkit import console
 from peftkit.cli import options
-from peftkit.cli.comparing import print_comparison
+from peftkit.cli.tables import print_comparison
 from peftkit.errors import InputError
 from peftkit.recipe.evidence import TEXT_METRICS
 from peftkit.recipe.library import find_recipe

@@ -9,7 +9,7 @@ import click
 
 from peftkit import console
 from peftkit.cli import options
-from peftkit.cli.decisions import print_decisions
+from peftkit.cli.tables import print_decisions
 
 if TYPE_CHECKING:
     from peftkit.doctor import Check, Report
@@ -28,7 +28,7 @@ def command(as_json: bool) -> None:
     The exit status is 1 if something that peftkit needs does not work. The hub, a token and room on the disk are
     told, with what to do, and are no failure.
     """
-    from peftkit.runs.requirements import check_complete, installed_libraries
+    from peftkit.runs.versions import check_complete, installed_libraries
 
     libraries = installed_libraries()
     check_complete(libraries)  # before what imports them

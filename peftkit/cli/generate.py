@@ -51,7 +51,7 @@ def command(
     if not all(prompt.strip() for prompt in given):
         raise InputError("is empty.", where="--prompt", remedy="Give some text to continue.")
 
-    from peftkit.evaluation.generate import generate
+    from peftkit.evaluation.generation import generate
     from peftkit.models.base import take_quiet
 
     take_quiet()

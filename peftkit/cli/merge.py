@@ -13,7 +13,7 @@ from peftkit import console
 from peftkit.cli import options
 
 if TYPE_CHECKING:
-    from peftkit.adapters.receipt import MergeReceipt
+    from peftkit.adapters.merge import MergeReceipt
 
 __all__ = ["command"]
 

@@ -8,12 +8,10 @@ from typing import TYPE_CHECKING, Any, TypeVar, get_args
 
 import click
 
-from peftkit import console
 from peftkit.recipe.literals import Method
 
 if TYPE_CHECKING:
     from peftkit.adapters.base import GivenBase
-    from peftkit.adapters.operations import Combined
 
 __all__ = [
     "QUANTIZATIONS",
@@ -21,7 +19,6 @@ __all__ = [
     "as_json",
     "base",
     "given_base",
-    "made_adapter",
     "method",
     "nproc",
     "output",
@@ -95,17 +92,6 @@ def given_base(base: str | None, quantization: str | None) -> GivenBase:
 
     chosen = Quantization.model_validate(QUANTIZATIONS[quantization]) if quantization else None
     return GivenBase(base, chosen)
-
-
-def made_adapter(made: Combined) -> str:
-    """One line on an adapter that was made of others."""
-    text = f"rank {', '.join(map(str, made.ranks))}, {console.size(made.bytes)}"
-    if made.error is None:
-        return f"{text}: the exact sum"
-    text += f": the updates are {made.error:.2%} off"
-    if made.worst_error is not None:
-        text += f", at most {made.worst_error:.2%} in {made.worst_module}"
-    return f"{text}; {made.logits.summary()}" if made.logits else text
 
 
 def output(text: str) -> Callable[[Function], Function]:

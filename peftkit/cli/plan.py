@@ -9,8 +9,8 @@ import click
 
 from peftkit import console
 from peftkit.cli import options
-from peftkit.cli.decisions import print_decisions
-from peftkit.planning.devices import device_named
+from peftkit.cli.tables import print_decisions
+from peftkit.planning.hardware import device_named
 from peftkit.recipe.library import find_recipe
 from peftkit.recipe.loader import load_recipe
 

@@ -10,7 +10,7 @@ import click
 
 from peftkit import console
 from peftkit.cli import options
-from peftkit.cli.comparing import print_comparison
+from peftkit.cli.tables import print_comparison
 
 if TYPE_CHECKING:
     from peftkit.experiments.quickstart import Quickstart

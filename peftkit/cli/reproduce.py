@@ -11,7 +11,7 @@ import click
 
 from peftkit import console
 from peftkit.cli import options
-from peftkit.cli.comparing import verdict_on
+from peftkit.cli.tables import verdict_on
 from peftkit.errors import RunError
 
 if TYPE_CHECKING:

@@ -14,7 +14,7 @@ from peftkit.cli import options
 from peftkit.extras import require_extra
 
 if TYPE_CHECKING:
-    from peftkit.experiments.tuned import Tried, Tuned
+    from peftkit.experiments.search import Tried, Tuned
 
 __all__ = ["command"]
 

@@ -9,7 +9,7 @@ import click
 
 from peftkit import console
 from peftkit.cli import options
-from peftkit.cli.verdict import print_checks, refuse
+from peftkit.cli.tables import print_checks, refuse
 
 __all__ = ["command"]
 

@@ -1,19 +1,27 @@
-"""Text that a model writes."""
+"""Text that a model generates: from prompts, and the samples of a run before and after training."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 
+from peftkit.adapters.base import AS_RECORDED, GivenBase
+from peftkit.adapters.opened import open_target
+from peftkit.adapters.target import find_target
+from peftkit.data.formats import prompt_of
+from peftkit.data.prepare import Prepared
+from peftkit.data.prompts import openings
 from peftkit.models.attention import plain_attention
+from peftkit.models.device import detect_hardware
 from peftkit.models.dtypes import computing
 from peftkit.models.start import padding_id, positions
 from peftkit.recipe.evidence import Generation
 from peftkit.shortage import memory_for
 
-__all__ = ["write"]
+__all__ = ["Sample", "begin_samples", "complete_samples", "generate", "write"]
 
 
 @torch.inference_mode()
@@ -83,3 +91,57 @@ def _continued(
     )
     texts: list[str] = tokenizer.batch_decode(output[:, longest:], skip_special_tokens=True)
     return texts
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One prompt with its continuations."""
+
+    prompt: str
+    wanted: str
+    before: str
+    after: str | None = None
+    """None until training has ended."""
+
+
+def begin_samples(model: Any, tokenizer: Any, prepared: Prepared, generation: Generation) -> list[Sample]:
+    """Choose prompts, and let the untrained model continue them."""
+    chosen = openings(prepared, tokenizer, generation.samples)
+    written = write(model, tokenizer, [prompt for prompt, _ in chosen], generation)
+    return [Sample(prompt, rest, text) for (prompt, rest), text in zip(chosen, written, strict=True)]
+
+
+def complete_samples(model: Any, tokenizer: Any, begun: list[Sample], generation: Generation) -> list[Sample]:
+    """Let the trained model continue the same prompts."""
+    written = write(model, tokenizer, [sample.prompt for sample in begun], generation)
+    return [
+        Sample(sample.prompt, sample.wanted, sample.before, text) for sample, text in zip(begun, written, strict=True)
+    ]
+
+
+def generate(
+    name: str,
+    prompts: Sequence[str],
+    *,
+    max_new_tokens: int | None = None,
+    temperature: float = 0.0,
+    seed: int = 42,
+    raw: bool = False,
+    given: GivenBase = AS_RECORDED,
+) -> list[str]:
+    """Continue each prompt as the target's recipe says, or sample at a temperature above 0.
+
+    Where the target's recipe is recorded, a prompt is put into that recipe's template, unless it is `raw`.
+
+    Raises:
+        TargetError: the target cannot be opened.
+    """
+    target = find_target(name)
+    opened = open_target(target, detect_hardware().device, given)
+    if target.recipe is not None and not raw:
+        prompts = [prompt_of(prompt, target.recipe.data, opened.tokenizer) for prompt in prompts]
+    generation = target.recipe.generation if target.recipe else Generation()
+    if max_new_tokens is not None:
+        generation = generation.model_copy(update={"max_new_tokens": max_new_tokens})
+    torch.manual_seed(seed)
+    return write(opened.model, opened.tokenizer, prompts, generation, temperature=temperature)

@@ -17,11 +17,10 @@ from peftkit.recipe.evidence import TEXT_METRICS
 from peftkit.recipe.library import recipe_name
 from peftkit.recipe.schema import Method, Recipe
 from peftkit.runs.comparison import COMPARISON_NAME, Comparison
-from peftkit.runs.folder import RunFolder
-from peftkit.runs.lock import locked
+from peftkit.runs.folder import RunFolder, locked
 from peftkit.storage import is_free, read_json, write_json
+from peftkit.training.launch import run_apart, wait_for
 from peftkit.training.resume import read_past
-from peftkit.training.subprocesses import run_apart, wait_for
 
 __all__ = ["CompareOptions", "compare"]
 

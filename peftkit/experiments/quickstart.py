@@ -7,12 +7,11 @@ from pathlib import Path
 from typing import get_args
 
 from peftkit import console
-from peftkit.adapters.merge import merge
-from peftkit.adapters.receipt import MergeReceipt
+from peftkit.adapters.merge import MergeReceipt, merge
 from peftkit.data.prepare import prepare_validation
 from peftkit.data.prompts import pairs
 from peftkit.errors import RunError
-from peftkit.evaluation.generate import generate
+from peftkit.evaluation.generation import generate
 from peftkit.experiments.compare import CompareOptions, compare
 from peftkit.models.base import locate_base
 from peftkit.recipe.library import find_recipe

@@ -12,15 +12,14 @@ from peftkit import console
 from peftkit.errors import ChangedError, InputError, RunError, TargetError
 from peftkit.evaluation.evaluate import Measures, evaluate_target
 from peftkit.evaluation.perplexity import Difference
-from peftkit.evaluation.statistics import statistic
-from peftkit.experiments.tabulate import check_expectations, measured_of
+from peftkit.experiments.tabulate import check_expectations, measured_of, statistic
 from peftkit.recipe.loader import RecipeFile, load_recipe
 from peftkit.runs.comparison import Expected
 from peftkit.runs.differences import input_differences
 from peftkit.runs.folder import RunFolder
 from peftkit.runs.manifest import RunManifest
+from peftkit.training.launch import run_apart
 from peftkit.training.prepare import prepare_run
-from peftkit.training.subprocesses import run_apart
 
 __all__ = ["Reproduction", "reproduce"]
 

@@ -1,4 +1,4 @@
-"""A comparison's table, from its run folders alone."""
+"""The runs of a comparison as one table: means, standard errors and paired differences."""
 
 from __future__ import annotations
 
@@ -6,9 +6,11 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from statistics import fmean, variance
 from typing import Any
 
-from peftkit.evaluation.statistics import statistic, welch_interval
+from scipy.special import stdtrit
+
 from peftkit.experiments.arms import Arm
 from peftkit.planning.learning_rate import rate_concern
 from peftkit.recipe.evidence import TEXT_METRICS
@@ -19,7 +21,7 @@ from peftkit.runs.comparison import Against, Comparison, Entry, Expected, Statis
 from peftkit.runs.folder import RunFolder
 from peftkit.storage import read_json
 
-__all__ = ["Table", "check_expectations", "measured_of", "tabulate"]
+__all__ = ["Table", "check_expectations", "measured_of", "statistic", "tabulate", "welch_interval"]
 
 _OF_A_RUN = (
     "eval_loss",
@@ -154,3 +156,26 @@ def _warnings(arm: Arm, table: Table) -> Iterator[str]:
                 f"{cell.name}: the validation loss rose again, from {min(losses):.4f} to {losses[-1]:.4f}: "
                 "the learning rate is too high for it, or there are too many epochs."
             )
+
+
+def statistic(values: Sequence[float]) -> Statistic:
+    """The mean of some runs' numbers, with its standard error."""
+    error = math.sqrt(variance(values) / len(values)) if len(values) > 1 else None
+    return Statistic(fmean(values), error, list(values))
+
+
+def welch_interval(ours: Sequence[float], theirs: Sequence[float]) -> tuple[float, float] | None:
+    """The interval that holds the difference of two means, ours less theirs, 95 of 100 times (Welch 1947).
+
+    None where one of them has a single value, which says nothing about its noise.
+    """
+    if len(ours) < 2 or len(theirs) < 2:
+        return None
+    parts = [variance(values) / len(values) for values in (ours, theirs)]
+    squared = sum(parts)
+    difference = fmean(ours) - fmean(theirs)
+    if squared == 0:
+        return difference, difference
+    freedom = squared**2 / sum(part**2 / (len(values) - 1) for part, values in zip(parts, (ours, theirs), strict=True))
+    reach = float(stdtrit(freedom, 0.975)) * math.sqrt(squared)  # Student's t, exceeded either way 5 of 100 times
+    return difference - reach, difference + reach

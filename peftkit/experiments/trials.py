@@ -12,7 +12,7 @@ from typing import Literal
 from peftkit.errors import InputError, Stopped
 from peftkit.recipe.hyperparameters import Training
 from peftkit.runs.folder import RunFolder
-from peftkit.training.subprocesses import run_apart, wait_for
+from peftkit.training.launch import run_apart, wait_for
 
 __all__ = ["Outcome", "State", "Watch", "train_trial"]
 

@@ -1,22 +1,30 @@
-"""What a machine is, as plain values, and what a decision is that follows from them.
+"""What a machine is, as plain values, and what a decision is that follows from them; machines known by name.
 
 The decisions are functions of these values alone, so that each can be asked about a machine that is not here.
 """
 
 from __future__ import annotations
 
+import re
 from dataclasses import asdict, dataclass
-from typing import Any, Generic, Literal, TypeVar
+from typing import Any, Final, Generic, Literal, TypeVar
 
+from peftkit.errors import InputError
 from peftkit.recipe.hyperparameters import Training
+from peftkit.recipe.names import nearest
 
-__all__ = ["AMPERE", "Decision", "Device", "Hardware", "set_by_recipe"]
+__all__ = ["AMPERE", "DEVICES", "Decision", "Device", "Hardware", "device_named", "set_by_recipe"]
 
 Device = Literal["cpu", "cuda", "mps"]
 Choice = TypeVar("Choice", covariant=True)
 
 AMPERE = (8, 0)
 """The compute capability from which on NVIDIA's GPUs have bf16, TF32 and kernels for variable lengths."""
+
+_GB = 10**9
+_TERA = 10**12
+_CORES = 8  # of the machine around a device; nothing that is decided here depends on it
+_SIZE = re.compile(r"(\d{1,4}(?:\.\d+)?)gi?b")
 
 
 @dataclass(frozen=True)
@@ -88,3 +96,68 @@ def set_by_recipe(name: str, training: Training, field: str) -> Decision[Any] | 
     """What a recipe says itself of a field of `training`, which always wins; None where it leaves it to peftkit."""
     value = getattr(training, field, None) if field in training.model_fields_set else None
     return None if value is None else Decision(name, value, f"the recipe sets training.{field}")
+
+
+def _gpu(
+    name: str,
+    gigabytes: int,
+    capability: tuple[int, int],
+    *,
+    tensor: float | None,
+    plain: float,
+    bandwidth: int,
+) -> Hardware:
+    """An NVIDIA GPU: 16-bit and 32-bit operations in 10^12 a second, and bandwidth in 10^9 bytes a second."""
+    return Hardware(
+        "cuda",
+        name,
+        gigabytes * _GB,
+        1,
+        _CORES,
+        capability,
+        flops_16bit=None if tensor is None else tensor * _TERA,
+        flops_fp32=plain * _TERA,
+        memory_bytes_per_second=float(bandwidth * _GB),
+    )
+
+
+# As NVIDIA publishes them, without sparsity and with sums in fp32: data sheets and product briefs of T4, V100 SXM2, L4,
+# A10, A100 SXM4 and H100 SXM5 (where a sheet has sparse rates alone, half of these); for the RTX 3090 and 4090 the
+# white papers of GA102 (2020) and Ada (2022). Of the RTX 3060 it publishes cores, clocks and memory alone, which are
+# 3,584 x 2 x 1.78 GHz and 192 bits x 15 Gbit/s. Compute capabilities are those of the CUDA programming guide.
+DEVICES: Final[dict[str, Hardware]] = {
+    "cpu": Hardware("cpu", "a CPU with 16 GB", 16 * _GB, 1, _CORES),
+    "mps": Hardware("mps", "an Apple GPU with 16 GB", 16 * _GB, 1, _CORES),
+    "t4": _gpu("T4", 16, (7, 5), tensor=65, plain=8.1, bandwidth=320),
+    "v100": _gpu("V100", 16, (7, 0), tensor=125, plain=15.7, bandwidth=900),
+    "rtx3060": _gpu("RTX 3060", 12, (8, 6), tensor=None, plain=12.7, bandwidth=360),
+    "rtx3090": _gpu("RTX 3090", 24, (8, 6), tensor=71, plain=35.6, bandwidth=936),
+    "rtx4090": _gpu("RTX 4090", 24, (8, 9), tensor=165.2, plain=82.6, bandwidth=1008),
+    "l4": _gpu("L4", 24, (8, 9), tensor=121, plain=30.3, bandwidth=300),
+    "a10": _gpu("A10", 24, (8, 6), tensor=125, plain=31.2, bandwidth=600),
+    "a100": _gpu("A100", 40, (8, 0), tensor=312, plain=19.5, bandwidth=1555),
+    "a100-80gb": _gpu("A100 80GB", 80, (8, 0), tensor=312, plain=19.5, bandwidth=2039),
+    "h100": _gpu("H100", 80, (9, 0), tensor=989.5, plain=67, bandwidth=3350),
+}
+"""Every machine that has a name here."""
+
+
+def device_named(name: str) -> Hardware:
+    """The machine of a name, as `t4` or `RTX 4090`, or a GPU of so much memory, as `24GB`.
+
+    A GPU that is only a size is taken for one of the Ampere generation.
+
+    Raises:
+        InputError: there is no such machine.
+    """
+    plain = name.strip().lower().replace(" ", "").removeprefix("nvidia").removeprefix("geforce")
+    if plain in DEVICES:
+        return DEVICES[plain]
+    size = _SIZE.fullmatch(plain)
+    if size and float(size[1]) > 0:
+        gigabytes = float(size[1])
+        return Hardware("cuda", f"a GPU with {gigabytes:g} GB", int(gigabytes * _GB), 1, _CORES, AMPERE)
+    guess = nearest(plain, DEVICES)
+    known = f"There are: {', '.join(DEVICES)}; or a GPU's memory, as 24GB."
+    remedy = f"Did you mean {guess}? {known}" if guess else known
+    raise InputError("is no device that peftkit knows.", where=name, remedy=remedy)

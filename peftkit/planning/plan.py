@@ -1,4 +1,4 @@
-"""What is known of a run before it begins."""
+"""What a run will take: memory, time, and room on the disk."""
 
 from __future__ import annotations
 
@@ -6,15 +6,18 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from peftkit import console
-from peftkit.planning.disk import DiskNeed
-from peftkit.planning.duration import Duration
+from peftkit.planning.duration import Duration, Schedule
 from peftkit.planning.hardware import Decision
 from peftkit.planning.memory import Fit
+from peftkit.planning.optimizers import optimizer_bytes
 from peftkit.recipe.hyperparameters import Training
 
-__all__ = ["Plan"]
+__all__ = ["DiskNeed", "Plan", "disk_need"]
 
 _TIMES = {"seconds": "train_seconds", "low": "train_seconds_low", "high": "train_seconds_high"}
+
+_FLOAT = 4
+_OTHER_BYTES = 4_000_000  # tokenizer, configuration, card, metrics
 
 
 @dataclass(frozen=True)
@@ -95,3 +98,37 @@ class Plan:
         rest["decisions"] = [Decision.from_json(decision) for decision in rest["decisions"]]
         rest["disk"] = DiskNeed(**rest["disk"])
         return cls(**rest, train_seconds=None if values["train_seconds"] is None else time)
+
+
+@dataclass(frozen=True)
+class DiskNeed:
+    """Bytes of what a run writes."""
+
+    checkpoint_bytes: int
+    checkpoints: int
+    """That are there at once, at the most: a new one is whole before an old one goes."""
+
+    output_bytes: int
+
+    @property
+    def total(self) -> int:
+        """All of it together."""
+        return self.checkpoint_bytes * self.checkpoints + self.output_bytes
+
+
+def disk_need(training: Training, trainable: int, sequences: int | None, embeddings: int = 0) -> DiskNeed:
+    """What a run will write: trained weights and optimizer state for each checkpoint, and the weights once more.
+
+    Args:
+        training: how often it saves, and with which optimizer.
+        trainable: parameters that are trained; they are float32.
+        sequences: of the training data; None for a stream, whose run is one epoch.
+        embeddings: of the trained parameters, those of embeddings, whose state stays float32 with 8-bit optimizers.
+    """
+    state_bytes = optimizer_bytes(training.optim, trainable, embeddings)
+    checkpoint = _FLOAT * trainable + state_bytes + _OTHER_BYTES
+    kept = Schedule(training, sequences).saves
+    if training.save_total_limit is not None:
+        best = bool((training.model_extra or {}).get("load_best_model_at_end"))
+        kept = min(kept, training.save_total_limit + 1 + best)
+    return DiskNeed(checkpoint, kept, trainable * _FLOAT + _OTHER_BYTES)

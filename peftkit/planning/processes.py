@@ -1,4 +1,4 @@
-"""How a run is shared by several processes, as plain values: who is who, and which part of a step each takes."""
+"""How several processes share a run: who is who, what each does of a step, and whether weights are sharded."""
 
 from __future__ import annotations
 
@@ -7,19 +7,24 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from peftkit import console
 from peftkit.errors import FieldError, InputError
 
 if TYPE_CHECKING:
     from peftkit.planning.hardware import Hardware
+    from peftkit.planning.precision import ChosenPrecision
     from peftkit.recipe.schema import Recipe
 
-__all__ = ["Place", "Share", "check_machine", "check_recipe", "is_follower", "share_of"]
+__all__ = ["Place", "Share", "check_machine", "check_recipe", "check_sharding", "is_follower", "is_sharded", "share_of"]
 
 _WRAPPERS = {
     "ACCELERATE_USE_FSDP": "Launch with --multi_gpu instead of --use_fsdp, and set training.fsdp: true in the recipe.",
     "ACCELERATE_USE_DEEPSPEED": "Launch with --multi_gpu instead of --use_deepspeed.",
 }
 """What accelerate's launcher sets when it is to change the model that is trained, and what to do instead."""
+
+_OPTIMIZERS = ("adamw_torch", "adamw_torch_fused", "adagrad", "rmsprop", "sgd")
+"""Those that change each number by itself: what they do to a part of a weight is what they do to the whole."""
 
 
 @dataclass(frozen=True)
@@ -141,3 +146,34 @@ def check_machine(place: Place, hardware: Hardware) -> None:
             where="--nproc",
             remedy=f"Use at most {hardware.device_count}.",
         )
+
+
+def is_sharded(recipe: Recipe, processes: int) -> bool:
+    """Whether each process holds a part of the weights; one alone holds them whole, whatever the recipe says."""
+    return recipe.training.fsdp and processes > 1
+
+
+def check_sharding(recipe: Recipe, processes: int, precision: ChosenPrecision) -> None:
+    """See that what a recipe says can be done with parts of the weights, if they are to be spread.
+
+    Raises:
+        FieldError: it cannot.
+    """
+    if not is_sharded(recipe, processes):
+        if recipe.training.fsdp:
+            console.info("training.fsdp has no effect on one process: see --nproc.")
+        return
+    training = recipe.training
+    extras: dict[str, Any] = training.model_extra or {}
+    if recipe.method == "qlora":
+        what = "cannot shard the quantised weights of method: qlora."
+        raise FieldError("training.fsdp", what, remedy="Set it to false for qlora, or use method: lora.")
+    if precision == "fp16":
+        what = "cannot be used with fp16, whose gradients would be scaled for each part by itself."
+        raise FieldError("training.fsdp", what, remedy="Set precision: bf16 or fp32.")
+    if training.optim not in _OPTIMIZERS:
+        what = f"{training.optim} does to a part of a weight something else than to the whole, or has no kernel for it."
+        raise FieldError("training.optim", what, remedy=f"With fsdp, use one of {', '.join(_OPTIMIZERS)}.")
+    if extras.get("torch_compile"):
+        what = "has not been seen to give right results with sharded weights."
+        raise FieldError("training.torch_compile", what, remedy="Remove it, or set fsdp: false.")

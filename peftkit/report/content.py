@@ -10,8 +10,7 @@ from typing import Any
 from peftkit.errors import RecipeError, TargetError
 from peftkit.recipe.document import parse_document
 from peftkit.runs.comparison import Comparison, Entry
-from peftkit.runs.folder import RunFolder
-from peftkit.runs.lock import is_held
+from peftkit.runs.folder import RunFolder, is_held
 from peftkit.runs.manifest import RunManifest
 from peftkit.storage import read_json
 

@@ -7,8 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from peftkit.runs.checkpoints import find_checkpoints
-from peftkit.runs.folder import CARD_NAME, RunFolder
-from peftkit.runs.lock import is_held
+from peftkit.runs.folder import CARD_NAME, RunFolder, is_held
 from peftkit.runs.manifest import RunManifest
 from peftkit.storage import file_fault
 

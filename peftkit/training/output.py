@@ -4,26 +4,39 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
-from peftkit.adapters.export import export
+from peftkit.adapters.card import model_card
+from peftkit.adapters.files import CONFIG_NAME, read_adapter
 from peftkit.adapters.opened import open_adapter
 from peftkit.adapters.proof import INT8_TOLERANCE, check_effect, compare, compare_in_fresh_process, logits_of
-from peftkit.adapters.record import Record
-from peftkit.adapters.sample import Sample
+from peftkit.adapters.record import RECORD_NAME, Record
+from peftkit.adapters.sample import SAMPLE_NAME, Sample
 from peftkit.data.audit import audit
+from peftkit.data.documents import NO_LABEL
+from peftkit.data.prepare import RunData
+from peftkit.data.sequences import Features
 from peftkit.errors import MemoryRunError, RunError
-from peftkit.evaluation.samples import Sample as Generated
-from peftkit.evaluation.samples import begin_samples, complete_samples
+from peftkit.evaluation.generation import Sample as Generated
+from peftkit.evaluation.generation import begin_samples, complete_samples
 from peftkit.models.kernels import use_fast_kernels
+from peftkit.runs.folder import CARD_NAME
 from peftkit.shortage import memory_for
-from peftkit.storage import folder_hashes, read_json, write_json
+from peftkit.storage import atomic_folder, folder_hashes, read_json, write_json, write_text
 from peftkit.training.prepare import Run
 
-__all__ = ["export_run", "verify_output", "write_audit", "write_samples_after", "write_samples_before"]
+__all__ = [
+    "SAMPLE_TOKENS", "export", "export_run", "pick_sample", "verify_output", "write_audit", "write_samples_after",
+    "write_samples_before",
+]  # fmt: skip
+
+_ROWS, SAMPLE_TOKENS = 8, 64
+"""512 tokens: enough to see a wrong weight, and 100 MB of GPT-2's logits."""
 
 _TOLERANCE, _ELSEWHERE_TOLERANCE = 1e-5, 1e-4
 """Relative difference of logits between the model in memory and what was saved of it. Both are computed in float32, in
@@ -109,3 +122,56 @@ def _memory_for_verification(run: Run) -> Iterator[None]:
             yield
     except MemoryRunError as error:
         raise MemoryRunError(error.what, where=error.where, remedy=remedy) from error.__cause__
+
+
+def export(model: Any, tokenizer: Any, place: Path, record: Record, sample: Sample) -> None:
+    """Write a trained model, or only its adapter, as a folder that Transformers or PEFT opens alone.
+
+    Of an adapter nothing but the adapter is written: bitsandbytes has rounded the live model's other weights.
+    """
+    if hasattr(model, "config"):
+        model.config.use_cache = True  # off while training; whoever generates wants it
+    with atomic_folder(place) as folder:
+        model.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+        if (folder / CONFIG_NAME).is_file():
+            config = _portable(read_json(folder / CONFIG_NAME), record.base["model"])
+            write_json(folder / CONFIG_NAME, config)
+            tensors = {name: tensor.sha256 for name, tensor in read_adapter(folder).tensors.items()}
+            record = replace(record, adapter_config=config, tensors=tensors)
+        write_text(folder / CARD_NAME, model_card(record))
+        write_json(folder / SAMPLE_NAME, sample.to_json())
+        write_json(folder / RECORD_NAME, record.to_json())
+
+
+def _portable(adapter_config: dict[str, Any], base: str | None) -> dict[str, Any]:
+    """An adapter's configuration with the base's own name, in the same bytes every time.
+
+    While training it names the folder that the base was opened from; and PEFT keeps the names of modules in sets, whose
+    order changes from one process to the next.
+    """
+    ordered = {
+        key: sorted(value) if key in ("target_modules", "exclude_modules") and isinstance(value, list) else value
+        for key, value in sorted(adapter_config.items())
+    }
+    return {**ordered, "base_model_name_or_path": base}
+
+
+def pick_sample(data: RunData) -> Sample:
+    """Rows spread over the validation data, or over the training data where there is no other.
+
+    Of each, the first document up to 64 tokens, so that a model sees it as it would alone.
+    """
+    prepared, source = (data.validation, "validation data") if data.validation else (data.train, "training data")
+    sequences = prepared.sequences
+    numbers = np.linspace(0, len(sequences) - 1, min(_ROWS, len(sequences))).astype(int)
+    rows = [_first_document(sequences[int(number)]) for number in numbers]
+    taught = [row for row in rows if any(label != NO_LABEL for label in row[1])]
+    return Sample.of(source, taught or rows)
+
+
+def _first_document(row: Features) -> tuple[list[int], list[int]]:
+    positions = row.get("position_ids")
+    begins = np.flatnonzero(positions == 0) if positions is not None else np.zeros(1)
+    end = min(int(begins[1]) if len(begins) > 1 else len(row["input_ids"]), SAMPLE_TOKENS)
+    return row["input_ids"][:end].tolist(), row["labels"][:end].tolist()

@@ -14,7 +14,6 @@ from typing import Any, get_args
 import psutil
 
 from peftkit import console
-from peftkit.adapters.sample import SAMPLE_TOKENS
 from peftkit.errors import RunError
 from peftkit.models.attach import count_embeddings, count_parameters
 from peftkit.models.attention import kernels_of
@@ -22,18 +21,17 @@ from peftkit.models.exact import WIDENED_BYTES
 from peftkit.models.linear_cross_entropy import logits_bytes
 from peftkit.models.outline import activation_parts, loss_parts, weight_bytes
 from peftkit.planning.decisions import decide
-from peftkit.planning.disk import disk_need
-from peftkit.planning.duration import computed_duration, duration, operations_of_a_token
+from peftkit.planning.duration import Schedule, computed_duration, duration, operations_of_a_token
 from peftkit.planning.hardware import Hardware
 from peftkit.planning.memory import CONTEXT_BYTES, WORKSPACE_BYTES, StepMemory, what_fits
-from peftkit.planning.plan import Plan
+from peftkit.planning.plan import Plan, disk_need
 from peftkit.planning.processes import Place, share_of
-from peftkit.planning.schedule import Schedule
 from peftkit.recipe.loader import RecipeFile
 from peftkit.recipe.schema import Method
 from peftkit.runs.folder import RunFolder
 from peftkit.storage import free_bytes
 from peftkit.training.memory import memory_limit
+from peftkit.training.output import SAMPLE_TOKENS
 from peftkit.training.prepare import Run, prepare_run
 from peftkit.training.processes import Processes
 from peftkit.training.rehearsal import Rehearsal, rehearse

@@ -21,8 +21,7 @@ from peftkit.models.start import Start, new_start, padding_id, pretrained_start
 from peftkit.planning.decisions import decide
 from peftkit.planning.hardware import Hardware
 from peftkit.planning.precision import ChosenPrecision, Dtype, choose_base_dtype, choose_precision
-from peftkit.planning.processes import check_machine, check_recipe
-from peftkit.planning.sharding import check_sharding, is_sharded
+from peftkit.planning.processes import check_machine, check_recipe, check_sharding, is_sharded
 from peftkit.recipe.installed import check_installed
 from peftkit.recipe.loader import RecipeFile
 from peftkit.recipe.schema import Recipe

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 from peftkit import console
-from peftkit.adapters.sample import pick_sample
 from peftkit.errors import InputError, MemoryRunError, TargetError
 from peftkit.models.live import LiveModel, free_memory
 from peftkit.recipe.loader import RecipeFile
@@ -21,6 +20,7 @@ from peftkit.training.auto_batch import as_found, beyond_auto_batch, describe_ba
 from peftkit.training.memory import peak_memory_bytes
 from peftkit.training.output import (
     export_run,
+    pick_sample,
     verify_output,
     write_audit,
     write_samples_after,

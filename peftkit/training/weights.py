@@ -10,12 +10,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors.torch import load_file
 
 from peftkit.errors import RunError
-from peftkit.training.paged import load_optimizer_state
 
-__all__ = ["Weights", "load_weights"]
+__all__ = ["Weights", "load_optimizer_state", "load_weights"]
 
 
 class Weights:
@@ -72,3 +72,29 @@ def load_weights(model: Any, folder: Path) -> None:
     missing = set(model.load_state_dict(weights, strict=False).missing_keys) - set(model._tied_weights_keys or ())
     if missing:
         raise RunError(f"does not hold the weight {min(missing)}.", where=str(folder), remedy="Remove it, and go on.")
+
+
+def load_optimizer_state(optimizer: Any, state: dict[str, Any]) -> None:
+    """Let an optimizer, or what Accelerate has wrapped around it, take a state, its paged buffers in pages."""
+    inner = getattr(optimizer, "optimizer", optimizer)
+    if not getattr(inner, "is_paged", False):
+        optimizer.load_state_dict(state)
+        return
+    inner.load_state_dict(state, move_to_device=False)  # all of it together may be more than the GPU has room for
+    for group_number, group in enumerate(inner.param_groups):
+        for number, parameter in enumerate(group["params"]):
+            if parameter in inner.state:
+                _place(inner, group, parameter, (group_number, number))
+
+
+@torch.no_grad()
+def _place(optimizer: Any, group: dict[str, Any], parameter: Any, place: tuple[int, int]) -> None:
+    """Put what was saved of a parameter where the optimizer puts it when it begins: into pages, or on the device."""
+    saved = optimizer.state.pop(parameter)
+    optimizer.init_state(group, parameter, *place)
+    buffers = optimizer.state[parameter]
+    for name, value in saved.items():
+        if getattr(buffers.get(name), "is_paged", False):
+            buffers[name].copy_(value)
+        else:
+            buffers[name] = value.to(parameter.device) if isinstance(value, torch.Tensor) else value

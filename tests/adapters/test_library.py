@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from peftkit.adapters.library import list_adapters
+from peftkit.adapters.inspect import list_adapters
 from peftkit.errors import TargetError
 
 

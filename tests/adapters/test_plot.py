@@ -6,8 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from peftkit.adapters.inspect import ModuleUpdate
-from peftkit.adapters.plot import plot_updates
+from peftkit.adapters.inspect import ModuleUpdate, plot_updates
 from peftkit.errors import InputError
 
 

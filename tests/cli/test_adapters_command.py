@@ -17,7 +17,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import peftkit as package
-from peftkit.cli.adapters.group import COMMANDS
+from peftkit.cli.adapters import COMMANDS
 from peftkit.cli.app import main
 
 Done = subprocess.CompletedProcess[str]

@@ -8,8 +8,8 @@ import click
 import pytest
 from click.testing import CliRunner
 
-from peftkit.cli.adapters.group import COMMANDS as ADAPTER_COMMANDS
-from peftkit.cli.adapters.group import command as adapters
+from peftkit.cli.adapters import COMMANDS as ADAPTER_COMMANDS
+from peftkit.cli.adapters import command as adapters
 from peftkit.cli.app import COMMANDS, app
 
 GROUPS = [(app, COMMANDS), (adapters, ADAPTER_COMMANDS)]

@@ -17,8 +17,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 import peftkit
 from peftkit.data.grammar import corpus
 from peftkit.data.prepare import Prepared, prepare_validation
-from peftkit.evaluation.perplexity import DocumentLosses, difference, measure_documents
-from peftkit.evaluation.windows import windows_of
+from peftkit.evaluation.perplexity import DocumentLosses, difference, measure_documents, windows_of
 from peftkit.recipe.schema import Data
 
 TINY = Path(peftkit.__file__).parent / "assets" / "tiny-gpt2"

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from peftkit.evaluation.statistics import statistic, welch_interval
+from peftkit.experiments.tabulate import statistic, welch_interval
 
 
 def test_a_mean_has_the_standard_error_of_its_values() -> None:

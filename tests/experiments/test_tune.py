@@ -19,8 +19,8 @@ import pytest
 from peftkit.cli.app import main
 from peftkit.data.grammar import task
 from peftkit.errors import ChangedError, InputError, RecipeError, RunError, Stopped, TargetError
+from peftkit.experiments.search import Tuned
 from peftkit.experiments.tune import TuneOptions, tune
-from peftkit.experiments.tuned import Tuned
 from peftkit.recipe.loader import load_recipe
 from peftkit.runs.folder import RunFolder
 from peftkit.runs.manifest import RunManifest
@@ -358,7 +358,7 @@ def test_a_trial_that_a_process_still_holds_is_waited_for(recipe: Path, trainer:
         search(recipe)
     run = recipe.parent / "search" / "trials" / "000"
     hold = (
-        "import sys, time; from pathlib import Path; from peftkit.runs.lock import locked\n"
+        "import sys, time; from pathlib import Path; from peftkit.runs.folder import locked\n"
         "with locked(Path(sys.argv[1])): print(flush=True); time.sleep(1.5)"
     )
     with subprocess.Popen([sys.executable, "-c", hold, str(run)], stdout=subprocess.PIPE) as holder:

@@ -10,8 +10,7 @@ import pytest
 
 from peftkit.errors import FieldError
 from peftkit.planning.decisions import choose_attention, choose_checkpointing, choose_optimizer, decide
-from peftkit.planning.devices import device_named
-from peftkit.planning.hardware import Decision, Hardware
+from peftkit.planning.hardware import Decision, Hardware, device_named
 from peftkit.planning.memory import StepMemory
 from peftkit.planning.precision import ChosenPrecision, Dtype
 from peftkit.recipe.hyperparameters import Training

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from peftkit.errors import InputError
-from peftkit.planning.devices import DEVICES, device_named
+from peftkit.planning.hardware import DEVICES, device_named
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 from transformers import Trainer, TrainingArguments
 
-from peftkit.planning.disk import DiskNeed, disk_need
+from peftkit.planning.plan import DiskNeed, disk_need
 from peftkit.recipe.hyperparameters import Training
 from peftkit.training.values import write_values
 

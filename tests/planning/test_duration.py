@@ -5,8 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from peftkit.planning.duration import Pace, duration
-from peftkit.planning.schedule import Schedule
+from peftkit.planning.duration import Pace, Schedule, duration
 from peftkit.recipe.hyperparameters import Training
 
 SCHEDULE = Schedule(

@@ -5,8 +5,7 @@ from __future__ import annotations
 import pytest
 
 from peftkit.errors import FieldError
-from peftkit.planning.devices import device_named
-from peftkit.planning.hardware import Hardware
+from peftkit.planning.hardware import Hardware, device_named
 from peftkit.planning.precision import (
     ChosenPrecision,
     Dtype,

@@ -8,7 +8,7 @@ import pytest
 
 from peftkit.errors import FieldError
 from peftkit.planning.precision import ChosenPrecision
-from peftkit.planning.sharding import check_sharding, is_sharded
+from peftkit.planning.processes import check_sharding, is_sharded
 from peftkit.recipe.loader import load_recipe
 from peftkit.recipe.schema import Recipe
 

@@ -15,7 +15,7 @@ from peftkit.recipe import installed
 from peftkit.recipe.installed import check_installed, installed_arguments, installed_listing
 from peftkit.recipe.libraries import LISTING, LORA_CONFIG, OPTIMIZERS, TRAINING_ARGUMENTS, listed_versions
 from peftkit.recipe.loader import load_recipe
-from peftkit.runs.requirements import pinned_versions
+from peftkit.runs.versions import pinned_versions
 
 OLDER = '''
 class TrainingArguments:

@@ -13,12 +13,12 @@ from pathlib import Path
 import pytest
 
 from peftkit.errors import TargetError
-from peftkit.runs.lock import LOCK_NAME, is_held, locked
+from peftkit.runs.folder import LOCK_NAME, is_held, locked
 
 HOLD = """
 import sys
 from pathlib import Path
-from peftkit.runs.lock import locked
+from peftkit.runs.folder import locked
 with locked(Path(sys.argv[1])):
     print("held", flush=True)
     sys.stdin.read()
@@ -26,7 +26,7 @@ with locked(Path(sys.argv[1])):
 HOLD_WITH_A_WORKER = """
 import os, sys
 from pathlib import Path
-from peftkit.runs.lock import locked
+from peftkit.runs.folder import locked
 with locked(Path(sys.argv[1])):
     worker = os.fork()
     if worker:
@@ -37,7 +37,7 @@ TRY = """
 import sys
 from pathlib import Path
 from peftkit.errors import TargetError
-from peftkit.runs.lock import locked
+from peftkit.runs.folder import locked
 try:
     with locked(Path(sys.argv[1])):
         print("held")

@@ -8,7 +8,7 @@ import pytest
 from packaging.requirements import Requirement
 
 from peftkit.errors import RunError
-from peftkit.runs.requirements import (
+from peftkit.runs.versions import (
     LOWEST,
     check_complete,
     examine_library,
@@ -73,6 +73,6 @@ def test_the_tested_versions_of_python_are_those_of_the_package() -> None:
 
 def test_a_pin_for_another_python_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / LOWEST).write_text("# pins\nnumpy==2.0.2 ; python_version < '3'\nnumpy==2.1.0\n\n", encoding="utf-8")
-    monkeypatch.setattr("peftkit.runs.requirements._FOLDERS", (tmp_path,))
+    monkeypatch.setattr("peftkit.runs.versions._FOLDERS", (tmp_path,))
 
     assert pinned_versions(LOWEST) == {"numpy": "2.1.0"}

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from peftkit.errors import TargetError
-from peftkit.runs.lock import locked
+from peftkit.runs.folder import locked
 from peftkit.runs.verify import Check, verify_run
 
 

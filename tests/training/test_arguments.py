@@ -11,7 +11,7 @@ import torch
 from transformers.utils.import_utils import enable_tf32
 
 from peftkit.errors import FieldError, RecipeError
-from peftkit.planning.devices import device_named
+from peftkit.planning.hardware import device_named
 from peftkit.recipe.loader import load_recipe
 from peftkit.recipe.schema import Recipe
 from peftkit.training.arguments import products_as_before, training_arguments

@@ -11,8 +11,8 @@ import bitsandbytes
 import pytest
 import torch
 
-from peftkit.training.paged import load_optimizer_state
 from peftkit.training.values import read_values, write_values
+from peftkit.training.weights import load_optimizer_state
 
 SHAPE = (256, 512)
 """Above 100,000 numbers, from where bitsandbytes keeps state in pages, and above 4,096, from where it has 8 bits."""

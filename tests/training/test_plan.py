@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from peftkit.errors import RecipeError
-from peftkit.planning.devices import device_named
+from peftkit.planning.hardware import device_named
 from peftkit.planning.plan import Plan
 from peftkit.recipe.loader import load_recipe
 from peftkit.training.plan import estimate, plan

@@ -15,7 +15,7 @@ from peftkit.adapters.merge import merge
 from peftkit.adapters.verify import check_adapter
 from peftkit.api import evaluate
 from peftkit.errors import MemoryRunError
-from peftkit.evaluation.generate import generate
+from peftkit.evaluation.generation import generate
 from peftkit.models.base import LocatedBase
 from peftkit.recipe.loader import load_recipe
 from peftkit.runs.folder import RunFolder

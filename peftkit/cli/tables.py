@@ -1,15 +1,21 @@
-"""How the commands that compare show what they found."""
+"""The tables that several commands print."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
 
 from peftkit import console
+from peftkit.errors import TargetError
+from peftkit.planning.hardware import Decision
 from peftkit.recipe.evidence import TEXT_METRICS
 from peftkit.runs.comparison import Comparison, Entry, Expected, Statistic
+from peftkit.runs.verify import Check
 
-__all__ = ["print_comparison", "verdict_on"]
+__all__ = ["print_checks", "print_comparison", "print_decisions", "refuse", "verdict_on"]
 
+_WORDS = {True: "yes", False: "NO", None: "unknown"}
 _NAMES = {"exact_match": "exact match", "bleu": "BLEU", "chrf": "chrF", "ter": "TER", "rouge_l": "ROUGE-L"}
 _SHOWN = ("exact_match", "bleu", "rouge_l")
 """Of what is measured of completions; the others are in the report and in `--json`."""
@@ -80,3 +86,26 @@ def verdict_on(expected: Expected) -> str:
         return f"as expected, {expected.value:.4g}: {what}"
     side = "below" if expected.distance < 0 else "above"
     return f"NOT as expected, {expected.value:.4g} is {abs(expected.distance):.3g} {side}: {what}"
+
+
+def print_checks(title: str | None, heading: str, checks: Sequence[Check]) -> None:
+    """A table with a line for each check."""
+    rows = [[check.name, _WORDS[check.passed], check.detail] for check in checks]
+    console.print_table(title, [heading, "sound", ""], rows)
+
+
+def refuse(place: Path, failed: Sequence[Check], remedy: str | None = None) -> None:
+    """Leave with status 2 if a check failed.
+
+    Raises:
+        TargetError: one did.
+    """
+    if failed:
+        first = failed[0]
+        raise TargetError(f"is not sound: {first.name}: {first.detail.rstrip('.')}.", where=str(place), remedy=remedy)
+
+
+def print_decisions(decisions: Sequence[Decision[Any]]) -> None:
+    """A table of what is chosen, and why."""
+    rows = [[decision.name, decision.text, decision.reason] for decision in decisions]
+    console.print_table(None, ["decision", "choice", "why"], rows)
