@@ -13,9 +13,8 @@ from typing import Any
 
 from peftkit import console
 from peftkit.adapters.base import AS_RECORDED, GivenBase
-from peftkit.adapters.merge import MergeSettings
+from peftkit.adapters.merge import MergeReceipt, MergeSettings
 from peftkit.adapters.merge import merge as merge_adapters
-from peftkit.adapters.receipt import MergeReceipt
 from peftkit.adapters.target import find_weights
 from peftkit.data.audit import Audit
 from peftkit.evaluation.evaluate import Evaluation, Measures, data_of, evaluate_target, recorded_recipe
