@@ -28,12 +28,12 @@ def contend(name: str, recipe: str, method: str, output: str) -> None:
     """One run, in this process: print its seconds."""
     from transformers import Trainer
 
-    import peftkit.training.resumable as resumable
+    import peftkit.training.trainer as own
     from peftkit.recipe.loader import load_recipe
     from peftkit.training.run import run
 
     if name == "stock":
-        resumable.ResumableTrainer._save_checkpoint = Trainer._save_checkpoint  # type: ignore[method-assign]
+        own.TokenTrainer._save_checkpoint = Trainer._save_checkpoint  # type: ignore[method-assign]
     _, manifest = run(load_recipe(Path(recipe), method=method, output=Path(output)))
     print(json.dumps({"seconds": manifest.metrics.train_seconds}))
 

@@ -12,7 +12,7 @@ import random
 import shutil
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +20,13 @@ import numpy as np
 import torch
 
 from peftkit.runs.checkpoints import PROGRESS_NAME, Checkpoint, checkpoint_place, rotate
-from peftkit.storage import complete_folder, new_part, read_json, write_json
+from peftkit.runs.folder import CARD_NAME
+from peftkit.storage import complete_folder, new_part, read_json, write_json, write_text
+from peftkit.training.processes import Processes
 from peftkit.training.values import read_values, write_values
 from peftkit.training.weights import Weights
 
-__all__ = ["CheckpointWriter", "Progress", "StateFiles", "random_state", "set_random_state"]
+__all__ = ["CheckpointWriter", "Progress", "StateFiles", "fill_checkpoint", "random_state", "set_random_state"]
 
 
 _PLACE_IN_SCHEDULE = ("last_epoch", "_step_count", "best", "num_bad_epochs", "cooldown_counter")
@@ -53,6 +55,11 @@ class Progress:
     """Of each process, the sum of its losses since the newest line of metrics."""
 
     logged_step: int = 0
+
+    def unlogged_loss(self, processes: Processes) -> float:
+        """This process's sum of them; the mean where there were more or fewer processes, which is what is logged."""
+        losses = self.unlogged_losses
+        return losses[processes.place.rank] if len(losses) == processes.count else sum(losses) / len(losses)
 
     def write(self, folder: Path) -> None:
         """Put it into a checkpoint."""
@@ -89,6 +96,11 @@ class StateFiles:
     def random(self) -> Path:
         """The states of all random numbers, for each process: now, and when the epoch began."""
         return self.folder / "random.safetensors"
+
+    def randoms(self) -> list[dict[str, Any]]:
+        """The states of the random numbers of each process that there was."""
+        states: list[dict[str, Any]] = read_values(self.random)
+        return states
 
     def write(self, optimizer: dict[str, Any], scheduler: Any, scaler: Any, randoms: Any) -> None:
         """Write all of them; of the optimizer, its whole state is given."""
@@ -152,6 +164,11 @@ class CheckpointWriter:
             raise
         self._pending = self._thread.submit(self._complete, part, place, best)
 
+    def has(self, step: int) -> bool:
+        """Whether the checkpoint of a step is there, once the newest is whole."""
+        self.wait()
+        return checkpoint_place(self._folder, step).is_dir()
+
     def wait(self) -> None:
         """Return when the newest checkpoint is whole on the disk.
 
@@ -172,6 +189,34 @@ class CheckpointWriter:
         finally:
             shutil.rmtree(part, ignore_errors=True)
         rotate(self._folder, self._run_id, self._keep, best)
+
+
+def fill_checkpoint(
+    trainer: Any, model: Any, folder: Path, *, optimizer: Any, randoms: Any, losses: list[float]
+) -> None:
+    """Write all that a run resumes from into a folder.
+
+    Args:
+        trainer: of the run, whose scheduler, scaler, state, progress and metrics are written.
+        model: with every trained weight.
+        folder: new and empty.
+        optimizer: its whole state.
+        randoms: the states of the random numbers of each process.
+        losses: of each process, the sum of those that are not logged yet.
+    """
+    model.save_pretrained(folder)
+    (folder / CARD_NAME).unlink(missing_ok=True)  # PEFT's, which says nothing of this run
+    StateFiles(folder).write(optimizer, trainer.lr_scheduler, trainer.accelerator.scaler, randoms)
+    # places on this machine say nothing once the folder has moved
+    replace(trainer.state, best_model_checkpoint=None).save_to_json(str(folder / "trainer_state.json"))
+    replace(
+        trainer.progress,
+        train_seconds=trainer.train_seconds,
+        unlogged_losses=losses,
+        logged_step=trainer._globalstep_last_logged,
+    ).write(folder)
+    metrics = trainer.run.folder.metrics
+    write_text(folder / metrics.name, metrics.read_text(encoding="utf-8") if metrics.is_file() else "")
 
 
 def random_state() -> dict[str, Any]:

@@ -121,6 +121,10 @@ class Run:
         if self.processes.is_main:
             self.manifest.warnings.append(message)
 
+    def told_to_stop(self) -> int | None:
+        """The signal that has come to any of the processes: all of them stop after the same step."""
+        return int(self.processes.largest(self.stop.number or 0)[0]) or None
+
     def load(self) -> Any:
         """The model with its weights, ready to train.
 

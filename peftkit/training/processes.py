@@ -126,6 +126,11 @@ class Processes:
         distributed.all_gather_object(found, value)
         return found
 
+    def draw_apart(self) -> None:
+        """Draw other random numbers from here on than the other processes, which have drawn the same so far."""
+        if self.are_many:
+            torch.manual_seed(int(torch.randint(2**62, ())) + self.place.rank)
+
     def of_main(self, value: Any) -> Any:
         """What the main process has."""
         return self.gathered(value)[0] if self.are_many else value

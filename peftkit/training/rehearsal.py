@@ -20,7 +20,7 @@ from peftkit.planning.duration import Pace
 from peftkit.shortage import forget_frames, is_out_of_memory
 from peftkit.training.memory import evaluating, peak_memory_bytes, reset_peak_memory
 from peftkit.training.prepare import Run
-from peftkit.training.train import build_trainer
+from peftkit.training.train import build_trainer, train_from
 from peftkit.training.trainer import TokenTrainer
 
 __all__ = ["Rehearsal", "rehearse"]
@@ -59,7 +59,7 @@ def rehearse(model: Any, run: Run, seconds: float) -> Rehearsal:
     trainer.add_callback(watch)
     evaluation = _evaluation_seconds(trainer, run.data.validation) if run.data.validation else 0.0
     try:
-        trainer.train_from(None)
+        train_from(trainer, None)
         kept = _longest_step(trainer, run.data.train)
         save = _save_seconds(trainer) if run.recipe.training.save_strategy != "no" else 0.0
     finally:
@@ -148,6 +148,6 @@ def _evaluation_seconds(trainer: TokenTrainer, validation: Prepared) -> float:
 def _save_seconds(trainer: TokenTrainer) -> float:
     """Of one checkpoint until it is whole."""
     start = time.perf_counter()
-    trainer._save_checkpoint(trainer.model, None)
-    trainer._wait()
+    trainer.save_step()
+    trainer.finish_checkpoint()
     return time.perf_counter() - start

@@ -5,20 +5,22 @@ from __future__ import annotations
 import contextlib
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
 from transformers import PrinterCallback, set_seed
 
 from peftkit.data.collator import Collator
-from peftkit.errors import RunError
+from peftkit.errors import MemoryRunError, RunError
 from peftkit.models.attach import adapter_has_effect, count_parameters
 from peftkit.models.attention import takes_bounds
 from peftkit.models.kernels import use_fast_kernels
 from peftkit.planning.decisions import Attention
+from peftkit.runs.checkpoints import Checkpoint
 from peftkit.runs.folder import RunFolder
 from peftkit.runs.manifest import RunMetrics
+from peftkit.shortage import forget_frames, is_out_of_memory
 from peftkit.storage import write_text
 from peftkit.training.arguments import products_as_before, training_arguments
 from peftkit.training.memory import peak_memory_bytes, reset_peak_memory
@@ -28,7 +30,7 @@ from peftkit.training.trainer import TokenTrainer
 from peftkit.training.watching import HealthWatch, MetricsFile, ProgressReport
 from peftkit.training.weights import Weights
 
-__all__ = ["build_trainer", "train"]
+__all__ = ["build_trainer", "train", "train_from"]
 
 _FLASH: Attention = "flash_attention_2"  # it tells documents apart by their positions in a single row only
 
@@ -58,7 +60,7 @@ def train(model: Any, run: Run) -> RunMetrics:
         if run.checkpoint is None and run.data.validation:
             progress.base_perplexity = _finite(trainer.evaluate()["eval_perplexity"])
         try:
-            trainer.train_from(run.checkpoint, before_leaving=report.close)
+            train_from(trainer, run.checkpoint, before_leaving=report.close)
             seconds = trainer.train_seconds
             report.close()
             trainer.weights.unite()
@@ -99,6 +101,69 @@ def _own_forward(model: Any) -> Iterator[None]:
                 vars(module).pop(name, None)
             if forward is not None:
                 module.forward = forward
+
+
+def train_from(
+    trainer: TokenTrainer, checkpoint: Checkpoint | None, *, before_leaving: Callable[[], None] = lambda: None
+) -> None:
+    """Train from the start, or resume from a checkpoint that verifies, even where nothing is left to train.
+
+    Args:
+        trainer: of the run.
+        checkpoint: where to resume.
+        before_leaving: called where a second signal ends the process at once.
+
+    Raises:
+        Stopped: a signal came; the step is saved.
+        MemoryRunError: memory was short; the steps before are saved where they are whole.
+    """
+    trainer.begin()
+    with trainer.run.stop.between_steps(before_leaving):
+        try:
+            with _saving_steps(trainer):
+                if checkpoint is None or checkpoint.step < trainer.last_step():
+                    trainer.train(resume_from_checkpoint=str(checkpoint.path) if checkpoint else None)
+                else:
+                    trainer.take_up_the_end(checkpoint)
+        except MemoryRunError:
+            raise
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
+            forget_frames(error)
+            short: Exception | None = error
+        else:
+            short = None
+    if short is not None:  # of neither a pass nor an evaluation, which say so themselves
+        told = trainer.shortage(None)
+        told.moved = True  # an optimizer that takes one weight after the other may have taken some of them
+        raise told from short
+    trainer.finish_checkpoint()
+    stopping = trainer.run.told_to_stop()
+    if stopping is not None:  # it came while the last step was being finished
+        if not trainer.args.load_best_model_at_end and not trainer.is_saved():
+            trainer.save_step()
+        trainer.stop(stopping)
+
+
+@contextlib.contextmanager
+def _saving_steps(trainer: TokenTrainer) -> Iterator[None]:
+    """Save the steps before what does not fit into memory within the block, if memory and disk allow that much.
+
+    An evaluation that did not fit would not be made again after them; where it decides which checkpoint is the
+    best, they are not saved.
+    """
+    try:
+        yield
+    except MemoryRunError as error:
+        error.moved = trainer.state.global_step > 0
+        decides = error.batch == "evaluation" and trainer.args.load_best_model_at_end
+        if not (trainer.processes.are_many or decides):  # other processes are in the middle of the step
+            with contextlib.suppress(RuntimeError, MemoryError, OSError, MemoryRunError):
+                if trainer.state.global_step and not trainer.is_saved():
+                    trainer.save_step()
+                    trainer.finish_checkpoint()
+        raise
 
 
 def build_trainer(model: Any, run: Run) -> TokenTrainer:
@@ -152,7 +217,7 @@ def _final_evaluation(trainer: TokenTrainer) -> dict[str, float]:
     newest: dict[str, float] = next((log for log in reversed(trainer.state.log_history) if "eval_loss" in log), {})
     if newest.get("step") == trainer.state.global_step and not trainer.args.load_best_model_at_end:
         return newest
-    with trainer.saving_steps():
+    with _saving_steps(trainer):
         evaluated: dict[str, float] = trainer.evaluate()
     return evaluated
 

@@ -1,81 +1,174 @@
-"""The Trainer of a run: loss only where a label is, evaluation by tokens, and no step with numbers that are none."""
+"""The one subclass of the Trainer of Transformers: all that peftkit overrides of it, and why.
+
+`tests/training/test_overrides.py` fails where Transformers renames one of these methods, or calls it in another way.
+"""
 
 from __future__ import annotations
 
 import contextlib
-import math
+import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field
-from functools import cached_property
-from typing import Any
+from functools import cached_property, partial
+from itertools import chain
+from pathlib import Path
+from typing import Any, NoReturn
 
 import torch
+from transformers import Trainer
 from transformers.trainer_utils import EvalLoopOutput
 
 from peftkit import console
 from peftkit.data.collator import INPUTS, ON_HOST
-from peftkit.errors import RunError
+from peftkit.errors import MemoryRunError, RunError, Stopped
 from peftkit.models.dtypes import autocast_to, compute_dtype
 from peftkit.models.layout import known_layout
-from peftkit.models.loss import Loss, compute_loss_at_labels, evaluate_loss
+from peftkit.models.loss import compute_loss_at_labels, evaluate_loss
 from peftkit.planning.precision import ChosenPrecision
-from peftkit.shortage import forget_frames, is_out_of_memory
-from peftkit.training.memory import evaluating
+from peftkit.runs.checkpoints import Checkpoint, checkpoint_place
+from peftkit.shortage import forget_frames, is_out_of_memory, memory_for
+from peftkit.storage import manifest_faults
+from peftkit.training.checkpoint import (
+    CheckpointWriter,
+    Progress,
+    StateFiles,
+    fill_checkpoint,
+    random_state,
+    set_random_state,
+)
+from peftkit.training.memory import evaluating, shortage
 from peftkit.training.prepare import Run
-from peftkit.training.resumable import ResumableTrainer
 from peftkit.training.sharded import whole_tensor
+from peftkit.training.steps import StepCheck, blank_batches, in_step, whole_loss
+from peftkit.training.watching import Epochs, StepClock
 from peftkit.training.weights import Weights
 
 __all__ = ["TokenTrainer"]
 
-_NAMED = 3
-_OVERFLOWS = 50
-"""Steps in a row whose fp16 gradients may overflow while their scale, which is halved each time, is looked for."""
 
+class TokenTrainer(Trainer):  # type: ignore[misc]
+    """A Trainer for batches of `peftkit.data.collator.Collator`.
 
-@dataclass
-class _Step:
-    """What is there of an optimizer step before it is taken; on a GPU the losses may still have to be computed."""
+    The loss is computed only where a label is, a step with a non-finite loss is not taken, checkpoints verify and
+    resume exactly, and several processes take the steps that one would take.
+    """
 
-    losses: list[torch.Tensor] = field(default_factory=list)
-    batches: list[dict[str, torch.Tensor]] = field(default_factory=list)
-
-
-class TokenTrainer(ResumableTrainer):
-    """A Trainer for batches of `peftkit.data.collator.Collator`."""
+    _tr_loss: torch.Tensor
+    """Trainer's sum of the losses that have not been logged yet."""
 
     def __init__(self, run: Run, weights: Weights, **arguments: Any) -> None:
-        super().__init__(run, weights, **arguments)
+        self.run = run
+        self.weights = weights
+        self.processes = run.processes
+        super().__init__(model=weights.model, **arguments)
+        self.progress = Progress(run.run_id) if run.checkpoint is None else Progress.read(run.checkpoint)
+        self.clock = StepClock(self.progress, self.args.device)
+        self.newest_inputs: dict[str, Any] | None = None
+        """The newest batch of a pass; None before the first."""
+
+        self.draws_alike = False
+        """Whether every process draws the same random numbers: from an epoch's beginning until its order is drawn."""
+
+        self.in_epoch = False
+        self._writer = CheckpointWriter(run.folder.checkpoints, run.run_id, run.recipe.training.save_total_limit)
+        self._resumed = run.checkpoint
+        self._begun = time.perf_counter()
+        self._random_at_epoch: dict[str, Any] = random_state()
+        self._check = StepCheck(run, self.model, self.precision, self.progress, self.clock)
+        self.add_callback(Epochs(self))
         self._takes_label_indices = compute_loss_at_labels(self.model, self.args.label_smoothing_factor)
         if self._takes_label_indices:
             self.label_smoother = None  # the model smooths itself
             self.model_accepts_loss_kwargs = True
         else:
             console.info("the head is no plain linear layer, so the loss is computed from whole logits: more memory.")
-        self.weights.spread()
+        weights.spread()
         # where they are sharded, Trainer is to leave them as they are
-        self.is_distributed_loading_by_transformers = self.weights.are_sharded
-        self._step: _Step | None = None
-        self._overflows = 0
+        self.is_distributed_loading_by_transformers = weights.are_sharded
+
+    def begin(self) -> None:
+        """Let the time of the training loop begin."""
+        self._begun = time.perf_counter()
+
+    def save_step(self) -> None:
+        """Write a checkpoint of the newest step."""
+        self._save_checkpoint(self.model, None)
+
+    def shortage(self, inputs: dict[str, Any] | None) -> MemoryRunError:
+        """The error for a pass over these inputs that did not fit into memory or, without them, an optimizer step."""
+        return shortage(self, inputs, self.run.recipe, self.run.hardware)
+
+    def finish_checkpoint(self) -> None:
+        """Let the newest checkpoint become whole; that is time that training waits."""
+        start = time.perf_counter()
+        self._writer.wait()
+        self.progress.checkpoint_seconds += time.perf_counter() - start
+
+    def finish_checkpoints(self) -> None:
+        """Wait for what is being written, however training ended."""
+        try:
+            self._writer.wait()
+        finally:
+            self._writer.close()
+
+    def begin_epoch(self) -> None:
+        """Note, or put back, what the order of an epoch's data is drawn from."""
+        self.in_epoch = True
+        self._tr_loss = self._tr_loss.cpu()  # the losses are added up where they are read: logging waits for no GPU
+        if self._resumed is not None:
+            saved, self._resumed = StateFiles(self._resumed.path).randoms()[0], None
+            within = not float(self.state.epoch or 0).is_integer()
+            set_random_state(saved["epoch" if within else "now"])
+            self._tr_loss.fill_(self.progress.unlogged_loss(self.processes))
+            self._globalstep_last_logged = self.progress.logged_step
+        self.draws_alike = True
+        self._random_at_epoch = self.processes.of_main(random_state())
+        set_random_state(self._random_at_epoch)
+
+    def end_epoch(self) -> None:
+        """Stop the clock, and let the next save be one between two epochs."""
+        self.in_epoch = False
+        self.clock.stop()
+
+    @property
+    def precision(self) -> ChosenPrecision:
+        """What matmuls are computed in, in training as in evaluation."""
+        return "bf16" if self.args.bf16 else "fp16" if self.args.fp16 else "fp32"
+
+    @property
+    def train_seconds(self) -> float:
+        """Time of the training loop so far, in this process and those that it resumes."""
+        return self.progress.train_seconds + time.perf_counter() - self._begun
+
+    def current_learning_rate(self) -> float:
+        """The rate that the next step will take."""
+        return float(self._get_learning_rate())
+
+    # What is overridden of a step
 
     def get_batch_samples(
         self, epoch_iterator: Iterator[Any], num_batches: int, device: Any
     ) -> tuple[list[dict[str, Any]], Any]:
-        """The batches of a step, which begins here."""
+        """The batches of a step, which begins here; in all processes as many, for each waits for the others' gradients.
+
+        From the first step of an epoch on, each process draws its own dropout.
+        """
         self.clock.start()
+        if self.processes.are_many:
+            epoch_iterator = chain(epoch_iterator, blank_batches(self.train_dataset, self.data_collator))
         samples: tuple[list[dict[str, Any]], Any] = super().get_batch_samples(epoch_iterator, num_batches, device)
+        if self.draws_alike:
+            self.draws_alike = False
+            self.processes.draw_apart()
         return samples
 
     def training_step(self, model: Any, inputs: dict[str, Any], num_items_in_batch: Any = None) -> torch.Tensor:
         """One forward and backward pass.
 
         Returns:
-            Zero, on the CPU, which Trainer adds to the losses to be logged. The real loss is added by `_check_step`:
-            here it would be waited for.
+            Zero, on the CPU, which Trainer adds to the losses to be logged. The real loss is added where the step is
+            checked: here it would be waited for.
         """
-        if self._step is None:
-            self._step = _Step()
-        self._step.batches.append(dict(inputs))
+        self._check.add_batch(dict(inputs))
         self.newest_inputs = {name: inputs[name] for name in INPUTS if name in inputs}
         packed = inputs["packed"]
         for name in ON_HOST if self._takes_label_indices else (*ON_HOST, "label_indices"):
@@ -90,14 +183,9 @@ class TokenTrainer(ResumableTrainer):
             forget_frames(error)
             short = error
         else:
-            self._step.losses.append(loss)
+            self._check.add_loss(loss)
             return torch.zeros(())
         raise self.shortage(self.newest_inputs) from short
-
-    @property
-    def precision(self) -> ChosenPrecision:
-        """What matmuls are computed in, in training as in evaluation."""
-        return "bf16" if self.args.bf16 else "fp16" if self.args.fp16 else "fp32"
 
     def compute_loss_context_manager(self) -> contextlib.ExitStack:
         """Autocast where weights are held in 16 bits too, whatever the precision: they meet others in float32."""
@@ -105,78 +193,21 @@ class TokenTrainer(ResumableTrainer):
         contexts.enter_context(autocast_to(self._compute_dtype, self.model.device))
         return contexts
 
-    @cached_property
-    def _compute_dtype(self) -> torch.dtype:
-        return compute_dtype(self.model, self.precision)
-
-    def current_learning_rate(self) -> float:
-        """The rate that the next step will take."""
-        return float(self._get_learning_rate())
-
     def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> float:
-        """The norm, once the step is known to be one; Trainer asks for it before each, and logs it."""
-        return self._check_step(whole_tensor(super()._get_grad_norm(model, grad_norm)))
+        """The norm, once the step is known to be finite: Trainer asks for it before each step, and logs it.
 
-    def _check_step(self, norm: Any) -> float:
-        """See that losses and gradients of a step are numbers, and stop or leave it out; gives the gradients' norm.
-
-        This is where a step waits for the device, and the only place: all that the host must know comes in one piece.
-
-        Raises:
-            RunError: they are not, and the recipe does not say to skip.
+        A step that is skipped has no effect: the optimizer's step does nothing, and no loss is logged for it.
         """
-        assert self._step is not None
-        step, self._step = self._step, None
-        *losses, norm = torch.stack([*step.losses, torch.as_tensor(norm, device=step.losses[0].device)]).tolist()
-        self.clock.lap()
-        finite = [math.isfinite(loss) for loss in losses]
-        tokens = sum(int(batch["num_tokens"].sum()) for batch in step.batches)
-        broken, tokens_of_all = self.processes.sums(finite.count(False), tokens)
-        self.progress.train_tokens += int(tokens_of_all)
-        if not broken and (math.isfinite(norm) or self._may_overflow()):
-            self._overflows = 0 if math.isfinite(norm) else self._overflows
-            for loss in losses:
-                self._tr_loss += loss
-            return float(norm)
-        blamed = [batch for batch, sound in zip(step.batches, finite, strict=True) if not (broken and sound)]
-        what = "loss" if broken else "gradient norm"
-        line = f"the {what} is not a finite number at step {self.state.global_step + 1}{self._named(blamed)}"
-        if self.run.recipe.on_nonfinite == "stop":
-            raise RunError(
-                f"{line}.",
-                where="training",
-                remedy="Lower training.learning_rate, keep max_grad_norm at 1.0, or set precision: fp32. If the rows "
-                "are to blame, remove them, or set on_nonfinite: skip.",
-            )
-        self.progress.skipped_steps += 1
-        self.run.warn(f"{line}; the step is skipped.")
-        self._leave_out()
-        return float(norm)
-
-    def _may_overflow(self) -> bool:
-        """In fp16 the scaler finds its scale by overflowing, and leaves such a step out itself."""
-        self._overflows += 1
-        return self.accelerator.scaler is not None and self._overflows < _OVERFLOWS
-
-    def _leave_out(self) -> None:
-        """Take no optimizer step, and log no loss for it; the schedule goes on."""
-        self._globalstep_last_logged += 1
-        if self.accelerator.scaler is None:
-            self.accelerator.gradient_state._set_sync_gradients(False)  # the optimizer's step does nothing then
-
-    def _named(self, batches: list[dict[str, Any]]) -> str:
-        """Where the rows stand that are to blame, as far as they can be told from the others of their batch."""
-        alone: list[int] = []
-        if not self.weights.are_sharded:  # no process could compute a row by itself
-            alone = [number for batch in batches for number in _rows_that_break(self.model, batch, self.precision)]
-        numbers = alone or [int(number) for batch in batches for number in batch.get("numbers", ())]
-        found = self.processes.gathered((self.run.data.train.places(numbers[:_NAMED]), len(numbers)))
-        places = [place for few, _ in found for place in few][:_NAMED]
-        count = sum(each for _, each in found)
-        if not places:
-            return ""
-        more = f" and {count - _NAMED} more" if count > _NAMED else ""
-        return f", in {'rows' if count > 1 else 'the row'} {', '.join(places)}{more}"
+        norm = whole_tensor(super()._get_grad_norm(model, grad_norm))
+        scaler = self.accelerator.scaler
+        number, losses = self._check.check(norm, self.state.global_step + 1, scales=scaler is not None)
+        for loss in losses or ():
+            self._tr_loss += loss
+        if losses is None:
+            self._globalstep_last_logged += 1
+            if scaler is None:
+                self.accelerator.gradient_state._set_sync_gradients(False)
+        return number
 
     def evaluation_loop(
         self,
@@ -186,7 +217,7 @@ class TokenTrainer(ResumableTrainer):
         ignore_keys: list[str] | None = None,
         metric_key_prefix: str = "eval",
     ) -> EvalLoopOutput:
-        """The loss and perplexity of all taught tokens together; Trainer's own is a mean of the batches' means.
+        """The loss and perplexity of all labels together; Trainer's own is a mean of the batches' means.
 
         Raises:
             RunError: the loss is not finite.
@@ -194,31 +225,125 @@ class TokenTrainer(ResumableTrainer):
         """
         del description, prediction_loss_only, ignore_keys
         self.clock.stop()
-        batches = self.in_step(dataloader) if self.weights.are_sharded else dataloader
+        batches = dataloader
+        if self.weights.are_sharded:
+            batches = in_step(dataloader, blank_batches(self.train_dataset, self.data_collator), self.processes)
         with evaluating(self.args.per_device_eval_batch_size):
             own = evaluate_loss(self.model, batches, self.precision)
-        total, tokens, sequences = self.processes.sums(own.total, own.tokens, own.sequences)
-        loss = Loss(total, int(tokens), int(sequences))
-        if not math.isfinite(loss.total):
-            when = f"after step {self.state.global_step}" if self.state.global_step else "before the first step"
-            raise RunError(
-                f"the loss of the validation data is not a finite number {when}.",
-                where="evaluation",
-                remedy="Lower training.learning_rate, or check that the base is sound.",
-            )
+        loss = whole_loss(own, self.processes, self.state.global_step)
         metrics = {f"{metric_key_prefix}_loss": loss.mean, f"{metric_key_prefix}_perplexity": loss.perplexity}
         return EvalLoopOutput(predictions=None, label_ids=None, metrics=metrics, num_samples=loss.sequences)
 
+    def _move_model_to_device(self, model: Any, device: Any) -> None:
+        if not self.weights.are_sharded:  # each process moves only its part
+            super()._move_model_to_device(model, device)
 
-def _rows_that_break(model: Any, batch: dict[str, Any], precision: ChosenPrecision) -> list[int]:
-    """The numbers of the rows of a batch that have a loss which is not finite even alone, without dropout."""
-    if "numbers" not in batch or len(batch["numbers"]) != len(batch["input_ids"]):
-        return []  # rows that were put one after the other are not taken apart again
-    broken = []
-    for index, number in enumerate(batch["numbers"].tolist()):
-        length = int(batch["num_tokens"][index])  # padding could break the row too
-        row = {name: batch[name][index : index + 1, :length] for name in INPUTS if name in batch}
-        taught = bool((row["labels"][:, 1:] >= 0).any())
-        if taught and not math.isfinite(evaluate_loss(model, [row], precision).total):
-            broken.append(int(number))
-    return broken
+    # What is overridden of checkpoints
+
+    def _maybe_log_save_evaluate(self, *arguments: Any, **more: Any) -> None:
+        """Log, evaluate and save; then stop, if a signal has come.
+
+        What is saved after the last step of an epoch or of the run waits for the epoch's end: the evaluation that comes
+        then belongs to it, and a run that resumes from there would not do it again.
+        """
+        stopping = self.run.told_to_stop()
+        save = self.control.should_save or stopping is not None
+        epoch_ends = float(self.state.epoch or 0).is_integer() or self.state.global_step >= self.state.max_steps
+        waits = self.in_epoch and epoch_ends
+        self.control.should_save = save and not waits
+        super()._maybe_log_save_evaluate(*arguments, **more)
+        if waits:
+            self.control.should_save = save
+        elif stopping is not None:
+            self.stop(stopping)
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        """Write a checkpoint without a pickle, the slow half of it beside the training."""
+        del model, trial
+        self.clock.stop()
+        start = time.perf_counter()
+        self.store_flos()
+        self.progress.checkpoints += 1
+        if self.state.best_global_step:
+            self.state.best_model_checkpoint = str(self._best_place())
+        randoms = self.processes.gathered({"now": random_state(), "epoch": self._random_at_epoch})
+        losses = self.processes.gathered(float(self._tr_loss))
+        short = memory_for("a checkpoint", where="training", remedy="Free memory that others use, and resume the run.")
+        with short, self.weights.gathered() as whole:
+            optimizer = self.weights.state_of(self.optimizer)
+            if self.processes.is_main:
+                fill = partial(fill_checkpoint, self, whole, optimizer=optimizer, randoms=randoms, losses=losses)
+                best = self.state.best_global_step if self.args.load_best_model_at_end else None
+                self._writer.write(self.state.global_step, fill, best)
+        self.progress.checkpoint_seconds += time.perf_counter() - start
+        if self.processes.is_main:
+            self.run.inputs.check()
+
+    def _init_training_state(self, *arguments: Any) -> tuple[int, int]:
+        """Trainer's own, and where the best checkpoint is now: the folder may have moved."""
+        begun: tuple[int, int] = super()._init_training_state(*arguments)
+        if self._resumed is not None and self.state.best_global_step and self._best_place().is_dir():
+            self.state.best_model_checkpoint = str(self._best_place())
+        return begun
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        """Load the weights; Trainer's own would open a pickle that somebody has put beside them."""
+        del model
+        self.weights.load(Path(resume_from_checkpoint))
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        """Load both, and the scaler, from safetensors rather than pickles."""
+        if checkpoint is not None:
+            states = (self.weights, self.optimizer, self.lr_scheduler, self.accelerator.scaler)
+            StateFiles(Path(checkpoint)).restore(*states, adopt=self.run.adopt)
+
+    def _load_scaler(self, checkpoint: str | None) -> None:
+        """It has been loaded with the optimizer."""
+
+    def _load_rng_state(self, checkpoint: str | None) -> None:
+        """Put the random numbers where they were, of as many processes as there were."""
+        if checkpoint is None:
+            return
+        randoms = StateFiles(Path(checkpoint)).randoms()
+        as_many = len(randoms) == self.processes.count
+        set_random_state(randoms[self.processes.place.rank if as_many and not self.draws_alike else 0]["now"])
+        if not (as_many or self.draws_alike):
+            self.processes.draw_apart()
+
+    def _load_best_model(self) -> None:
+        """Go back to the best checkpoint, which must still be what it was."""
+        self._writer.wait()
+        self.processes.gathered(None)  # it is whole now, for all of them
+        faults = manifest_faults(self._best_place())
+        if faults != []:
+            what = f"is the best checkpoint, and is not sound: {'; '.join(faults or ['it is not there'])}."
+            raise RunError(what, where=str(self._best_place()), remedy="Set load_best_model_at_end: false, and go on.")
+        self.weights.load(self._best_place())
+
+    def take_up_the_end(self, checkpoint: Checkpoint) -> None:
+        """The weights and the state after the last step, where nothing is left to train."""
+        self._load_from_checkpoint(str(checkpoint.path))
+        self._init_training_state(self.last_step(), self.last_step(), 1, str(checkpoint.path), None)
+        if self.args.load_best_model_at_end and self.state.best_model_checkpoint:
+            self._load_best_model()
+
+    def last_step(self) -> int:
+        """The number of the last step of the run."""
+        return int(self.set_initial_training_values(self.args, self.get_train_dataloader())[-1])
+
+    def stop(self, number: int) -> NoReturn:
+        """End the run after a step that is saved, by raising `Stopped`."""
+        self.finish_checkpoint()
+        step, last = self.state.global_step, self.state.max_steps
+        raise Stopped(number, f"stopped after step {step} of {last}, which is saved.")
+
+    def is_saved(self) -> bool:
+        """Whether the newest step has a checkpoint."""
+        return bool(self.processes.of_main(self._writer.has(self.state.global_step)))
+
+    def _best_place(self) -> Path:
+        return checkpoint_place(self.run.folder.checkpoints, self.state.best_global_step)
+
+    @cached_property
+    def _compute_dtype(self) -> torch.dtype:
+        return compute_dtype(self.model, self.precision)

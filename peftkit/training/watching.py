@@ -18,7 +18,7 @@ from peftkit import console
 from peftkit.storage import append_json_line
 from peftkit.training.checkpoint import Progress
 
-__all__ = ["HealthWatch", "MetricsFile", "ProgressReport", "StepClock", "sign_of_trouble"]
+__all__ = ["Epochs", "HealthWatch", "MetricsFile", "ProgressReport", "StepClock", "sign_of_trouble"]
 
 _STEP_NAMES = ("loss", "learning_rate", "grad_norm")
 _EVALUATION_NAMES = {"eval_loss": "eval_loss", "eval_perplexity": "perplexity"}
@@ -216,3 +216,20 @@ class ProgressReport(TrainerCallback):  # type: ignore[misc]
     def _tokens_per_second(self) -> float:
         progress = self._trainer.progress
         return float(progress.train_tokens / progress.step_seconds) if progress.step_seconds else 0.0
+
+
+class Epochs(TrainerCallback):  # type: ignore[misc]
+    """Tells the trainer when an epoch begins and ends."""
+
+    def __init__(self, trainer: Any) -> None:
+        self._trainer = trainer
+
+    def on_epoch_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Draw the order of the data."""
+        del args, state, control
+        self._trainer.begin_epoch()
+
+    def on_epoch_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Count no time until the next step."""
+        del args, state, control
+        self._trainer.end_epoch()

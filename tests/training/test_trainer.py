@@ -16,7 +16,7 @@ from transformers import TrainerCallback
 from peftkit.models.kernels import use_fast_kernels
 from peftkit.recipe.loader import load_recipe
 from peftkit.training.prepare import prepare_run
-from peftkit.training.train import build_trainer
+from peftkit.training.train import build_trainer, train_from
 from peftkit.training.trainer import TokenTrainer
 from tests.training.waits import LateResults, Waits
 
@@ -96,7 +96,7 @@ def test_a_step_waits_for_its_device_once(method: str, changes: tuple[str, ...],
     trainer, watch = build(method, *changes, "training.eval_strategy=no"), Watch()
     trainer.add_callback(watch)
 
-    trainer.train_from(None)
+    train_from(trainer, None)
 
     assert len(watch.steps) == trainer.state.max_steps
     assert [step for step in watch.steps if len(step) > 1] == []
@@ -106,7 +106,7 @@ def test_logging_reads_only_the_sum_of_the_losses_which_is_on_the_host(build: Bu
     trainer, watch = build("lora", *ACCUMULATED, "training.eval_strategy=no"), Watch()
     trainer.add_callback(watch)
 
-    trainer.train_from(None)
+    train_from(trainer, None)
 
     assert [log for log in watch.logs if len(log) > 1] == []
     assert trainer._tr_loss.device.type == "cpu"
@@ -123,7 +123,7 @@ def test_a_step_lasts_until_its_device_has_computed_it(accumulation: int, build:
     start = time.perf_counter()
 
     with results:
-        trainer.train_from(None)
+        train_from(trainer, None)
 
     # the optimizer's last step is waited for on a GPU only
     assert trainer.progress.step_seconds >= 3 * accumulation * FORWARD + 2 * OPTIMIZER
@@ -140,7 +140,7 @@ def test_evaluation_and_saving_take_nothing_of_the_time_of_steps(build: Build) -
     start = time.perf_counter()
 
     with results:
-        trainer.train_from(None)
+        train_from(trainer, None)
 
     beside = 3 * EVALUATION + trainer.progress.checkpoint_seconds
     assert 3 * FORWARD < trainer.progress.step_seconds < time.perf_counter() - start - beside
@@ -154,7 +154,7 @@ def test_a_gpu_is_waited_for_once_a_step(changes: tuple[str, ...], build: Build)
     steps: list[list[str]] = []
     trainer.add_callback(GpuWaits(steps))
 
-    trainer.train_from(None)
+    train_from(trainer, None)
 
     assert [step for step in steps[1:-1] if len(step) > 1] == []  # the first and the last have other work, too
 
