@@ -8,9 +8,12 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Container, Mapping
+from importlib.util import find_spec
 from typing import Any, Final
 
-__all__ = ["RENAMED", "spelled", "varlen_attention"]
+from peftkit.errors import InputError
+
+__all__ = ["EXTRAS", "RENAMED", "require_extra", "spelled", "varlen_attention"]
 
 RENAMED: Final[Mapping[str, str]] = {
     # TrainingArguments, Transformers 5.23
@@ -18,6 +21,9 @@ RENAMED: Final[Mapping[str, str]] = {
     "activation_checkpointing_kwargs": "gradient_checkpointing_kwargs",
 }
 """Arguments of the libraries' classes by their newest names, with those that older versions know."""
+
+EXTRAS: Mapping[str, tuple[str, ...]] = {"tune": ("optuna",)}
+"""The extras of the package that a command needs, by the command's name, with what each installs."""
 
 
 def spelled(arguments: Mapping[str, Any], known: Container[str]) -> dict[str, Any]:
@@ -46,3 +52,14 @@ def varlen_attention() -> tuple[Any | None, bool]:
             names = inspect.signature(varlen_attn).parameters
             _varlen.append((varlen_attn if "window_size" in names else None, "enable_gqa" in names))
     return _varlen[0]
+
+
+def require_extra(command: str) -> None:
+    """See that the libraries of a command's extra are there, without importing them.
+
+    Raises:
+        InputError: some are not; names them, and how to install them.
+    """
+    missing = [library for library in EXTRAS[command] if find_spec(library) is None]
+    if missing:
+        raise InputError(f"peftkit {command} needs {', '.join(missing)}: pip install 'peftkit[{command}]'")

@@ -22,7 +22,7 @@ LAYERS = (
     {"models", "data"},
     {"planning"},
     {"recipe", "runs"},
-    {"compatibility", "console", "errors", "extras", "hub", "redaction", "shortage", "storage"},
+    {"compatibility", "console", "errors", "hub", "redaction", "shortage", "storage"},
 )
 """From the top down. Only the modules of the lowest layer import each other."""
 

@@ -14,7 +14,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from packaging.version import Version
 
-from peftkit.extras import EXTRAS
+from peftkit.compatibility import EXTRAS
 from peftkit.runs.versions import LOWEST, NEWEST
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -11,7 +11,7 @@ import click
 
 from peftkit import console
 from peftkit.cli import options
-from peftkit.extras import require_extra
+from peftkit.compatibility import require_extra
 
 if TYPE_CHECKING:
     from peftkit.experiments.search import Tried, Tuned

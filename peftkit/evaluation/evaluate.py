@@ -14,8 +14,7 @@ from typing import Any
 import numpy as np
 
 from peftkit.adapters.base import AS_RECORDED, GivenBase
-from peftkit.adapters.opened import Opened, open_base, open_target
-from peftkit.adapters.target import find_target
+from peftkit.adapters.target import Opened, find_target, open_base, open_target
 from peftkit.data.choices import Question, read_questions
 from peftkit.data.formats import prompt_of
 from peftkit.data.prepare import Prepared, count_words, prepare_validation

@@ -9,8 +9,7 @@ from typing import Any
 import torch
 
 from peftkit.adapters.base import AS_RECORDED, GivenBase
-from peftkit.adapters.opened import open_target
-from peftkit.adapters.target import find_target
+from peftkit.adapters.target import find_target, open_target
 from peftkit.data.formats import prompt_of
 from peftkit.data.prepare import Prepared
 from peftkit.data.prompts import openings

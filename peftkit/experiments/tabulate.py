@@ -7,21 +7,22 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import fmean, variance
-from typing import Any
+from typing import Any, Final
 
 from scipy.special import stdtrit
 
 from peftkit.experiments.arms import Arm
-from peftkit.planning.learning_rate import rate_concern
+from peftkit.recipe.advice import shown
+from peftkit.recipe.advised import usual_rate
 from peftkit.recipe.evidence import TEXT_METRICS
 from peftkit.recipe.hyperparameters import Quantization
-from peftkit.recipe.schema import Recipe
+from peftkit.recipe.schema import Method, Recipe
 from peftkit.report.content import read_metrics
 from peftkit.runs.comparison import Against, Comparison, Entry, Expected, Statistic
 from peftkit.runs.folder import RunFolder
 from peftkit.storage import read_json
 
-__all__ = ["Table", "check_expectations", "measured_of", "statistic", "tabulate", "welch_interval"]
+__all__ = ["Table", "check_expectations", "measured_of", "rate_concern", "statistic", "tabulate", "welch_interval"]
 
 _OF_A_RUN = (
     "eval_loss",
@@ -37,6 +38,12 @@ _OF_THE_BASE = ("base.", "data.", "quantization.")
 
 _RISE = 0.02
 """A validation loss that ends this share above its lowest has risen."""
+
+_SMALL = 100_000_000
+"""Models with fewer parameters than this take higher rates, and nothing is said of them."""
+
+_RARELY: Final[dict[Method, tuple[float, float]]] = {"full": (1e-6, 1e-4), "lora": (5e-5, 2e-3), "qlora": (5e-5, 2e-3)}
+"""For each method: below and above which a rate is rarely the best."""
 
 
 @dataclass(frozen=True)
@@ -179,3 +186,14 @@ def welch_interval(ours: Sequence[float], theirs: Sequence[float]) -> tuple[floa
     freedom = squared**2 / sum(part**2 / (len(values) - 1) for part, values in zip(parts, (ours, theirs), strict=True))
     reach = float(stdtrit(freedom, 0.975)) * math.sqrt(squared)  # Student's t, exceeded either way 5 of 100 times
     return difference - reach, difference + reach
+
+
+def rate_concern(method: Method, learning_rate: float, total_parameters: int) -> str | None:
+    """What to say of a rate that is far from what a method is usually trained with; None where there is nothing."""
+    low, high = _RARELY[method]
+    if total_parameters < _SMALL or low <= learning_rate <= high:
+        return None
+    side = "low" if learning_rate < low else "high"
+    used = usual_rate(method)
+    what = f"learning_rate {shown(learning_rate)} is {side} for {method}"
+    return f"{what}, which is usually trained with {used} ({used.source})."

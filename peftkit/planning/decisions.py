@@ -12,22 +12,15 @@ from typing import Any, Final, Literal
 from peftkit.console import size
 from peftkit.errors import FieldError
 from peftkit.planning.hardware import Decision, Hardware, set_by_recipe
-from peftkit.planning.memory import StepMemory
-from peftkit.planning.optimizers import EIGHT_BIT
+from peftkit.planning.memory import EIGHT_BIT, StepMemory
 from peftkit.planning.precision import ChosenPrecision, Dtype, choose_base_dtype, choose_precision, choose_tf32
 from peftkit.recipe.hyperparameters import Training
 from peftkit.recipe.schema import Base, Data, Recipe, Source
 
 __all__ = [
-    "Attention",
-    "choose_attention",
-    "choose_checkpointing",
-    "choose_compilation",
-    "choose_optimizer",
-    "choose_pinned_memory",
-    "choose_workers",
-    "decide",
-]
+    "Attention", "choose_attention", "choose_checkpointing", "choose_compilation", "choose_optimizer",
+    "choose_pinned_memory", "choose_workers", "decide",
+]  # fmt: skip
 
 Attention = Literal["varlen", "flash_attention_2", "flex_attention", "sdpa"]
 

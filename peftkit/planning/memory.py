@@ -6,22 +6,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
-from peftkit.planning.optimizers import EIGHT_BIT, optimizer_bytes
 from peftkit.recipe.hyperparameters import Quantization
 from peftkit.recipe.schema import Recipe
 
 __all__ = [
-    "CONTEXT_BYTES",
-    "WORKSPACE_BYTES",
-    "Fit",
-    "GpuMemory",
-    "StepMemory",
-    "bytes_of_a_weight",
-    "fitting_batch",
-    "fixed_and_row",
-    "halved_batch",
-    "what_fits",
-]
+    "CONTEXT_BYTES", "EIGHT_BIT", "WORKSPACE_BYTES", "Fit", "GpuMemory", "StepMemory", "bytes_of_a_weight",
+    "fitting_batch", "fixed_and_row", "halved_batch", "optimizer_bytes", "what_fits",
+]  # fmt: skip
 
 CONTEXT_BYTES = 720_000_000
 """Of a GPU's own context with the kernels of the libraries, as measured on an H100 with torch 2.11."""
@@ -37,6 +28,12 @@ _BYTES_4_BIT = 0.5 + 4 / 64
 _BYTES_4_BIT_TWICE = 0.5 + 1 / 64 + 4 / (64 * 256)
 """Of a weight in 4 bits: half a byte, a scale for each 64, and the scale of 256 scales (Dettmers et al. 2023)."""
 _SLACK = 1.1  # what a step needs beside what is kept for the backward pass
+
+EIGHT_BIT = "adamw_bnb_8bit"
+"""AdamW with a quarter of the state (Dettmers et al. 2022)."""
+
+_STATES = {"adafactor": 0, "sgd": 0, "adagrad": 1, "rmsprop": 1, "lion": 1, "ademamix": 3}
+"""Numbers that an optimizer keeps for each trained weight, by how its name begins, where these are not AdamW's two."""
 
 
 def bytes_of_a_weight(quantization: Quantization) -> float:
@@ -240,3 +237,17 @@ def _fit_or_one_row(step: StepMemory, change: str, **held: Any) -> Fit:
     if peak <= step.limit_bytes or step.rows == 1:
         return Fit(change, peak)
     return Fit(f"{change} and one row at a time", step.peak_bytes(1, **held))
+
+
+def optimizer_bytes(optim: str, trainable: int, embeddings: int = 0) -> int:
+    """Bytes of an optimizer's state, once it has taken a step.
+
+    Args:
+        optim: the optimizer, by Transformers' name.
+        trainable: parameters that are trained; they are float32.
+        embeddings: of these, those of embeddings, whose state stays float32 with 8-bit optimizers.
+    """
+    name = optim.removeprefix("paged_")
+    states = next((count for start, count in _STATES.items() if name.startswith(start)), 2)
+    eight_bit = trainable - embeddings if "8bit" in name else 0
+    return states * (_FLOAT * (trainable - eight_bit) + eight_bit)

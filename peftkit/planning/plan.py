@@ -8,8 +8,7 @@ from typing import Any
 from peftkit import console
 from peftkit.planning.duration import Duration, Schedule
 from peftkit.planning.hardware import Decision
-from peftkit.planning.memory import Fit
-from peftkit.planning.optimizers import optimizer_bytes
+from peftkit.planning.memory import Fit, optimizer_bytes
 from peftkit.recipe.hyperparameters import Training
 
 __all__ = ["DiskNeed", "Plan", "disk_need"]

@@ -16,9 +16,8 @@ from ruamel.yaml import YAML
 from peftkit.errors import FieldError, Problem, RecipeError
 from peftkit.recipe.document import Document, dotted, parse_document
 from peftkit.recipe.document import Path as Field
-from peftkit.recipe.layers import Layers, Origin, absolute_paths
+from peftkit.recipe.layers import Layers, Origin, Override, absolute_paths, parse_override
 from peftkit.recipe.names import nearest
-from peftkit.recipe.overrides import Override, parse_override
 from peftkit.recipe.problems import describe, found
 from peftkit.recipe.references import reference_errors
 from peftkit.recipe.schema import UNUSED_SECTIONS, Method, Recipe

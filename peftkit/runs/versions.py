@@ -14,8 +14,8 @@ from packaging.utils import canonicalize_name
 from packaging.version import Version
 
 import peftkit
+from peftkit.compatibility import EXTRAS
 from peftkit.errors import RunError
-from peftkit.extras import EXTRAS
 
 __all__ = [
     "LOWEST", "NEWEST", "PACKAGES", "Library", "check_complete", "examine_library", "installed_libraries",

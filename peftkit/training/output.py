@@ -13,10 +13,10 @@ import torch
 
 from peftkit.adapters.card import model_card
 from peftkit.adapters.files import CONFIG_NAME, read_adapter
-from peftkit.adapters.opened import open_adapter
 from peftkit.adapters.proof import INT8_TOLERANCE, check_effect, compare, compare_in_fresh_process, logits_of
 from peftkit.adapters.record import RECORD_NAME, Record
 from peftkit.adapters.sample import SAMPLE_NAME, Sample
+from peftkit.adapters.target import open_adapter
 from peftkit.data.audit import audit
 from peftkit.data.documents import NO_LABEL
 from peftkit.data.prepare import RunData

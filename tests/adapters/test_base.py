@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 
 from peftkit.adapters.base import GivenBase, check_fit, find_footing
 from peftkit.adapters.files import read_adapter
-from peftkit.adapters.opened import open_adapter
+from peftkit.adapters.target import open_adapter
 from peftkit.errors import TargetError
 from peftkit.recipe.hyperparameters import Quantization
 

@@ -19,9 +19,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from peftkit.adapters.base import GivenBase, find_footing, put_adapter
 from peftkit.adapters.files import read_adapter
 from peftkit.adapters.merge import MERGE_DTYPES, MergeReceipt, MergeSettings, merge
-from peftkit.adapters.opened import open_adapter
 from peftkit.adapters.proof import compare, logits_of
 from peftkit.adapters.sample import Sample
+from peftkit.adapters.target import open_adapter
 from peftkit.errors import RunError, TargetError
 from peftkit.recipe.hyperparameters import Quantization
 from peftkit.recipe.loader import load_recipe

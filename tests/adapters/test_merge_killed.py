@@ -16,9 +16,9 @@ import torch
 from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM
 
-from peftkit.adapters.opened import open_adapter
 from peftkit.adapters.proof import compare, logits_of
 from peftkit.adapters.sample import Sample
+from peftkit.adapters.target import open_adapter
 from peftkit.storage import manifest_faults
 
 # One process imports the libraries and forks a child for each merge, so that the kills fall into the merge itself.

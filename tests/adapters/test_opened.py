@@ -8,8 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from peftkit.adapters.opened import open_target
-from peftkit.adapters.target import find_adapter, find_target
+from peftkit.adapters.target import find_adapter, find_target, open_target
 from peftkit.errors import TargetError
 
 

@@ -11,10 +11,10 @@ import torch
 from peftkit.adapters.base import AS_RECORDED, GivenBase
 from peftkit.adapters.files import read_adapter
 from peftkit.adapters.lora import meaning_of
-from peftkit.adapters.opened import open_adapter
 from peftkit.adapters.operations import combine_adapters, diff_adapters, inspect_adapter, shrink_adapter
 from peftkit.adapters.proof import compare, logits_of
 from peftkit.adapters.sample import Sample
+from peftkit.adapters.target import open_adapter
 from peftkit.errors import TargetError
 from peftkit.recipe.loader import load_recipe
 from peftkit.training.run import run

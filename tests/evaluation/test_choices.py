@@ -7,8 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from peftkit.adapters.opened import open_target
-from peftkit.adapters.target import find_target
+from peftkit.adapters.target import find_target, open_target
 from peftkit.data.choices import Question
 from peftkit.evaluation.choices import score_choices
 

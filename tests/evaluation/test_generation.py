@@ -8,8 +8,7 @@ from typing import Any
 
 import pytest
 
-from peftkit.adapters.opened import open_target
-from peftkit.adapters.target import find_target
+from peftkit.adapters.target import find_target, open_target
 from peftkit.evaluation.generation import write
 from peftkit.models.varlen import VARLEN
 from peftkit.recipe.evidence import Generation

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from peftkit.planning.learning_rate import rate_concern
+from peftkit.experiments.tabulate import rate_concern
 from peftkit.recipe.schema import Method
 
 
