@@ -24,7 +24,7 @@ from peftkit.adapters.merged_weights import MergedWeights
 from peftkit.adapters.proof import INT8_TOLERANCE, Agreement, compare_in_fresh_process, logits_of
 from peftkit.adapters.record import RECEIPT_NAME, RECORD_NAME, Record
 from peftkit.adapters.sample import SAMPLE_NAME, Sample
-from peftkit.adapters.shards import plan_shards, write_shards
+from peftkit.adapters.shards import write_shards
 from peftkit.errors import RunError, TargetError
 from peftkit.models.quantise import compute_in_float32
 from peftkit.recipe.schema import Base
@@ -159,7 +159,7 @@ def _write_model(folder: Path, parts: _Parts, settings: MergeSettings) -> dict[s
         parts.footing, parts.adapter, getattr(torch, settings.dtype), original=settings.onto == "original"
     )
     with threadpool_limits(1):  # BLAS's threads wait busily, and would take the processor from hashing
-        hashes = write_shards(folder, plan_shards(weights.specs, settings.shard_bytes), weights.make)
+        hashes = write_shards(folder, weights.outline, settings.shard_bytes, weights.make)
     copy_tokenizer(parts.folder if has_tokenizer(parts.folder) else base.folder, folder)
     config = base.config()
     config.use_cache = True

@@ -14,7 +14,6 @@ from transformers.pytorch_utils import Conv1D
 from peftkit.adapters.base import Footing
 from peftkit.adapters.files import Adapter, Floats
 from peftkit.adapters.lora import Meaning, meaning_of
-from peftkit.adapters.shards import TensorSpec
 from peftkit.errors import RunError, TargetError
 from peftkit.models.dtypes import float32_modules
 from peftkit.models.quantise import Rounding
@@ -64,9 +63,9 @@ class MergedWeights:
         return None if whole is None else int(whole.shape[0])
 
     @property
-    def specs(self) -> list[TensorSpec]:
-        """Every tensor, in the order of the base's files."""
-        return [self._spec(name, weight) for name, weight in self._sources.items()]
+    def outline(self) -> dict[str, torch.Tensor]:
+        """Every tensor on the meta device, in the order of the base's files."""
+        return {name: self._planned(weight) for name, weight in self._sources.items()}
 
     @torch.no_grad()
     def make(self, name: str) -> torch.Tensor:
@@ -121,10 +120,11 @@ class MergedWeights:
             return tensor
         return tensor.float() + torch.from_numpy(factors.bias) * factors.scaling
 
-    def _spec(self, name: str, weight: StoredWeight) -> TensorSpec:
+    def _planned(self, weight: StoredWeight) -> torch.Tensor:
         whole = self._whole.get(weight.parameter or "")
         shape = weight.shape if whole is None else whole.shape
-        return TensorSpec(name, tuple(shape), self._dtype if weight.is_float else self._base.read(weight).dtype)
+        dtype = self._dtype if weight.is_float else self._base.read(weight).dtype
+        return torch.empty(shape, dtype=dtype, device="meta")
 
     def _half(self, name: str, partner: str) -> StoredWeight:
         """The tensor that a tied parameter begins as when it gets one of its own."""

@@ -8,16 +8,16 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from huggingface_hub import split_torch_state_dict_into_shards
 
 from peftkit.storage import write_json
 
-__all__ = ["TensorSpec", "plan_shards", "write_shards"]
+__all__ = ["write_shards"]
 
 _TYPE_NAMES = {
     torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16",
@@ -25,66 +25,45 @@ _TYPE_NAMES = {
 }  # fmt: skip
 
 
-@dataclass(frozen=True)
-class TensorSpec:
-    """What a tensor will be."""
-
-    name: str
-    shape: tuple[int, ...]
-    dtype: torch.dtype
-
-    @property
-    def bytes(self) -> int:
-        """Its size in the file."""
-        return torch.Size(self.shape).numel() * self.dtype.itemsize
-
-
-def plan_shards(specs: Sequence[TensorSpec], shard_bytes: int) -> list[list[TensorSpec]]:
-    """Split tensors, in their order, into files of at most `shard_bytes`; a larger tensor has a file of its own."""
-    shards: list[list[TensorSpec]] = [[]]
-    size = 0
-    for spec in specs:
-        if shards[-1] and size + spec.bytes > shard_bytes:
-            shards.append([])
-            size = 0
-        shards[-1].append(spec)
-        size += spec.bytes
-    return shards
-
-
 def write_shards(
-    folder: Path, shards: Sequence[Sequence[TensorSpec]], make: Callable[[str], torch.Tensor]
+    folder: Path, outline: Mapping[str, torch.Tensor], shard_bytes: int, make: Callable[[str], torch.Tensor]
 ) -> dict[str, str]:
-    """Write a checkpoint as Transformers names its files, asking for each tensor when its turn comes.
-
-    Gives the SHA-256 of each file of weights, which is computed on the way.
+    """Write a checkpoint in files as Transformers names them, asking for each tensor when its turn comes.
 
     Until its last tensor is written a file is shorter than its header says, so that no library opens it; the index of
     several files is written after them.
+
+    Args:
+        folder: where the files are written.
+        outline: every tensor on the meta device, by name and in the order of writing.
+        shard_bytes: largest size of a file; a tensor that is larger has a file of its own.
+        make: the tensor of a name.
+
+    Returns:
+        The SHA-256 of each file of weights, computed while it is written.
     """
-    total = len(shards)
-    names = [f"model-{number:05}-of-{total:05}.safetensors" for number in range(1, total + 1)]
-    if total == 1:
-        names = ["model.safetensors"]
-    hashes = {name: _write(folder / name, specs, make) for name, specs in zip(names, shards, strict=True)}
-    if total > 1:
-        size = sum(spec.bytes for specs in shards for spec in specs)
-        weight_map = {spec.name: name for name, specs in zip(names, shards, strict=True) for spec in specs}
-        index = {"metadata": {"total_size": size}, "weight_map": dict(sorted(weight_map.items()))}
-        write_json(folder / "model.safetensors.index.json", index)
+    split = split_torch_state_dict_into_shards({**outline}, max_shard_size=shard_bytes)
+    hashes = {
+        file: _write(folder / file, {name: outline[name] for name in names}, make)
+        for file, names in split.filename_to_tensors.items()
+    }
+    if split.is_sharded:
+        weight_map = dict(sorted(split.tensor_to_filename.items()))
+        write_json(folder / "model.safetensors.index.json", {"metadata": split.metadata, "weight_map": weight_map})
     return hashes
 
 
-def _write(place: Path, specs: Sequence[TensorSpec], make: Callable[[str], torch.Tensor]) -> str:
-    header = _header(specs)
+def _write(place: Path, outline: Mapping[str, torch.Tensor], make: Callable[[str], torch.Tensor]) -> str:
+    header = _header(outline)
     digest = hashlib.sha256(header)
     with place.open("wb") as file, ThreadPoolExecutor(max_workers=1) as beside:
         hashed = beside.submit(digest.update, b"")
         file.write(header)
-        for spec in specs:
-            tensor = make(spec.name)
-            if tuple(tensor.shape) != spec.shape or tensor.dtype != spec.dtype:
-                raise AssertionError(f"{spec.name} was to be {spec}, and is {tensor.dtype} {list(tensor.shape)}")
+        for name, planned in outline.items():
+            tensor = make(name)
+            if tensor.shape != planned.shape or tensor.dtype != planned.dtype:
+                expected, found = (f"{each.dtype} {list(each.shape)}" for each in (planned, tensor))
+                raise AssertionError(f"{name} was planned as {expected}, and is {found}")
             content = tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data
             hashed.result()  # of the tensor before, so that no more than two are in memory
             hashed = beside.submit(digest.update, content)
@@ -92,12 +71,12 @@ def _write(place: Path, specs: Sequence[TensorSpec], make: Callable[[str], torch
     return digest.hexdigest()
 
 
-def _header(specs: Sequence[TensorSpec]) -> bytes:
+def _header(outline: Mapping[str, torch.Tensor]) -> bytes:
     entries: dict[str, object] = {"__metadata__": {"format": "pt"}}
     start = 0
-    for spec in specs:
-        end = start + spec.bytes
-        entries[spec.name] = {"dtype": _TYPE_NAMES[spec.dtype], "shape": list(spec.shape), "data_offsets": [start, end]}
+    for name, planned in outline.items():
+        end, kind = start + planned.nbytes, _TYPE_NAMES[planned.dtype]
+        entries[name] = {"dtype": kind, "shape": list(planned.shape), "data_offsets": [start, end]}
         start = end
     text = json.dumps(entries, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)  # the numbers begin at a multiple of eight

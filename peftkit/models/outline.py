@@ -128,7 +128,11 @@ def _storage(tensor: torch.Tensor) -> int:
 
 
 class _Autocast(TorchFunctionMode):
-    """Dtypes as autocast chooses them, and CUDA's fused kernels; the meta device has neither."""
+    """Dtypes as autocast chooses them, and CUDA's fused kernels; the meta device has neither.
+
+    torch's FakeTensorMode has both, but without a GPU the first operation with a gradient on a fake CUDA tensor aborts
+    the process (torch 2.9 to 2.13), and a plan for a GPU is made on any machine.
+    """
 
     def __init__(self, half: torch.dtype | None, *, is_cuda: bool) -> None:
         super().__init__()
@@ -158,7 +162,8 @@ def _dropout(values: torch.Tensor, p: float = 0.5, training: bool = True, inplac
 def _norm(values: torch.Tensor, shape: Any, weight: torch.Tensor, eps: float) -> Any:
     """RMSNorm as CUDA computes it: in one kernel, which keeps its input and a number for each token."""
     del shape, eps
-    return _FusedNorm.apply(values, weight)  # type: ignore[no-untyped-call]
+    per_token = values.new_empty((*values.shape[:-1], 1), dtype=torch.float32)
+    return _Fused.apply(False, values, per_token, weight)  # type: ignore[no-untyped-call]
 
 
 _CUDA: Final[dict[Any, Callable[..., Any]]] = {functional.dropout: _dropout, functional.rms_norm: _norm}
@@ -189,33 +194,22 @@ class _Attention:
         **options: Any,
     ) -> tuple[torch.Tensor, None]:
         del module, attention_mask, options
-        attended = _Fused.apply(query, key, value, bool(dropout) and self._keeps_dropped)  # type: ignore[no-untyped-call]
+        scores = query.shape[:-1]
+        if drops := bool(dropout) and self._keeps_dropped:
+            kept = query.new_empty((*scores, (scores[-1] + 1) // 2), dtype=torch.bool)
+        else:
+            kept = query.new_empty(scores, dtype=torch.float32)
+        attended = _Fused.apply(not drops, query, key, value, kept)  # type: ignore[no-untyped-call]
         return attended.transpose(1, 2).contiguous(), None
 
 
-class _FusedNorm(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, values: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-        ctx.save_for_backward(values, values.new_empty((*values.shape[:-1], 1), dtype=torch.float32), weight)
-        return torch.empty_like(values)
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        raise NotImplementedError  # nothing is computed on the meta device
-
-
 class _Fused(torch.autograd.Function):
+    """A kernel that keeps what it is given, and its result if that is so; the result is shaped as its first tensor."""
+
     @staticmethod
-    def forward(
-        ctx: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, keeps_dropped: bool
-    ) -> torch.Tensor:
-        rows, heads, tokens, _ = query.shape
-        result = torch.empty_like(query)
-        if keeps_dropped:
-            kept = [query.new_empty(rows, heads, tokens, (tokens + 1) // 2, dtype=torch.bool)]
-        else:
-            kept = [result, query.new_empty(rows, heads, tokens, dtype=torch.float32)]
-        ctx.save_for_backward(query, key, value, *kept)
+    def forward(ctx: Any, keeps_result: bool, *kept: torch.Tensor) -> torch.Tensor:
+        result = torch.empty_like(kept[0])
+        ctx.save_for_backward(*kept, *([result] if keeps_result else ()))
         return result
 
     @staticmethod

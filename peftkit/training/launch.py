@@ -23,6 +23,7 @@ from peftkit.errors import PeerError, PeftkitError, RunError, Stopped
 from peftkit.planning.processes import Place
 from peftkit.runs.folder import is_held
 from peftkit.training.processes import Processes, shared_store
+from peftkit.training.signals import handling
 
 __all__ = ["passing_on", "run_apart", "start_apart", "train_in_processes", "wait_for"]
 
@@ -41,14 +42,18 @@ def train_in_processes(arguments: Sequence[str], count: int) -> None:
     """Run a `peftkit train` command in `count` processes that train together.
 
     They meet at a store that this process keeps on a free port, as torchrun's do. A signal is passed on to each. Once
-    one has failed, the others end within seconds; what went wrong is told once.
+    one has failed, the others end within seconds; what went wrong is reported once.
+
+    torch's `elastic_launch` would not do: it signals a process with its data loader's workers, which then die before
+    the step is finished; in torch 2.9 it kills a process that needs more than 30 seconds to save; and where it is
+    killed itself, the processes run on.
 
     Args:
-        arguments: what stands after `peftkit`.
+        arguments: the command line after `peftkit`.
         count: how many processes.
 
     Raises:
-        PeerError: one has ended the run, and told why.
+        PeerError: one has ended the run, and reported why.
         RunError: one was killed.
     """
     store = TCPStore(_HOST, 0, is_master=True, wait_for_workers=False)
@@ -191,13 +196,5 @@ def passing_on(processes: Sequence[subprocess.Popen[bytes]]) -> Iterator[list[in
         for process in processes:
             process.send_signal(number)
 
-    before: dict[signal.Signals, Any] = {}
-    try:
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-            if signal.getsignal(number) is not signal.SIG_IGN:
-                with contextlib.suppress(ValueError):  # not the main thread
-                    before[number] = signal.signal(number, handle)
+    with handling(handle):
         yield came
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

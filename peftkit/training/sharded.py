@@ -1,7 +1,8 @@
 """A model whose weights, gradients and optimizer state are spread over the processes that train it.
 
 Each process holds a part of each weight. The layers are gathered one at a time, when they compute, by torch's
-`fully_shard` (FSDP2; Zhao et al. 2023), which leaves the modules their classes and names.
+`fully_shard` (FSDP2; Zhao et al. 2023), which leaves the modules their classes and names. accelerate's FSDP plugin
+would not do: between CPUs it is ignored without a word, and each process then holds the whole model.
 """
 
 from __future__ import annotations

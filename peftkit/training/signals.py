@@ -12,7 +12,7 @@ from typing import Any, Final
 from peftkit import console
 from peftkit.errors import Stopped
 
-__all__ = ["NEVER", "SIGNALS", "StopRequest", "stopping_at_signals"]
+__all__ = ["NEVER", "SIGNALS", "StopRequest", "handling", "stopping_at_signals"]
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 """Ctrl-C, a scheduler's request, and a terminal that was closed."""
@@ -70,19 +70,26 @@ NEVER: Final = StopRequest()
 
 @contextlib.contextmanager
 def stopping_at_signals() -> Iterator[StopRequest]:
-    """Within the block, SIGINT, SIGTERM and SIGHUP stop the run in order.
+    """Within the block, SIGINT, SIGTERM and SIGHUP stop the run in order."""
+    request = StopRequest()
+    with handling(request.handle):
+        yield request
+
+
+@contextlib.contextmanager
+def handling(handle: Callable[[int, FrameType | None], None]) -> Iterator[None]:
+    """Within the block, SIGINT, SIGTERM and SIGHUP call `handle`.
 
     Only the main thread can take signals; in another one, nothing changes. A signal that was ignored when the process
-    began, as `nohup` does with SIGHUP, stays ignored.
+    started, as `nohup` does with SIGHUP, stays ignored.
     """
-    request = StopRequest()
     before: dict[signal.Signals, Any] = {}
     try:
         for number in SIGNALS:
             if signal.getsignal(number) is not signal.SIG_IGN:
                 with contextlib.suppress(ValueError):
-                    before[number] = signal.signal(number, request.handle)
-        yield request
+                    before[number] = signal.signal(number, handle)
+        yield
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

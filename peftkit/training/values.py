@@ -1,7 +1,8 @@
 """Nested values with tensors in them as safetensors files: what a checkpoint keeps, without a pickle.
 
 The tensors are the file's; the structure around them is JSON in its metadata. A file that was tampered with can hold
-wrong numbers, but cannot run anything.
+wrong numbers, but cannot run anything. `torch.save` would write a pickle, of which `torch.load(weights_only=True)` does
+not open numpy's random state.
 """
 
 from __future__ import annotations
