@@ -122,7 +122,7 @@ def check(run_data: RunData, data: Data) -> list[str]:
     """
     warnings: list[str] = []
     train = run_data.train
-    chats = [part.corpus.documents for part in train.parts if part.corpus.reading.format == "chat"]
+    chats = [part.corpus.documents for part in train.parts if part.corpus.form.has_chat_template]
     if chats and not any(documents.ends.any() for documents in chats):
         raise FieldError(
             "data.template",
@@ -135,7 +135,7 @@ def check(run_data: RunData, data: Data) -> list[str]:
     if run_data.validation and leak.documents:
         largest = data.max_leaked
         if largest is None:
-            largest = _LEAK_OF_TEXT if set(run_data.validation.formats) == {"text"} else 0.0
+            largest = _LEAK_OF_TEXT if run_data.validation.is_plain_text else 0.0
         what = f"{leak.documents:,} validation documents, {leak.share:.1%} of the tokens, are trained on too"
         if leak.share > largest:
             raise FieldError(

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from peftkit.data.files import RowError, file_rows
+from peftkit.data.files import file_rows
+from peftkit.data.formats.format import RowError
 from peftkit.errors import DataError
 from peftkit.recipe.references import DATA_SUFFIXES
 from peftkit.recipe.schema import Data, Source

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from peftkit.data.documents import NO_LABEL
+from peftkit.data.formats.format import NO_LABEL
 from peftkit.data.sequences import Features
 
 __all__ = ["INPUTS", "ON_HOST", "Batch", "Collator"]

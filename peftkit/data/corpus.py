@@ -8,20 +8,18 @@ import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from peftkit import console
-from peftkit.data.chat import chat_template
 from peftkit.data.documents import Documents, Ints, open_documents, write_documents
 from peftkit.data.encode import Encoded, Encoder, encode
-from peftkit.data.formats import check_template
-from peftkit.data.shapes import Shape, recognise
-from peftkit.data.sources import Rows, open_rows
-from peftkit.errors import DataError, FieldError, RowsError, RunError
+from peftkit.data.formats import FORMATS
+from peftkit.data.formats.format import DataFormat
+from peftkit.data.sources import BAD_ROWS_SHOWN, Layout, Rows, layout_of, open_rows
+from peftkit.errors import RowsError, RunError
 from peftkit.recipe.schema import Data, Source
 from peftkit.storage import (
     MANIFEST_NAME,
@@ -33,10 +31,8 @@ from peftkit.storage import (
     write_json,
 )
 
-__all__ = ["Corpus", "Part", "Reading", "check_rows", "encoder_of", "load_corpus", "shape_of"]
+__all__ = ["Corpus", "Part", "Reading", "check_rows", "encoder_of", "load_corpus"]
 
-_BAD_ROWS_SHOWN = 10
-_LOOKED_AT = 1000
 _VERSION = 1  # of what is kept: another one is made anew
 _READING_NAME = "reading.json"
 
@@ -62,7 +58,7 @@ class Reading:
         self.rows += batch.rows
         self.empty += batch.empty
         self.bad += len(batch.bad)
-        self.first_bad += batch.bad[: _BAD_ROWS_SHOWN - len(self.first_bad)]
+        self.first_bad += batch.bad[: BAD_ROWS_SHOWN - len(self.first_bad)]
 
 
 @dataclass(frozen=True)
@@ -75,6 +71,11 @@ class Corpus:
     documents: Documents
     place_of: Callable[[int], str]
     """Where a document's row stands: its file and line. The rows are read again for it."""
+
+    @property
+    def form(self) -> DataFormat[Any]:
+        """The format of the rows."""
+        return FORMATS[self.reading.format]
 
 
 @dataclass(frozen=True)
@@ -99,40 +100,18 @@ def load_corpus(source: Source, data: Data, tokenizer: Any, field: str) -> Corpu
     """
     data = data.of(source)
     rows = open_rows(source, data, field)
-    shape, why = shape_of(rows, data, field)
-    encoder = encoder_of(shape, data, tokenizer)
+    layout, why = layout_of(rows, data, field)
+    encoder = encoder_of(layout, data, tokenizer)
     place = cache_folder() / "data" / _key(rows, source, data, encoder)
-    folder = _made(place, _Work(rows, encoder, data, Reading(shape.format, why)))
+    folder = _made(place, _Work(rows, encoder, data, Reading(layout.form.name, why)))
     reading = Reading(**{**read_json(folder / _READING_NAME), "why": why})  # it may have been kept for another recipe
     identity = {**rows.identity, "rows": reading.rows}
     return Corpus(rows.name, identity, reading, open_documents(folder), partial(_place_of, rows, encoder))
 
 
-def shape_of(rows: Rows, data: Data, field: str) -> tuple[Shape, str]:
-    """The shape of a source's rows, and why it is that.
-
-    Raises:
-        FieldError: its columns are not those of the format, or the recipe's template is not.
-        DataError: it has no rows, or none that can be read.
-    """
-    first = list(islice(rows, _LOOKED_AT))
-    if not first:
-        raise DataError("has no rows.", where=rows.name, remedy="Check the file, or the split.")
-    good = [row for row in first if not row.problem]
-    if not good:
-        named = [f"{row.place}: {row.problem}." for row in first[:_BAD_ROWS_SHOWN]]
-        raise RowsError(named, len(first), len(first), where=rows.name)
-    shape, why = recognise(good, data, field, rows.name)
-    if shape.format != "text" and data.truncation == "split":
-        what = f"split would cut a prompt from its completion; {rows.name} has the format {shape.format}."
-        raise FieldError("data.truncation", what, remedy="Use cut or error.")
-    check_template(data, shape.format)
-    return shape, why
-
-
-def encoder_of(shape: Shape, data: Data, tokenizer: Any) -> Encoder:
-    """What makes documents of rows of a shape."""
-    return Encoder(tokenizer, shape, chat_template(data, tokenizer) if shape.format == "chat" else data.template)
+def encoder_of(layout: Layout, data: Data, tokenizer: Any) -> Encoder:
+    """What makes documents of rows of a layout."""
+    return Encoder(tokenizer, layout, layout.form.choose_template(data.template, tokenizer))
 
 
 def check_rows(reading: Reading, data: Data, name: str) -> None:
@@ -159,7 +138,7 @@ def _place_of(rows: Rows, encoder: Encoder, document: int) -> str:
 def _key(rows: Rows, source: Source, data: Data, encoder: Encoder) -> str:
     """The same for everything that gives the same documents, whatever its files' names and times."""
     files = rows.identity.get("files")
-    shape = encoder.shape
+    layout = encoder.layout
     parts = {
         "version": _VERSION,
         "content": list(files.values()) if files else rows.identity,
@@ -167,7 +146,7 @@ def _key(rows: Rows, source: Source, data: Data, encoder: Encoder) -> str:
         "names": list(files or ()) if data.on_bad_rows == "skip" else None,  # those of the rows that are left out
         "limit": source.limit,
         "sample_by": data.sample_by,
-        "shape": [shape.format, dict(shape.columns), dict(shape.optional)],
+        "shape": [layout.form.name, dict(layout.columns), dict(layout.optional)],
         "template": encoder.template,
         "tokenizer": _tokenizer_hashes(encoder.tokenizer),
     }

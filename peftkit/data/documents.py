@@ -12,10 +12,7 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["NO_LABEL", "Documents", "Ints", "open_documents", "write_documents"]
-
-NO_LABEL: Final = -100
-"""The label of a token that is not taught: the value that torch's cross-entropy leaves out."""
+__all__ = ["Documents", "Ints", "open_documents", "write_documents"]
 
 Ints = npt.NDArray[np.int64]
 

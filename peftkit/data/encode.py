@@ -13,18 +13,18 @@ from dataclasses import dataclass
 from functools import cached_property
 from hashlib import blake2b
 from itertools import chain, islice
+from operator import itemgetter
 from typing import Any
 
 import numpy as np
 
-from peftkit.data.chat import encode_conversations
 from peftkit.data.documents import Documents
-from peftkit.data.files import Row, RowError
-from peftkit.data.formats import Conversation, Example, Ids, Meaning, meaning_of
-from peftkit.data.shapes import Shape
+from peftkit.data.files import Row
+from peftkit.data.formats.format import RowError, Tokenised
+from peftkit.data.sources import Layout
 from peftkit.errors import RunError
 
-__all__ = ["Encoded", "Encoder", "encode", "first_tokens"]
+__all__ = ["Encoded", "Encoder", "encode", "read_row"]
 
 _ROWS_AT_ONCE = 1000
 _CHARACTERS_AT_ONCE = 1 << 20  # bounds the memory of a batch where rows are long
@@ -44,75 +44,37 @@ class Encoded:
 
 @dataclass(frozen=True)
 class Encoder:
-    """Makes documents from rows of one shape.
-
-    A text or a completion gets the end-of-text token as its last, which is taught: the model learns to stop. Prompt and
-    completion are tokenised apart, so that the prompt's tokens are those that it has alone. A first token is added
-    where the tokenizer itself adds one. Token ids are taken as they are.
-    """
+    """Makes documents from rows of one layout, as their format encodes them."""
 
     tokenizer: Any
-    shape: Shape
+    layout: Layout
     template: str | None
 
     def __call__(self, rows: list[Row]) -> Encoded:
         """The documents of a batch, in order."""
-        meanings: list[tuple[str, Meaning]] = []
-        bad: list[tuple[int, str]] = []
-        order: dict[int, int] = {}
-        empty = 0
+        numbers: list[int] = []
+        contents: list[Any] = []
+        bad: list[tuple[int, RowError]] = []
         for number, row in enumerate(rows):
             try:
-                meaning = meaning_of(row, self.shape, self.template)
+                content = read_row(row, self.layout, self.template)
             except RowError as error:
-                bad.append((number, f"{row.place}: {error}."))
+                bad.append((number, error))
                 continue
-            if meaning is None:
-                empty += 1
+            if content is not None:
+                numbers.append(number)
+                contents.append(content)
+        empty = len(rows) - len(bad) - len(contents)
+        good: list[Tokenised] = []
+        for number, item in zip(numbers, self.layout.form.encode(contents, self.tokenizer, self.template), strict=True):
+            if isinstance(item, RowError):
+                bad.append((number, item))
             else:
-                order[len(meanings)] = number
-                meanings.append((row.place, meaning))
-        encoded = self._tokens([meaning for _, meaning in meanings])
-        good: list[tuple[list[int], list[bool]]] = []
-        for index, item in enumerate(encoded):
-            wrong = item if isinstance(item, RowError) else self._beyond_vocabulary(item[0])
-            if wrong:
-                bad.append((order[index], f"{meanings[index][0]}: {wrong}."))
-            elif not isinstance(item, RowError):
                 good.append(item)
-        return Encoded(self._documents(good), len(rows), empty, [text for _, text in sorted(bad)])
+        named = [f"{rows[number].place}: {error}." for number, error in sorted(bad, key=itemgetter(0))]
+        return Encoded(self._documents(good), len(rows), empty, named)
 
-    def _tokens(self, meanings: list[Meaning]) -> list[tuple[list[int], list[bool]] | RowError]:
-        """Ids and what is taught for each meaning; all of them are of the encoder's one kind."""
-        if self.shape.format == "tokens":
-            return [(item.input_ids, item.taught) for item in meanings if isinstance(item, Ids)]
-        if self.shape.format == "chat":
-            conversations = [item.messages for item in meanings if isinstance(item, Conversation)]
-            return encode_conversations(conversations, self.tokenizer, self.template or "", self._first)
-        examples = [item for item in meanings if isinstance(item, Example)]
-        completions = self._ids([example.completion for example in examples])
-        prompts = self._ids([example.prompt or "" for example in examples])
-        end = self.tokenizer.eos_token_id
-        found: list[tuple[list[int], list[bool]] | RowError] = []
-        for prompt, completion in zip(prompts, completions, strict=True):
-            given = len(self._first) + len(prompt)
-            ids = [*self._first, *prompt, *completion, end]
-            found.append((ids, [False] * given + [True] * (len(ids) - given)))
-        return found
-
-    def _ids(self, texts: list[str]) -> list[list[int]]:
-        if not any(texts):
-            return [[] for _ in texts]
-        ids: list[list[int]] = self.tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]
-        return ids
-
-    def _beyond_vocabulary(self, ids: list[int]) -> RowError | None:
-        if self.shape.format == "tokens" and not 0 <= min(ids) <= max(ids) < self._vocabulary:
-            wrong = next(token for token in ids if not 0 <= token < self._vocabulary)
-            return RowError(f"token {wrong} is beyond the vocabulary of {self._vocabulary:,}")
-        return None
-
-    def _documents(self, found: list[tuple[list[int], list[bool]]]) -> Documents:
+    def _documents(self, found: list[Tokenised]) -> Documents:
         total = sum(len(ids) for ids, _ in found)
         input_ids = np.fromiter(chain.from_iterable(ids for ids, _ in found), np.int32, total)
         taught = np.fromiter(chain.from_iterable(labels for _, labels in found), np.bool_, total)
@@ -132,25 +94,21 @@ class Encoder:
         return Documents(input_ids, taught, lengths, label_tokens, ends, digests)
 
     @cached_property
-    def _first(self) -> list[int]:
-        return first_tokens(self.tokenizer)
-
-    @cached_property
-    def _vocabulary(self) -> int:
-        return len(self.tokenizer)
-
-    @cached_property
     def _end_tokens(self) -> frozenset[int]:
         """Tokens that a text or a turn may end with: chat models have one of their own beside the end of text."""
         special = {index for index, token in self.tokenizer.added_tokens_decoder.items() if token.special}
         return frozenset({self.tokenizer.eos_token_id, *special})
 
 
-def first_tokens(tokenizer: Any) -> list[int]:
-    """The beginning-of-text token, if the tokenizer puts one before a text."""
-    ids = tokenizer("")["input_ids"]
-    begins = bool(ids) and tokenizer.bos_token_id is not None and ids[0] == tokenizer.bos_token_id
-    return [ids[0]] if begins else []
+def read_row(row: Row, layout: Layout, template: str | None) -> Any:
+    """The content of a row, as its format reads it, or None if it is an empty text, which is not an error.
+
+    Raises:
+        RowError: it cannot be used.
+    """
+    if row.problem:
+        raise RowError(row.problem)
+    return layout.form.read(layout.values_of(row), template)
 
 
 def encode(rows: Iterable[Row], encoder: Encoder) -> Iterator[Encoded]:

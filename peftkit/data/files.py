@@ -18,15 +18,11 @@ from peftkit.recipe.names import printable
 from peftkit.recipe.references import DATA_SUFFIXES
 from peftkit.recipe.schema import Data
 
-__all__ = ["Row", "RowError", "count_lines", "file_rows"]
+__all__ = ["Row", "count_lines", "file_rows"]
 
 _CHUNK_BYTES = 1 << 20
 _ROWS_AT_ONCE = 1000
 _LONGEST_CSV_VALUE = 1 << 30
-
-
-class RowError(Exception):
-    """A row that cannot be used; the text says why."""
 
 
 class Row(NamedTuple):

@@ -6,12 +6,12 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from peftkit.data.corpus import Part, load_corpus, shape_of
-from peftkit.data.files import RowError
-from peftkit.data.formats import Conversation, Example, meaning_of
+from peftkit.data.corpus import Part, load_corpus
+from peftkit.data.encode import read_row
+from peftkit.data.formats.format import RowError
 from peftkit.data.mixing import hold_out, mix
 from peftkit.data.sequences import Fitted, Sequences, arrange, packs
-from peftkit.data.sources import open_rows
+from peftkit.data.sources import layout_of, open_rows
 from peftkit.data.stream import Stream
 from peftkit.errors import FieldError
 from peftkit.recipe.schema import Data
@@ -72,6 +72,16 @@ class Prepared:
     def formats(self) -> list[str]:
         """The formats of the sources, each once."""
         return list(dict.fromkeys(part.corpus.reading.format for part in self.parts))
+
+    @property
+    def is_plain_text(self) -> bool:
+        """Whether all of it is running text."""
+        return all(part.corpus.form.is_plain_text for part in self.parts)
+
+    @property
+    def has_prompts(self) -> bool:
+        """Whether all documents have a prompt and a completion."""
+        return all(part.corpus.form.has_prompt for part in self.parts)
 
     def places(self, numbers: Iterable[int]) -> list[str]:
         """File and line of every document in some sequences of the data set."""
@@ -146,23 +156,23 @@ def texts(data: Data) -> Iterator[str]:
     for source in data.train_sources:
         own = data.of(source)
         rows = open_rows(source, own, "data.train", streaming=data.streaming)
-        shape, _ = shape_of(rows, own, "data.train")
+        layout, _ = layout_of(rows, own, "data.train")
         for row in rows:
             try:
-                meaning = meaning_of(row, shape, None if shape.format == "chat" else own.template)
+                content = read_row(row, layout, own.template)
             except RowError:
-                continue  # it is told when the rows are tokenised
-            if isinstance(meaning, Example):
-                yield (meaning.prompt or "") + meaning.completion
-            elif isinstance(meaning, Conversation):
-                yield from (message["content"] for message in meaning.messages)
-            elif meaning is not None:
+                continue  # it is reported when the rows are tokenised
+            if content is None:
+                continue
+            found = layout.form.texts(content)
+            if not found:
                 raise FieldError("data.train", "token ids have no text to train a tokenizer on.", remedy="Use text.")
+            yield from found
 
 
 def count_words(prepared: Prepared, tokenizer: Any) -> int | None:
     """The words between spaces of all documents; None where these are no plain text."""
-    if set(prepared.formats) != {"text"}:
+    if not prepared.is_plain_text:
         return None
     return sum(
         len(tokenizer.decode(part.corpus.documents.tokens_of(int(number)), skip_special_tokens=True).split())

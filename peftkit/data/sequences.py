@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from array import array
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields
 from typing import Literal, TypeAlias
 
@@ -11,7 +11,9 @@ import numpy as np
 import numpy.typing as npt
 
 from peftkit.data.corpus import Part
-from peftkit.data.documents import NO_LABEL, Documents, Ints
+from peftkit.data.documents import Documents, Ints
+from peftkit.data.formats import FORMATS
+from peftkit.data.formats.format import NO_LABEL
 from peftkit.data.packing import pack
 from peftkit.errors import DataError
 from peftkit.recipe.schema import Data
@@ -178,14 +180,14 @@ class Sequences:
         return found
 
 
-def packs(data: Data, formats: set[str]) -> bool:
+def packs(data: Data, formats: Iterable[str]) -> bool:
     """Whether documents share sequences: as the recipe says, or else if they are all plain text."""
-    return formats == {"text"} if data.packing is None else data.packing
+    return all(FORMATS[name].is_plain_text for name in formats) if data.packing is None else data.packing
 
 
 def truncation_of(part: Part, data: Data) -> Truncation:
     """What happens to documents of a part that are longer than a sequence."""
-    return data.truncation or ("split" if part.corpus.reading.format == "text" else "cut")
+    return data.truncation or ("split" if part.corpus.form.is_plain_text else "cut")
 
 
 def arrange(parts: Sequence[Part], data: Data, *, packed: bool) -> tuple[Sequences, Fitted]:

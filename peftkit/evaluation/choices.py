@@ -12,8 +12,7 @@ from torch.utils.data import DataLoader
 
 from peftkit.data.choices import Question
 from peftkit.data.collator import Collator
-from peftkit.data.documents import NO_LABEL
-from peftkit.data.encode import first_tokens
+from peftkit.data.formats.format import NO_LABEL, first_tokens
 from peftkit.data.sequences import Features
 from peftkit.models.loss import row_losses
 from peftkit.models.start import padding_id, positions

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
+
+from peftkit.errors import nearest, printable
 
 __all__ = [
     "LORA_BEYOND",
@@ -140,16 +142,3 @@ QUANTIZATION_OWNED: Mapping[str, str] = {
     "bits": "Use load_in_4bit: true or load_in_8bit: true.",
 }
 """Names that the `quantization` section does not take."""
-
-
-def nearest(name: str, valid: Iterable[str]) -> str | None:
-    """The valid name that is most like `name`, if one is like enough to be meant."""
-    import difflib  # only a name that is unknown needs it
-
-    matches = difflib.get_close_matches(name, list(valid), n=1, cutoff=0.6)
-    return matches[0] if matches else None
-
-
-def printable(name: str) -> str:
-    """A name as it stands in a message of one line: with quotes and escapes where it would not be seen whole."""
-    return name if name and name.isprintable() else repr(name)

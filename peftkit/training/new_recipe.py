@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from peftkit import console
+from peftkit.data.formats import FORMATS
 from peftkit.models.outline import activation_bytes
 from peftkit.planning.choice import BATCH, Choice, choose_method, in_words, length_for, rows_that_fit
 from peftkit.planning.hardware import Hardware
@@ -129,7 +130,8 @@ def _length(base: SurveyedBase, data: SurveyedData) -> tuple[int, str]:
     """`max_length`, and why."""
     default = int(_default("data.max_length"))
     length = default if base.positions is None else min(default, base.positions)
-    if data.format == "text":
+    form = FORMATS.get(data.format)
+    if form and form.is_plain_text:
         return length, "longer texts go on in a further sequence, and short ones are packed: nothing is lost"
     if data.longest is None:
         return length, "`peftkit data` tells how long the documents are"

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from transformers import Trainer
 
-from peftkit.data.documents import NO_LABEL
+from peftkit.data.formats.format import NO_LABEL
 from peftkit.training.processes import Processes
 from peftkit.training.weights import Weights
 

@@ -13,11 +13,10 @@ from peftkit.data import encode as encoding
 from peftkit.data.documents import Documents
 from peftkit.data.encode import Encoded, Encoder, encode
 from peftkit.data.files import Row
-from peftkit.data.shapes import Shape
+from peftkit.data.formats import FORMATS
+from peftkit.data.sources import Layout
 
-TEXT = Shape("text", {"text": "text"})
-COMPLETION = Shape("completion", {"prompt": "prompt", "completion": "completion"})
-TOKENS = Shape("tokens", {"input_ids": "input_ids"}, {"labels": "labels"})
+TEXT, COMPLETION, TOKENS = (next(Layout.all_of(FORMATS[name])) for name in ("text", "completion", "tokens"))
 
 
 def rows_of(*values: dict[str, Any]) -> list[Row]:

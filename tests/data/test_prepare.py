@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from peftkit.data.documents import NO_LABEL
+from peftkit.data.formats.format import NO_LABEL
 from peftkit.data.prepare import Prepared, prepare, prepare_validation, texts
 from peftkit.data.prompts import pairs
 from peftkit.errors import DataError, FieldError

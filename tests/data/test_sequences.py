@@ -10,7 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from peftkit.data.corpus import Corpus, Part, Reading
-from peftkit.data.documents import NO_LABEL, Documents
+from peftkit.data.documents import Documents
+from peftkit.data.formats.format import NO_LABEL
 from peftkit.data.sequences import arrange, fit
 from peftkit.errors import DataError
 from peftkit.recipe.schema import Data, Source

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from peftkit.data.formats import prompt_of
+from peftkit.data.prompts import prompt_of
 from peftkit.errors import InputError
 from peftkit.recipe.loader import load_recipe
 from peftkit.runs.manifest import RunManifest
