@@ -14,8 +14,7 @@ from typing import Any
 import numpy as np
 
 from peftkit import console
-from peftkit.data.documents import Documents, Ints, open_documents, write_documents
-from peftkit.data.encode import Encoded, Encoder, encode
+from peftkit.data.documents import Documents, Encoded, Encoder, Ints, encode, open_documents, write_documents
 from peftkit.data.formats import FORMATS
 from peftkit.data.formats.format import DataFormat
 from peftkit.data.sources import BAD_ROWS_SHOWN, Layout, Rows, layout_of, open_rows

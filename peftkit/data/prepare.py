@@ -6,17 +6,18 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
+import numpy as np
+
 from peftkit.data.corpus import Part, load_corpus
-from peftkit.data.encode import read_row
+from peftkit.data.documents import read_row
 from peftkit.data.formats.format import RowError
-from peftkit.data.mixing import hold_out, mix
 from peftkit.data.sequences import Fitted, Sequences, arrange, packs
 from peftkit.data.sources import layout_of, open_rows
 from peftkit.data.stream import Stream
 from peftkit.errors import FieldError
 from peftkit.recipe.schema import Data
 
-__all__ = ["Counts", "Prepared", "RunData", "count_words", "prepare", "prepare_validation", "texts"]
+__all__ = ["Counts", "Prepared", "RunData", "count_words", "hold_out", "mix", "prepare", "prepare_validation", "texts"]
 
 
 @dataclass(frozen=True)
@@ -242,3 +243,53 @@ def _teaches_nothing(parts: Sequence[Part], fitted: Fitted, data: Data, field: s
         f"and {max(0, fitted.untaught_documents - masked):,} have none within max_length {data.max_length}.",
         remedy="Check the labels, raise data.max_length, or check format and columns.",
     )
+
+
+def mix(parts: Sequence[Part], weights: Sequence[float | None], seed: int) -> list[Part]:
+    """As many documents as all sources have together, in shares by their weights; without weights, every one once.
+
+    Of a source that has more than its share, some are drawn. Those of one that has fewer come again: all of them as
+    often as goes in whole, and then some.
+    """
+    given = [weight for weight in weights if weight is not None]
+    if not given:
+        return list(parts)
+    total = sum(len(part.chosen) for part in parts)
+    rng = np.random.default_rng(seed)
+    mixed: list[Part] = []
+    for part, weight in zip(parts, given, strict=True):
+        wanted = max(1, round(total * weight / sum(given)))
+        whole, rest = divmod(wanted, len(part.chosen)) if len(part.chosen) else (0, 0)
+        drawn = np.sort(rng.choice(part.chosen, rest, replace=False))
+        mixed.append(Part(part.corpus, np.concatenate([*[part.chosen] * whole, drawn])))
+    return mixed
+
+
+def hold_out(parts: Sequence[Part], share: float, seed: int) -> tuple[list[Part], list[Part]]:
+    """The documents to train on, and a share of them all to validate on.
+
+    Equal documents stay together, so that none is in both; the share is as near as that allows, and not above.
+
+    Raises:
+        FieldError: one of the two would have no documents.
+    """
+    digests = np.concatenate([part.corpus.documents.digests[part.chosen] for part in parts])
+    unique, inverse, counts = np.unique(digests, return_inverse=True, return_counts=True)
+    wanted = max(1, round(share * len(digests)))
+    order = np.random.default_rng(seed).permutation(len(unique))
+    order = order[counts[order] <= wanted]
+    drawn = order[: int(np.searchsorted(np.cumsum(counts[order]), wanted, side="right"))]
+    held = np.isin(inverse, drawn)
+    if not held.any() or held.all():
+        raise FieldError(
+            "data.validation",
+            f"{share:g} of {len(digests):,} documents, {len(unique):,} of them different, cannot be held out.",
+            remedy="Change the share, or name other data.",
+        )
+    train, validation, start = [], [], 0
+    for part in parts:
+        mask = held[start : start + len(part.chosen)]
+        train.append(Part(part.corpus, part.chosen[~mask]))
+        validation.append(Part(part.corpus, part.chosen[mask]))
+        start += len(part.chosen)
+    return train, validation

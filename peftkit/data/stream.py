@@ -11,10 +11,8 @@ import numpy as np
 from torch.utils.data import IterableDataset
 
 from peftkit.data.corpus import Corpus, Part, Reading, check_rows, encoder_of
-from peftkit.data.documents import Documents
-from peftkit.data.encode import Encoder, encode
-from peftkit.data.packing import WINDOW
-from peftkit.data.sequences import Features, arrange, packs
+from peftkit.data.documents import Documents, Encoder, encode
+from peftkit.data.sequences import WINDOW, Features, arrange, packs
 from peftkit.data.sources import Rows, layout_of, open_rows
 from peftkit.errors import DataError
 from peftkit.recipe.schema import Data

@@ -11,7 +11,7 @@ import numpy as np
 
 from peftkit import console
 from peftkit.data.corpus import Corpus, Part, load_corpus
-from peftkit.data.mixing import hold_out
+from peftkit.data.prepare import hold_out
 from peftkit.data.sources import BUILTIN, layout_of, open_rows
 from peftkit.errors import BaseError, DataError, FieldError, InputError, RowsError
 from peftkit.models.attach import count_parameters

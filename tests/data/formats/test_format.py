@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 import peftkit
-from peftkit.data.encode import read_row
+from peftkit.data.documents import read_row
 from peftkit.data.files import Row
 from peftkit.data.formats import FORMATS
 from peftkit.data.formats.format import Example, ExampleFormat, RowError
@@ -201,7 +201,7 @@ class Saying(ExampleFormat):
 def test_a_format_needs_nothing_but_its_own_file_and_a_line_in_the_list(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, tokenizer: Any
 ) -> None:
-    monkeypatch.setitem(FORMATS, "saying", Saying())  # type: ignore[arg-type]  # a dict that is read only by its type
+    monkeypatch.setitem(FORMATS, "saying", Saying())
     (tmp_path / "rows.jsonl").write_text('{"author": "Ada", "saying": "Hello."}\n', encoding="utf-8")
 
     prepared = prepare(Data(train=Source(path=str(tmp_path / "rows.jsonl"))), tokenizer).train

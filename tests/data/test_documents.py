@@ -9,9 +9,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from peftkit.data import encode as encoding
-from peftkit.data.documents import Documents
-from peftkit.data.encode import Encoded, Encoder, encode
+from peftkit.data import documents as module
+from peftkit.data.documents import Documents, Encoded, Encoder, encode
 from peftkit.data.files import Row
 from peftkit.data.formats import FORMATS
 from peftkit.data.sources import Layout
@@ -98,7 +97,7 @@ def test_several_processes_give_the_same_documents_in_the_same_order(
 ) -> None:
     encoder, rows = Encoder(tokenizer, TEXT, None), text_rows(20_000)
     with_processes = list(encode(iter(rows), encoder))
-    monkeypatch.setattr(encoding, "_BATCHES_INLINE", 1_000)
+    monkeypatch.setattr(module, "_BATCHES_INLINE", 1_000)
     alone = list(encode(iter(rows), encoder))
 
     assert len(with_processes) == len(alone) == 20
