@@ -22,7 +22,18 @@ LAYERS = (
     {"models", "data"},
     {"planning"},
     {"recipe", "runs"},
-    {"compatibility", "console", "data.formats", "errors", "extras", "hub", "redaction", "shortage", "storage"},
+    {
+        "compatibility",
+        "console",
+        "data.formats",
+        "errors",
+        "extras",
+        "hub",
+        "metrics",
+        "redaction",
+        "shortage",
+        "storage",
+    },
 )
 """From the top down. Only the modules of the lowest layer import each other."""
 

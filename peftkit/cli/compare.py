@@ -11,7 +11,7 @@ from peftkit import console
 from peftkit.cli import options
 from peftkit.cli.tables import print_comparison
 from peftkit.errors import InputError
-from peftkit.recipe.evidence import TEXT_METRICS
+from peftkit.metrics import in_group
 from peftkit.recipe.library import find_recipe
 from peftkit.recipe.loader import load_recipe
 from peftkit.recipe.names import nearest
@@ -44,7 +44,7 @@ _METHODS: tuple[Method, ...] = get_args(Method)
 @click.option("--generate", "generates", is_flag=True, help="Also let every run write completions, and score them.")
 @click.option(
     "--by",
-    type=click.Choice(["eval_loss", *TEXT_METRICS]),
+    type=click.Choice(["eval_loss", *in_group("text")]),
     default="eval_loss",
     show_default=True,
     help="The metric that decides which is best.",

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Final, Literal, TypeAlias
 from pydantic import Field, model_validator
 
 from peftkit.data.formats import AUTO, FORMATS
-from peftkit.recipe.evidence import TEXT_METRICS, Expectation, Generation
+from peftkit.metrics import METRICS
+from peftkit.recipe.evidence import Expectation, Generation
 from peftkit.recipe.hyperparameters import Lora, Quantization, Training
 from peftkit.recipe.literals import Method
 from peftkit.recipe.section import Section, disagree
@@ -327,10 +328,10 @@ class Recipe(Section):
         """The expectations of what cannot be measured, and why."""
         found: list[tuple[str, str]] = []
         for number, expected in enumerate(self.expect):
-            measured = expected.metric in ("eval_loss", "perplexity", "base_perplexity", *TEXT_METRICS)
-            if measured and self.data.validation is None:
+            group = METRICS[expected.metric].group
+            if group in ("quality", "text") and self.data.validation is None:
                 found.append((f"expect.{number}.metric", "needs data.validation to be measured on. Add it."))
-            elif expected.metric in TEXT_METRICS and not self.data.may_have_prompts:
+            elif group == "text" and not self.data.may_have_prompts:
                 what = f"needs completions, which format: {self.data.format} has not. Expect perplexity."
                 found.append((f"expect.{number}.metric", what))
         return found

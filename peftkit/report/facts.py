@@ -3,27 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
-from peftkit.recipe.evidence import TEXT_METRICS
+from peftkit.metrics import METRICS, count, duration, in_group, plain, share, size, small
 from peftkit.recipe.schema import UNUSED_SECTIONS
 from peftkit.report.content import RunContent
-from peftkit.report.wording import (
-    METHODS,
-    TIMES,
-    count,
-    duration,
-    metric_name,
-    metric_value,
-    plain,
-    share,
-    size,
-    small,
-)
 
 __all__ = [
     "EVALUATION_COLUMNS",
+    "METHODS",
     "Group",
     "Row",
     "Rows",
@@ -38,7 +27,12 @@ __all__ = [
     "sentence",
 ]
 
-EVALUATION_COLUMNS = ["step", "epoch", "validation loss", "perplexity", "after"]
+METHODS = {"full": "Full fine-tuning", "lora": "LoRA", "qlora": "QLoRA"}
+"""What the methods are called at the start of a sentence."""
+
+TIMES = "\N{MULTIPLICATION SIGN}"
+_EVALUATED = ("eval_loss", "perplexity")
+EVALUATION_COLUMNS = ["step", "epoch", *(METRICS[name].label for name in _EVALUATED), "after"]
 Row = tuple[str, str]
 Rows = list[Row]
 
@@ -105,24 +99,15 @@ def sentence(run: RunContent) -> str:
 
 
 def key_figures(run: RunContent) -> Rows:
-    """The numbers that people ask for first."""
-    metrics = run.manifest.metrics
+    """Every metric of the run itself. Of those that only some runs have, the ones that are known."""
+    values = {**asdict(run.manifest.metrics), "output_bytes": run.output_bytes}
     rows = [
-        ("perplexity before", small(metrics.base_perplexity)),
-        ("perplexity after", small(metrics.perplexity)),
-        ("validation loss", small(metrics.eval_loss)),
-        ("training loss", small(metrics.train_loss)),
-        ("trained parameters", count(metrics.trainable_parameters)),
-        ("of all parameters", share(metrics.trainable_parameters, metrics.total_parameters)),
-        ("tokens trained on", count(metrics.train_tokens)),
-        ("time", duration(metrics.train_seconds)),
-        ("tokens a second", count(metrics.tokens_per_second)),
-        ("peak memory", size(metrics.peak_memory_bytes)),
-        ("output on disk", size(run.output_bytes)),
+        (metric.label, metric.text(values.get(name)))
+        for name, metric in in_group("quality", "cost", "run").items()
+        if values.get(name) or metric.group != "run"
     ]
-    if metrics.skipped_steps:
-        rows.append(("steps skipped", count(metrics.skipped_steps)))
-    return rows
+    trained = share(values["trainable_parameters"], values["total_parameters"])
+    return [*rows, ("share of parameters trained", trained)]
 
 
 def groups(run: RunContent) -> list[Group]:
@@ -157,8 +142,7 @@ def evaluations(run: RunContent) -> list[tuple[str, ...]]:
         (
             count(line["step"]),
             small(line.get("epoch")),
-            small(line["eval_loss"]),
-            small(line.get("perplexity")),
+            *(METRICS[name].text(line.get(name)) for name in _EVALUATED),
             duration(line.get("seconds")),
         )
         for line in run.evaluations
@@ -167,9 +151,9 @@ def evaluations(run: RunContent) -> list[tuple[str, ...]]:
 
 def scores(run: RunContent) -> Iterator[Row]:
     """How good what it writes is, where that was measured."""
-    for name in TEXT_METRICS:
+    for name, metric in in_group("text").items():
         if name in run.scores:
-            yield metric_name(name), metric_value(name, run.scores[name])
+            yield metric.label, metric.text(run.scores[name])
     if run.scores:
         counted = count(run.scores["prompts"]), count(run.scores["references"])
         yield "measured on", "{} completions, {} references".format(*counted)

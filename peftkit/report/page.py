@@ -9,12 +9,12 @@ from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
+from peftkit.metrics import size, small
 from peftkit.redaction import redact
 from peftkit.report import comparing, facts
 from peftkit.report.content import ComparisonContent, RunContent
 from peftkit.report.drawing import Plot
 from peftkit.report.plots import comparison_plot, loss_plot, norms_plot, overlay_plot, schedule_plots
-from peftkit.report.wording import METHODS, size, small
 
 __all__ = ["comparison_page", "run_page", "runs_page"]
 
@@ -115,7 +115,7 @@ def _view(run: RunContent, key: str) -> _RunView:
 
 
 def _method(run: RunContent) -> str:
-    return METHODS.get(run.manifest.method, run.manifest.method)
+    return facts.METHODS.get(run.manifest.method, run.manifest.method)
 
 
 def _shortened(text: str) -> str:

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from peftkit.metrics import METRICS, count, small
 from peftkit.report.content import ComparisonContent, LayerUpdate, RunContent
 from peftkit.report.drawing import GRID, SERIES, Plot, drawn, styled
-from peftkit.report.wording import count, metric_name, small
 
 __all__ = [
     "LOGARITHMIC",
@@ -108,7 +108,7 @@ def comparison_plot(content: ComparisonContent, key: str) -> Plot | None:
         return None
     values = [value for _, statistic in measured for value in (statistic.mean, *statistic.values)]
     with styled(key):
-        figure, axes = _figure(metric_name(by), "", height=1.1 + 0.42 * len(measured))
+        figure, axes = _figure(METRICS[by].label, "", height=1.1 + 0.42 * len(measured))
         for line, (_, statistic) in enumerate(measured):
             axes.plot(statistic.values, [line] * len(statistic.values), "|", color=SERIES[0], markersize=9, alpha=0.6)
             error = statistic.standard_error
@@ -118,7 +118,7 @@ def comparison_plot(content: ComparisonContent, key: str) -> Plot | None:
         axes.tick_params(axis="y", length=0)
         _scale(axes, values, of="x")
         told = "; ".join(f"{name} {small(statistic.mean)}" for name, statistic in measured)
-        name = metric_name(by)
+        name = METRICS[by].label
         title = f"{name[0].upper()}{name[1:]} of each entry, with the standard error and each seed"
         return drawn(figure, key, title, f"{told}.")
 

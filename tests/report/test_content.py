@@ -11,7 +11,6 @@ import pytest
 from peftkit.errors import TargetError
 from peftkit.report import comparing, facts
 from peftkit.report.content import RunContent, read_comparison, read_metrics, read_run
-from peftkit.report.wording import duration, share, small
 from peftkit.runs.comparison import Comparison
 from peftkit.storage import read_json, remove_folder, write_json
 
@@ -126,12 +125,6 @@ def test_the_tables_have_a_line_for_each_entry_and_the_base_cost_nothing(compari
     assert [row[0] for row in rows] == ["base", "full", "lora", "qlora"]
     assert rows[2] == ["lora", "1.510 ± 0.012", "may be noise: +0.01\n(-0.02 to +0.04)"]
     assert costs[0] == ["full", "2.0 GB"]
-
-
-def test_numbers_are_written_for_people() -> None:
-    assert [small(1.0207857), small(123456.7), small(None)] == ["1.021", "123,457", "not known"]
-    assert [duration(0.21), duration(61), duration(7265)] == ["0.2 s", "1 min 1 s", "2 h 1 min"]
-    assert [share(16384, 957184), share(5, 5), share(None, 5)] == ["1.71%", "100%", "not known"]
 
 
 def test_a_comparison_is_read_as_it_was_written(compared: Path, comparison: Comparison) -> None:
