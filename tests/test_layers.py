@@ -22,18 +22,8 @@ LAYERS = (
     {"models", "data"},
     {"planning"},
     {"recipe", "runs"},
-    {
-        "compatibility",
-        "console",
-        "data.formats",
-        "errors",
-        "extras",
-        "hub",
-        "metrics",
-        "redaction",
-        "shortage",
-        "storage",
-    },
+    {"compatibility", "console", "errors", "extras", "hub", "redaction", "shortage", "storage"}
+    | {"data.formats", "metrics"},
 )
 """From the top down. Only the modules of the lowest layer import each other."""
 

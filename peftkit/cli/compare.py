@@ -10,11 +10,10 @@ import click
 from peftkit import console
 from peftkit.cli import options
 from peftkit.cli.tables import print_comparison
-from peftkit.errors import InputError
+from peftkit.errors import InputError, nearest
 from peftkit.metrics import in_group
 from peftkit.recipe.library import find_recipe
 from peftkit.recipe.loader import load_recipe
-from peftkit.recipe.names import nearest
 from peftkit.recipe.schema import Method
 
 __all__ = ["command"]

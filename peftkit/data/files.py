@@ -13,8 +13,7 @@ from typing import Any, NamedTuple
 
 import pyarrow.parquet
 
-from peftkit.errors import DataError
-from peftkit.recipe.names import printable
+from peftkit.errors import DataError, printable
 from peftkit.recipe.references import DATA_SUFFIXES
 from peftkit.recipe.schema import Data
 

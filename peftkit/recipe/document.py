@@ -11,8 +11,7 @@ from ruamel.yaml.error import YAMLError
 from ruamel.yaml.events import AliasEvent, CollectionEndEvent, CollectionStartEvent
 from ruamel.yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
 
-from peftkit.errors import Problem, RecipeError
-from peftkit.recipe.names import printable
+from peftkit.errors import Problem, RecipeError, printable
 
 __all__ = ["DEEPEST", "Document", "Path", "dotted", "is_number", "parse_document", "parse_value"]
 

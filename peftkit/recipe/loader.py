@@ -13,11 +13,10 @@ from typing import Any, get_args
 from pydantic import ValidationError
 from ruamel.yaml import YAML
 
-from peftkit.errors import FieldError, Problem, RecipeError
+from peftkit.errors import FieldError, Problem, RecipeError, nearest
 from peftkit.recipe.document import Document, dotted, parse_document
 from peftkit.recipe.document import Path as Field
 from peftkit.recipe.layers import Layers, Origin, absolute_paths
-from peftkit.recipe.names import nearest
 from peftkit.recipe.overrides import Override, parse_override
 from peftkit.recipe.problems import describe, found
 from peftkit.recipe.references import reference_errors

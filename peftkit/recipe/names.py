@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from peftkit.errors import nearest, printable
-
 __all__ = [
     "LORA_BEYOND",
     "LORA_INITS_BEYOND",
@@ -14,8 +12,6 @@ __all__ = [
     "TRAINING_OWNED",
     "TRAINING_REFUSED",
     "TRAINING_REMOVED",
-    "nearest",
-    "printable",
 ]
 
 TRAINING_REMOVED: Mapping[str, str] = {

@@ -5,9 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from peftkit.errors import Problem, RecipeError
+from peftkit.errors import Problem, RecipeError, printable
 from peftkit.recipe.document import DEEPEST, Path, dotted, parse_value
-from peftkit.recipe.names import printable
 
 __all__ = ["Override", "parse_override"]
 

@@ -13,11 +13,10 @@ from peftkit import console
 from peftkit.data.corpus import Corpus, Part, load_corpus
 from peftkit.data.prepare import hold_out
 from peftkit.data.sources import BUILTIN, layout_of, open_rows
-from peftkit.errors import BaseError, DataError, FieldError, InputError, RowsError
+from peftkit.errors import BaseError, DataError, FieldError, InputError, RowsError, printable
 from peftkit.models.attach import count_parameters
 from peftkit.models.base import LocatedBase, base_at_hand
 from peftkit.models.start import positions
-from peftkit.recipe.names import printable
 from peftkit.recipe.references import DATA_SUFFIXES
 from peftkit.recipe.schema import Base, Data, Format, Source
 
