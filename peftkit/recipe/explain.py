@@ -10,13 +10,11 @@ from peftkit.recipe.advice import Between, Verdict, kind_of, shown
 from peftkit.recipe.document import Path
 from peftkit.recipe.fields import RecipeField
 from peftkit.recipe.loader import RecipeFile
-from peftkit.recipe.schema import UNUSED_SECTIONS, Recipe
+from peftkit.recipe.schema import Recipe
 from peftkit.recipe.section import Section
+from peftkit.recipe.settings import why_idle
 
 __all__ = ["Explained", "explain_field", "explain_recipe"]
-
-_NO_BETAS = ("sgd", "adafactor", "adagrad", "rmsprop")
-"""Optimizers, as their names begin, that do not read AdamW's fields."""
 
 _PLACES = {"usual": "as usual,", "below": "below the usual", "above": "above the usual", "other": "beside the usual"}
 
@@ -78,7 +76,7 @@ def _explained(file: RecipeFile, field: RecipeField, path: Path, value: Any) -> 
 
 
 def _judged(recipe: Recipe, field: RecipeField, value: Any) -> tuple[Verdict | None, str]:
-    idle = _idle(recipe, field)
+    idle = why_idle(recipe.model_dump(include={"method", "training", "quantization"}), field.path)
     if idle:
         return None, idle
     advice = field.advice
@@ -94,19 +92,3 @@ def _judged(recipe: Recipe, field: RecipeField, value: Any) -> tuple[Verdict | N
     effect = advice.named.get(shown(value)) or {"below": advice.lower, "above": advice.higher}.get(verdict)
     effect = None if verdict == "usual" else effect
     return verdict, f"{stated}{_PLACES[verdict]} {usual} ({usual.source}){f': {effect}' if effect else ''}"
-
-
-def _idle(recipe: Recipe, field: RecipeField) -> str | None:
-    """Why a field does not act in a run; None if it does."""
-    training = recipe.training
-    if field.path.partition(".")[0] in UNUSED_SECTIONS.get(recipe.method, ()):
-        return f"not used by method: {recipe.method}"
-    if field.path == "training.num_train_epochs" and training.max_steps > 0:
-        return "not used: max_steps says where the run ends"
-    if field.path == "training.max_steps" and training.max_steps <= 0:
-        return "not set: num_train_epochs says where the run ends"
-    if field.path.startswith("training.adam_") and training.optim.startswith(_NO_BETAS):
-        return f"not used by optim: {training.optim}"
-    if field.name.startswith("bnb_4bit") and recipe.quantization.load_in_8bit:
-        return "not used: load_in_8bit says that there are no 4-bit numbers"
-    return None

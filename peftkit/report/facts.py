@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from typing import Any
 
 from peftkit.metrics import METRICS, count, duration, in_group, plain, share, size, small
-from peftkit.recipe.schema import UNUSED_SECTIONS
+from peftkit.recipe.advice import shown
+from peftkit.recipe.settings import set_fields
 from peftkit.report.content import RunContent
 
 __all__ = [
     "EVALUATION_COLUMNS",
     "METHODS",
-    "Group",
     "Row",
     "Rows",
     "audit_table",
@@ -35,45 +35,6 @@ _EVALUATED = ("eval_loss", "perplexity")
 EVALUATION_COLUMNS = ["step", "epoch", *(METRICS[name].label for name in _EVALUATED), "after"]
 Row = tuple[str, str]
 Rows = list[Row]
-
-_GROUPS: dict[str, tuple[tuple[str, str], ...]] = {
-    "Steps": (
-        ("training", "learning_rate"),
-        ("training", "num_train_epochs"),
-        ("training", "max_steps"),
-        ("data", "max_length"),
-        ("data", "packing"),
-        ("training", "seed"),
-    ),
-    "Optimizer": (
-        ("training", "optim"),
-        ("training", "lr_scheduler_type"),
-        ("training", "warmup_steps"),
-        ("training", "weight_decay"),
-        ("training", "max_grad_norm"),
-        ("training", "adam_beta1"),
-        ("training", "adam_beta2"),
-        ("training", "adam_epsilon"),
-        ("training", "label_smoothing_factor"),
-        ("training", "activation_checkpointing"),
-    ),
-    "LoRA": tuple(
-        ("lora", name)
-        for name in ("r", "lora_alpha", "lora_dropout", "target_modules", "bias", "use_rslora", "use_dora")
-    ),
-    "Quantization": tuple(
-        ("quantization", name)
-        for name in ("load_in_4bit", "load_in_8bit", "bnb_4bit_quant_type", "bnb_4bit_use_double_quant")
-    ),
-}
-
-
-@dataclass(frozen=True)
-class Group:
-    """Hyperparameters of a kind."""
-
-    title: str
-    rows: Rows
 
 
 def sentence(run: RunContent) -> str:
@@ -110,24 +71,13 @@ def key_figures(run: RunContent) -> Rows:
     return [*rows, ("share of parameters trained", trained)]
 
 
-def groups(run: RunContent) -> list[Group]:
-    """The recipe's hyperparameters, those that the method uses."""
-    unused = UNUSED_SECTIONS.get(run.manifest.method, ())
-    found = []
-    for title, fields in _GROUPS.items():
-        used = [(section, name) for section, name in fields if section not in unused]
-        values = [(name, (run.recipe.get(section) or {}).get(name)) for section, name in used]
-        rows = [(name, _setting(name, value)) for name, value in values if value is not None]
-        rows = [row for row in rows if row != ("max_steps", "-1")]  # epochs are counted instead
-        if title == "Steps":
-            rows += _batch(run)
-        if rows:
-            found.append(Group(title, rows))
+def groups(run: RunContent) -> dict[str, Rows]:
+    """The fields that the recipe sets, by section, and what they came to in the run."""
+    fields = set_fields(run.recipe)
+    found = {home: [(name, shown(value)) for name, value in values.items()] for home, values in fields.items()}
     if run.manifest.precision:
-        asked = run.recipe.get("precision")
-        why = f" (the recipe says {asked})" if asked and asked != run.manifest.precision else ""
-        rows = [("precision", f"{run.manifest.precision}{why}"), ("processes", count(run.manifest.world_size))]
-        found.append(Group("Arithmetic", rows))
+        computed = [("precision", run.manifest.precision), ("processes", count(run.manifest.world_size))]
+        found["as trained"] = [*_batch(run), *computed]
     return found
 
 
@@ -194,13 +144,6 @@ def hardware(record: dict[str, Any]) -> Rows:
         for name, value in record.items()
         if value is not None
     ]
-
-
-def _setting(name: str, value: Any) -> str:
-    """A field's value; a warm-up below 1 is a share."""
-    if name == "warmup_steps" and 0 < value < 1:
-        return f"{value:g} of all steps"
-    return plain(value)
 
 
 def _batch(run: RunContent) -> Iterator[Row]:

@@ -38,7 +38,7 @@ class _RunView:
     norms: Plot | None
     audit: comparing.Table | None
     documents: list[list[tuple[bool, str]]]
-    groups: list[facts.Group]
+    groups: dict[str, facts.Rows]
     notes: list[str]
     evaluations: list[tuple[str, ...]]
     scores: facts.Rows

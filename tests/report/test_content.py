@@ -80,13 +80,29 @@ def test_the_sentence_says_what_was_trained_and_what_it_brought(content: RunCont
 
 
 def test_hyperparameters_are_those_that_the_method_uses(runs: dict[str, Path]) -> None:
-    titles = {method: [group.title for group in facts.groups(read_run(path))] for method, path in runs.items()}
+    titles = {method: list(facts.groups(read_run(path))) for method, path in runs.items()}
 
     assert titles == {
-        "full": ["Steps", "Optimizer", "Arithmetic"],
-        "lora": ["Steps", "Optimizer", "LoRA", "Arithmetic"],
-        "qlora": ["Steps", "Optimizer", "LoRA", "Quantization", "Arithmetic"],
+        "full": ["base", "data", "training", "recipe", "as trained"],
+        "lora": ["base", "lora", "data", "training", "recipe", "as trained"],
+        "qlora": ["base", "lora", "quantization", "data", "training", "recipe", "as trained"],
     }
+
+
+def test_whatever_the_recipe_sets_is_in_the_report(content: RunContent) -> None:
+    recipe = {
+        **content.recipe,
+        "training": {"lr_scheduler_kwargs": {"num_cycles": 2}, "warmup_steps": 0.06, "renamed_since": "twice"},
+        "precision": "fp32",
+    }
+    found = facts.groups(replace(content, recipe=recipe))
+
+    assert found["training"] == [
+        ("warmup_steps", "0.06"),
+        ("lr_scheduler_kwargs", '{"num_cycles": 2}'),
+        ("renamed_since", "twice"),
+    ]
+    assert ("precision", "fp32") in found["recipe"]
 
 
 def test_what_happened_on_the_way_is_told(content: RunContent) -> None:
