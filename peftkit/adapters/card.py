@@ -9,9 +9,9 @@ from peftkit.adapters.lora import kinds_of
 from peftkit.adapters.record import RECORD_NAME, Record
 from peftkit.metrics import in_group
 from peftkit.recipe.advice import shown
+from peftkit.recipe.explain import set_fields
 from peftkit.recipe.hyperparameters import Quantization
 from peftkit.recipe.schema import Source
-from peftkit.recipe.settings import set_fields
 
 __all__ = ["model_card"]
 

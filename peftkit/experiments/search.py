@@ -21,8 +21,7 @@ from optuna.storages import RDBStorage
 from optuna.trial import Trial, TrialState
 
 from peftkit.experiments.trials import Outcome, State
-from peftkit.recipe.study import Scalar, Study, holds
-from peftkit.recipe.study_file import Searched
+from peftkit.recipe.study import Scalar, Searched, Study, holds
 
 if TYPE_CHECKING:
     from optuna import Study as Search

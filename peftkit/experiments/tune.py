@@ -17,8 +17,7 @@ from peftkit.errors import ChangedError, InputError, RunError, Stopped, TargetEr
 from peftkit.experiments.search import OUTSIDE, Tuned, begin, judge, next_trial, opened, run_name, tell, tried, tuned
 from peftkit.experiments.trials import Outcome, Watch, train_trial
 from peftkit.recipe.loader import load_recipe
-from peftkit.recipe.study import Scalar
-from peftkit.recipe.study_file import Searched, load_study, read_study, settings
+from peftkit.recipe.study import Scalar, Searched, load_study, read_study, settings
 from peftkit.runs.differences import recipe_differences
 from peftkit.runs.folder import RunFolder, locked
 from peftkit.storage import is_free, new_part, write_text

@@ -1,9 +1,10 @@
-"""YAML 1.2 as plain values, with the line that each of them comes from."""
+"""A file that a user wrote, as YAML 1.2 in plain values, with the line that each of them comes from."""
 
 from __future__ import annotations
 
 import re
 from dataclasses import dataclass, field
+from pathlib import Path as FilePath
 from typing import Any, TypeAlias
 
 from ruamel.yaml import YAML
@@ -11,9 +12,9 @@ from ruamel.yaml.error import YAMLError
 from ruamel.yaml.events import AliasEvent, CollectionEndEvent, CollectionStartEvent
 from ruamel.yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
 
-from peftkit.errors import Problem, RecipeError, printable
+from peftkit.errors import InputError, Problem, RecipeError, printable
 
-__all__ = ["DEEPEST", "Document", "Path", "dotted", "is_number", "parse_document", "parse_value"]
+__all__ = ["DEEPEST", "Document", "Path", "dotted", "is_number", "parse_document", "parse_value", "read_source"]
 
 Path: TypeAlias = tuple[str | int, ...]
 
@@ -228,3 +229,38 @@ def _whole(text: str) -> str | None:
 def _line(node: Any) -> int:
     """The line, from 1, of a node or an event."""
     return int(node.start_mark.line) + 1
+
+
+_LARGEST_FILE = 1 << 18
+"""Bytes: room for some thousand paths of data files; beyond it, reading YAML takes minutes."""
+
+
+def read_source(path: FilePath, kind: str, missing: str) -> str:
+    """Read a YAML file, with lines that end in a line feed.
+
+    Args:
+        path: the file.
+        kind: what it should be: `recipe`, `study`.
+        missing: what to do where there is none.
+
+    Raises:
+        InputError: there is none, or it cannot be one.
+    """
+    try:
+        with path.open("rb") as file:
+            content = file.read(_LARGEST_FILE + 1)
+        text = content.decode()
+    except FileNotFoundError as error:
+        raise InputError(f"there is no such {kind}.", where=str(path), remedy=missing) from error
+    except IsADirectoryError as error:
+        remedy = "Name the YAML file in it."
+        raise InputError(f"is a folder, not a {kind}.", where=str(path), remedy=remedy) from error
+    except UnicodeDecodeError as error:
+        line = error.object.count(b"\n", 0, error.start) + 1
+        raise InputError("is not UTF-8 text.", where=f"{path}:{line}", remedy="Save the file in UTF-8.") from error
+    except OSError as error:
+        raise InputError(f"cannot be read: {error}.", where=str(path), remedy="Name a file that can be.") from error
+    if len(content) > _LARGEST_FILE:
+        what = f"is no {kind}: it has more than {_LARGEST_FILE:,} bytes."
+        raise InputError(what, where=str(path), remedy=f"Name the YAML file of a {kind}.")
+    return text.replace("\r\n", "\n").replace("\r", "\n")

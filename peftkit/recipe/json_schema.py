@@ -12,8 +12,7 @@ from peftkit.recipe.advised import ADVICE
 from peftkit.recipe.fields import PASSED_ON
 from peftkit.recipe.hyperparameters import Lora, Quantization, Training
 from peftkit.recipe.schema import Recipe
-from peftkit.recipe.section import Section
-from peftkit.recipe.tree import all_sections
+from peftkit.recipe.section import Section, all_sections
 
 __all__ = ["recipe_schema"]
 

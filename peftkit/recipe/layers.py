@@ -7,10 +7,11 @@ from dataclasses import dataclass, field
 from pathlib import Path as FilePath
 from typing import Any
 
-from peftkit.recipe.document import Path, dotted
+from peftkit.errors import Problem, RecipeError, printable
+from peftkit.recipe.document import DEEPEST, Path, dotted, parse_value
 from peftkit.recipe.references import BUILTIN_PREFIX, is_folder
 
-__all__ = ["Layers", "Origin", "absolute_paths"]
+__all__ = ["Layers", "Origin", "Override", "absolute_paths", "parse_override"]
 
 _DATA_PATHS: tuple[Path, ...] = (("data", "train", "path"), ("data", "validation", "path"))
 _MODEL_PATHS: tuple[Path, ...] = (("base", "model"), ("base", "init", "tokenizer"))
@@ -147,3 +148,36 @@ def _changed(values: dict[str, Any], path: Path, change: Any) -> dict[str, Any]:
         return change(inner) if isinstance(inner, str) else inner
 
     return {**values, key: renewed(values[key])} if key in values else values
+
+
+@dataclass(frozen=True)
+class Override:
+    """A field's path and its new value."""
+
+    path: Path
+    value: Any
+
+    @property
+    def where(self) -> str:
+        """How errors name it."""
+        return f"--set {dotted(self.path)}"
+
+
+def parse_override(text: str) -> Override:
+    """Read `field=value`, the value being YAML as in a recipe.
+
+    Raises:
+        RecipeError: it is not of that form.
+    """
+    name, sign, value = text.partition("=")
+    path = tuple(name.strip().split("."))
+    if not sign or not all(part and part.isprintable() for part in path):
+        where = f"--set {printable(text)}"
+        raise RecipeError([Problem(where, "", "is not FIELD=VALUE.", "Write it as training.learning_rate=1e-4.")])
+    if len(path) > DEEPEST:
+        raise RecipeError([Problem(f"--set {dotted(path)}", "", "is nested too deeply.", "A recipe needs few levels.")])
+    if path[0] == "methods":
+        own = ".".join(path[2:]) or "training.learning_rate"
+        remedy = f"Set {own} itself: what is set on the command line holds for the method that runs."
+        raise RecipeError([Problem(f"--set {dotted(path)}", dotted(path), "cannot be set there.", remedy)])
+    return Override(path, parse_value(value, f"--set {dotted(path)}", path))

@@ -14,14 +14,12 @@ from pydantic import ValidationError
 from ruamel.yaml import YAML
 
 from peftkit.errors import FieldError, Problem, RecipeError, nearest
-from peftkit.recipe.document import Document, dotted, parse_document
+from peftkit.recipe.document import Document, dotted, parse_document, read_source
 from peftkit.recipe.document import Path as Field
-from peftkit.recipe.layers import Layers, Origin, absolute_paths
-from peftkit.recipe.overrides import Override, parse_override
+from peftkit.recipe.layers import Layers, Origin, Override, absolute_paths, parse_override
 from peftkit.recipe.problems import describe, found
 from peftkit.recipe.references import reference_errors
 from peftkit.recipe.schema import UNUSED_SECTIONS, Method, Recipe
-from peftkit.recipe.source import read_source
 from peftkit.redaction import holds_secret
 
 __all__ = ["RecipeFile", "load_recipe", "parse_recipe"]

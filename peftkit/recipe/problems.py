@@ -11,8 +11,7 @@ from peftkit.errors import Problem, nearest
 from peftkit.recipe.document import Path, dotted, is_number
 from peftkit.recipe.layers import Layers
 from peftkit.recipe.schema import Recipe
-from peftkit.recipe.section import LibrarySection, Section
-from peftkit.recipe.tree import all_sections, field_names, section_at
+from peftkit.recipe.section import LibrarySection, Section, all_sections, field_names, section_at
 
 __all__ = ["describe", "found"]
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from peftkit.metrics import METRICS, count, duration, in_group, plain, share, size, small
 from peftkit.recipe.advice import shown
-from peftkit.recipe.settings import set_fields
+from peftkit.recipe.explain import set_fields
 from peftkit.report.content import RunContent
 
 __all__ = [

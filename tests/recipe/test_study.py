@@ -9,8 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from peftkit.errors import InputError, RecipeError
-from peftkit.recipe.study import Range, Scalar, Study, holds
-from peftkit.recipe.study_file import load_study, read_study, settings
+from peftkit.recipe.study import Range, Scalar, Study, holds, load_study, read_study, settings
 
 RECIPE = """\
 name: searched
@@ -207,7 +206,7 @@ def test_a_value_is_inside_or_outside(span: Range | list[Scalar], inside: list[o
 
 @given(st.one_of(st.floats(min_value=1e-12, max_value=1e6), st.integers(1, 10**6)))
 def test_a_value_reaches_the_recipe_as_it_is(value: float) -> None:
-    from peftkit.recipe.overrides import parse_override
+    from peftkit.recipe.layers import parse_override
 
     found = parse_override(settings({"training.learning_rate": value})[0]).value
 

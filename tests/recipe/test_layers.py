@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from peftkit.errors import RecipeError
-from peftkit.recipe.overrides import parse_override
+from peftkit.recipe.layers import parse_override
 
 
 @pytest.mark.parametrize(
