@@ -13,7 +13,7 @@ from peftkit.recipe.explain import set_fields
 from peftkit.recipe.hyperparameters import Quantization
 from peftkit.recipe.schema import Source
 
-__all__ = ["model_card"]
+__all__ = ["model_card", "proof_rows"]
 
 _OPEN_ADAPTER = """\
 from peft import AutoPeftModelForCausalLM
@@ -46,7 +46,7 @@ def model_card(record: Record, receipt: dict[str, Any] | None = None) -> str:
         *_table("How it was made", _made(record)),
         *_table("Recipe", _set(record)),
         *_table("How good it is", _measured(record)),
-        *(_table("How exactly it was merged", _proven(receipt)) if receipt else []),
+        *(_table("How exactly it was merged", proof_rows(receipt)) if receipt else []),
         *_use(record, adapter),
         f"`{RECORD_NAME}` holds the complete recipe, the hashes of base and data, and the versions.",
         "",
@@ -127,20 +127,21 @@ def _measured(record: Record) -> Iterator[tuple[str, str]]:
         yield metric.label, metric.text(record.metrics.get(name))
 
 
-def _proven(receipt: dict[str, Any]) -> Iterator[tuple[str, str]]:
+def proof_rows(receipt: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    """What the receipt of a merge says of its proof."""
     yield "merged onto", f"the {receipt['onto']} base, as {receipt['dtype']}"
-    proof = receipt["proof"]
+    proof, tolerance = receipt["proof"], receipt["tolerance"]
     if proof is None:
         yield "compared with the adapter", "no: merged with --no-verify"
         return
-    allowed = f", {receipt['tolerance']:.0e} allowed" if receipt["tolerance"] is not None else ", nothing promised"
-    yield (
-        "compared with the adapter on",
-        f"{proof['tokens']:,} tokens of {proof['sample']}, in a process without PEFT",
-    )
-    yield "relative error of the logits", f"{proof['relative_error']:.1e}{allowed}"
+    sample = f"{proof['tokens']:,} tokens of {proof['sample']}, in a process without PEFT"
+    yield "compared with the adapter on", sample
+    allowed = "nothing promised" if tolerance is None else f"{tolerance:.0e} allowed"
+    yield "relative error of the logits", f"{proof['relative_error']:.1e}, {allowed}"
     yield "KL divergence", f"{proof['kl_divergence']:.1e} nats a token"
     yield "same next token", f"{proof['same_next_token']:.2%}"
+    if proof.get("expected_perplexity") is not None:
+        yield "perplexity on the sample", f"{proof['expected_perplexity']:.4g} → {proof['found_perplexity']:.4g}"
 
 
 def _use(record: Record, adapter: bool) -> list[str]:

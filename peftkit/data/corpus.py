@@ -6,7 +6,7 @@ import atexit
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -102,7 +102,7 @@ def load_corpus(source: Source, data: Data, tokenizer: Any, field: str) -> Corpu
     layout, why = layout_of(rows, data, field)
     encoder = encoder_of(layout, data, tokenizer)
     place = cache_folder() / "data" / _key(rows, source, data, encoder)
-    folder = _made(place, _Work(rows, encoder, data, Reading(layout.form.name, why)))
+    folder = _made(place, lambda folder: _write(folder, rows, encoder, data))
     reading = Reading(**{**read_json(folder / _READING_NAME), "why": why})  # it may have been kept for another recipe
     identity = {**rows.identity, "rows": reading.rows}
     return Corpus(rows.name, identity, reading, open_documents(folder), partial(_place_of, rows, encoder))
@@ -158,13 +158,13 @@ def _tokenizer_hashes(tokenizer: Any) -> dict[str, str]:
         return folder_hashes(Path(folder))
 
 
-def _made(place: Path, work: _Work) -> Path:
+def _made(place: Path, write: Callable[[Path], None]) -> Path:
     """The folder with the documents: at its place, or in a temporary one where the place cannot be written."""
     if (place / MANIFEST_NAME).is_file():
         return place
     try:
         with atomic_folder(place) as folder:
-            work.write(folder)
+            write(folder)
         return place
     except RunError:
         if (place / MANIFEST_NAME).is_file():  # another process was quicker
@@ -174,30 +174,21 @@ def _made(place: Path, work: _Work) -> Path:
         console.warning(f"tokens cannot be kept in {place.parent} ({error.strerror}), so they are made each time.")
     temporary = Path(tempfile.mkdtemp(prefix="peftkit-"))
     atexit.register(shutil.rmtree, temporary, ignore_errors=True)
-    work.write(temporary)
+    write(temporary)
     return temporary
 
 
-@dataclass(frozen=True)
-class _Work:
-    """What there is to do for a source whose documents are not kept yet."""
+def _write(folder: Path, rows: Rows, encoder: Encoder, data: Data) -> None:
+    """Write the documents of a source and what became of its rows; raises RowsError at the end if any are bad."""
+    reading = Reading(encoder.layout.form.name, "")
+    with console.progress(f"tokenising {Path(rows.name).name}", rows.total) as advance:
 
-    rows: Rows
-    encoder: Encoder
-    data: Data
-    recognised: Reading
+        def documents() -> Iterator[Documents]:
+            for batch in encode(rows, encoder):
+                reading.add(batch)
+                advance(batch.rows)
+                yield batch.documents
 
-    def write(self, folder: Path) -> None:
-        """Write documents and reading; raises RowsError after the last row if there are bad ones."""
-        reading = replace(self.recognised, first_bad=[])
-        name = Path(self.rows.name).name
-        with console.progress(f"tokenising {name}", self.rows.total) as advance:
-            write_documents(folder, self._documents(reading, advance))
-        check_rows(reading, self.data, self.rows.name)
-        write_json(folder / _READING_NAME, asdict(reading))
-
-    def _documents(self, reading: Reading, advance: Callable[[int], None]) -> Iterator[Documents]:
-        for batch in encode(self.rows, self.encoder):
-            reading.add(batch)
-            advance(batch.rows)
-            yield batch.documents
+        write_documents(folder, documents())
+    check_rows(reading, data, rows.name)
+    write_json(folder / _READING_NAME, asdict(reading))

@@ -21,7 +21,6 @@ __all__ = [
     "groups",
     "hardware",
     "key_figures",
-    "merge_rows",
     "notes",
     "scores",
     "sentence",
@@ -119,22 +118,6 @@ def audit_table(audit: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
         what = f"{count(leak['documents'])} ({leak['share']:.1%} of the tokens)" if leak["documents"] else "0"
         rows.append(["documents that are trained on too", "", what])
     return list(columns), rows
-
-
-def merge_rows(receipt: dict[str, Any]) -> Iterator[Row]:
-    """What the proof of a merge says."""
-    yield "merged onto", f"the {receipt['onto']} base, as {receipt['dtype']}"
-    proof, tolerance = receipt["proof"], receipt["tolerance"]
-    if proof is None:
-        yield "proof", "none: merged with --no-verify"
-        return
-    yield "compared on", f"{count(proof['tokens'])} tokens of {proof['sample']}, in a process without PEFT"
-    yield "relative error of the logits", f"{proof['relative_error']:.2g}"
-    yield "allowed", "nothing is promised on these weights" if tolerance is None else f"{tolerance:.2g}"
-    yield "KL divergence", f"{proof['kl_divergence']:.2g} nats a token"
-    yield "same next token", f"{proof['same_next_token']:.2%}"
-    if proof["expected_perplexity"] is not None:
-        yield "perplexity on the sample", f"{small(proof['expected_perplexity'])} → {small(proof['found_perplexity'])}"
 
 
 def hardware(record: dict[str, Any]) -> Rows:

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
+from peftkit.adapters.card import proof_rows
 from peftkit.metrics import size, small
 from peftkit.redaction import redact
 from peftkit.report import comparing, facts
 from peftkit.report.content import ComparisonContent, RunContent
-from peftkit.report.drawing import Plot
 from peftkit.report.plots import comparison_plot, loss_plot, norms_plot, overlay_plot, schedule_plots
 
 __all__ = ["comparison_page", "run_page", "runs_page"]
@@ -21,30 +20,6 @@ __all__ = ["comparison_page", "run_page", "runs_page"]
 _FOLDER = Path(__file__).parent
 _LONGEST_TEXT = 3_000
 """Characters of a sample or a document; what is longer ends in an ellipsis."""
-
-
-@dataclass(frozen=True)
-class _RunView:
-    """A run with all that the template says of it."""
-
-    key: str
-    """Begins the names of its elements, so that those of several runs differ."""
-
-    run: RunContent
-    method: str
-    sentence: str
-    figures: facts.Rows
-    curves: list[Plot]
-    norms: Plot | None
-    audit: comparing.Table | None
-    documents: list[list[tuple[bool, str]]]
-    groups: dict[str, facts.Rows]
-    notes: list[str]
-    evaluations: list[tuple[str, ...]]
-    scores: facts.Rows
-    merge: facts.Rows
-    hardware: facts.Rows
-    versions: facts.Rows
 
 
 def run_page(run: RunContent) -> str:
@@ -91,27 +66,27 @@ def _render(template: str, **values: Any) -> str:
     return redact(environment.get_template(template).render(style=style, **values))
 
 
-def _view(run: RunContent, key: str) -> _RunView:
+def _view(run: RunContent, key: str) -> dict[str, Any]:
+    """A run with all that the templates say of it; `key` begins the names of its elements, unlike those of others."""
     curves = [loss_plot(run, f"{key}-loss"), *schedule_plots(run, key)]
-    manifest = run.manifest
-    return _RunView(
-        key=key,
-        run=run,
-        method=_method(run),
-        sentence=facts.sentence(run),
-        figures=facts.key_figures(run),
-        curves=[plot for plot in curves if plot],
-        norms=norms_plot(run.updates, f"{key}-norms"),
-        audit=facts.audit_table(run.audit) if run.audit else None,
-        documents=[document["runs"] for document in run.audit["shown"]] if run.audit else [],
-        groups=facts.groups(run),
-        notes=facts.notes(run),
-        evaluations=facts.evaluations(run),
-        scores=list(facts.scores(run)),
-        merge=list(facts.merge_rows(run.merge)) if run.merge else [],
-        hardware=facts.hardware(manifest.hardware),
-        versions=[(name, version) for name, version in manifest.versions.items() if version],
-    )
+    return {
+        "key": key,
+        "run": run,
+        "method": _method(run),
+        "sentence": facts.sentence(run),
+        "figures": facts.key_figures(run),
+        "curves": [plot for plot in curves if plot],
+        "norms": norms_plot(run.updates, f"{key}-norms"),
+        "audit": facts.audit_table(run.audit) if run.audit else None,
+        "documents": [document["runs"] for document in run.audit["shown"]] if run.audit else [],
+        "groups": facts.groups(run),
+        "notes": facts.notes(run),
+        "evaluations": facts.evaluations(run),
+        "scores": list(facts.scores(run)),
+        "merge": list(proof_rows(run.merge)) if run.merge else [],
+        "hardware": facts.hardware(run.manifest.hardware),
+        "versions": [(name, version) for name, version in run.manifest.versions.items() if version],
+    }
 
 
 def _method(run: RunContent) -> str:
