@@ -83,7 +83,7 @@ def command(
 
     from peftkit.experiments.compare import CompareOptions, compare
     from peftkit.models.base import take_quiet
-    from peftkit.report.write import write_report
+    from peftkit.report.page import write_report
 
     take_quiet()
     asked = CompareOptions(chosen, seeds, vary, _listed(rates or ""), generates, by, overrides)

@@ -24,6 +24,7 @@ __all__ = [
     "notes",
     "scores",
     "sentence",
+    "sources",
 ]
 
 METHODS = {"full": "Full fine-tuning", "lora": "LoRA", "qlora": "QLoRA"}
@@ -67,7 +68,8 @@ def key_figures(run: RunContent) -> Rows:
         if values.get(name) or metric.group != "run"
     ]
     trained = share(values["trainable_parameters"], values["total_parameters"])
-    return [*rows, ("share of parameters trained", trained)]
+    place = [label for label, _ in rows].index(METRICS["trainable_parameters"].label) + 1
+    return [*rows[:place], ("of all parameters", trained), *rows[place:]]
 
 
 def groups(run: RunContent) -> dict[str, Rows]:
@@ -109,15 +111,25 @@ def scores(run: RunContent) -> Iterator[Row]:
 
 
 def audit_table(audit: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
-    """What the data is, counted: the head and the lines of a table."""
-    parts = {"training": audit["train"], "validation": audit["validation"]}
-    columns = {name: dict(_counted(part)) for name, part in parts.items() if part}
-    rows = [[name, *(column[name] for column in columns.values())] for name in columns["training"]]
+    """What the data is, counted, from an audit as JSON: the head and the lines of a table."""
+    columns = [_counted(audit[name]) for name in ("train", "validation") if audit[name]]
+    rows = [[name, *(column[name] for column in columns)] for name in columns[0]]
     if audit["validation"]:
-        leak = audit["leak"]
-        what = f"{count(leak['documents'])} ({leak['share']:.1%} of the tokens)" if leak["documents"] else "0"
-        rows.append(["documents that are trained on too", "", what])
-    return list(columns), rows
+        rows.append(["trained on too (leak)", "", count(audit["leak"]["documents"])])
+        rows.append(["  share of the tokens", "", f"{audit['leak']['share']:.1%}"])
+    return ["data", "train", "validation"][: len(columns) + 1], rows
+
+
+def sources(audit: dict[str, Any]) -> Rows:
+    """Where training and validation data come from, and in which format."""
+    found = []
+    for name in ("train", "validation"):
+        held_out = (audit[name] or {}).get("held_out")
+        if held_out:
+            found.append((name, f"{held_out:.3g} of the training documents, held out"))
+        elif audit[name]:
+            found += [(name, f"{source['name']}, format {source['format']}") for source in audit[name]["sources"]]
+    return found
 
 
 def hardware(record: dict[str, Any]) -> Rows:
@@ -165,20 +177,22 @@ def _change(change: Any) -> str:
     return ", ".join(f"{name.replace('_', ' ')} {plain(value)}" for name, value in change.items() if value is not None)
 
 
-def _counted(source: dict[str, Any]) -> Iterator[Row]:
-    counts, lengths = source["counts"], source["length_quantiles"]
-    origins = "; ".join(origin["name"] for origin in source["sources"])
-    yield "source", f"{source['held_out']:.3g} of the training documents" if source["held_out"] else origins
-    yield "format", ", ".join(dict.fromkeys(origin["format"] for origin in source["sources"]))
-    yield "documents", count(counts["documents"])
-    yield "seen before (duplicates)", count(source["duplicates"])
-    yield "split at max_length", f"{count(counts['split_documents'])} ({source['split']:.1%})"
-    yield "cut at max_length", f"{count(counts['cut_documents'])} ({source['cut']:.1%})"
-    yield "left out, nothing taught fits", count(counts["untaught_documents"])
-    yield "rows left out, empty or bad", count(counts["empty_rows"] + counts["bad_rows"])
-    yield "whose end is taught", f"{source['ends_taught']:.1%}"
-    yield "tokens a document: 50%, 90%, 99%, longest", ", ".join(map(count, lengths.values()))
-    yield "sequences", count(counts["sequences"]) + (", packed" if source["packed"] else "")
-    yield "tokens", count(counts["tokens"])
-    yield "tokens that are taught", f"{count(counts['label_tokens'])} ({source['taught']:.1%})"
-    yield "slots that hold a token", f"{source['filled']:.1%}"
+def _counted(source: dict[str, Any]) -> dict[str, str]:
+    counts, quantiles = source["counts"], source["length_quantiles"]
+    return {
+        "documents": count(counts["documents"]),
+        "  seen before (duplicates)": count(source["duplicates"]),
+        "  split at max_length": f"{count(counts['split_documents'])} ({source['split']:.1%})",
+        "  cut at max_length": f"{count(counts['cut_documents'])} ({source['cut']:.1%})",
+        "  nothing taught fits, left out": count(counts["untaught_documents"]),
+        "  whose end is taught": f"{source['ends_taught']:.1%}",
+        "rows left out, empty": count(counts["empty_rows"]),
+        "rows left out, bad": count(counts["bad_rows"]),
+        "tokens a document, 50% / 90% / 99%": f"{quantiles['50%']} / {quantiles['90%']} / {quantiles['99%']}",
+        "  longest": count(quantiles["longest"]),
+        "sequences": count(counts["sequences"]) + (", packed" if source["packed"] else ""),
+        "tokens": count(counts["tokens"]),
+        "  lost by cutting": count(counts["cut_tokens"]),
+        "  that are taught": f"{count(counts['label_tokens'])} ({source['taught']:.1%})",
+        "slots that hold a token": f"{source['filled']:.1%}",
+    }

@@ -14,22 +14,9 @@ from peftkit.metrics import METRICS, count, small
 from peftkit.report.content import ComparisonContent, LayerUpdate, RunContent
 
 __all__ = [
-    "GRID",
-    "LOGARITHMIC",
-    "SERIES",
-    "TEXT",
-    "Plot",
-    "bare",
-    "comparison_plot",
-    "drawn",
-    "loss_plot",
-    "norms_plot",
-    "overlay_plot",
-    "schedule_plots",
-    "series",
-    "styled",
-    "thinned",
-]
+    "LOGARITHMIC", "SERIES", "Plot", "bare", "comparison_plot", "loss_plot", "norms_plot", "overlay_plot",
+    "schedule_plots", "series", "thinned",
+]  # fmt: skip
 
 TEXT, GRID = "#010203", "#020304"
 SERIES = tuple(f"#0304{number:02x}" for number in range(1, 7))

@@ -12,8 +12,7 @@ import pytest
 
 from peftkit.errors import InputError, TargetError
 from peftkit.report.content import RunContent
-from peftkit.report.page import run_page
-from peftkit.report.write import write_report
+from peftkit.report.page import run_page, write_report
 from peftkit.storage import read_json, write_json
 
 TextOf = Callable[[str], str]
