@@ -16,7 +16,7 @@ __all__ = ["METRICS", "UNKNOWN", "Metric", "count", "duration", "in_group", "pla
 UNKNOWN: Final = "not known"
 """Stands in place of a number."""
 
-Group = Literal["quality", "text", "cost", "run"]
+Group = Literal["quality", "completions", "cost", "run"]
 """How good the model is on the validation data, how good its completions are, what it cost, and everything else."""
 
 _COUNTED = ("parameters", "tokens", "tokens/s", "steps", "checkpoints")
@@ -78,7 +78,7 @@ def _cost(name: str, label: str, unit: str, meaning: str, better: Literal["lower
 
 
 def _completions(name: str, label: str, meaning: str, decimals: int = 1, *, lower: bool = False, main: bool) -> Metric:
-    return Metric(name, label, "text", "", "lower" if lower else "higher", meaning, decimals, in_terminal=main)
+    return Metric(name, label, "completions", "", "lower" if lower else "higher", meaning, decimals, in_terminal=main)
 
 
 METRICS: Final[Mapping[str, Metric]] = {

@@ -16,7 +16,7 @@ def test_every_figure_of_a_run_and_of_its_completions_is_declared() -> None:
     scores = {field.name for field in fields(TextScores)} - {"prompts", "references", "signatures"}
 
     assert measured == set(in_group("quality", "cost", "run"))
-    assert scores == set(in_group("text"))
+    assert scores == set(in_group("completions"))
 
 
 @pytest.mark.parametrize(

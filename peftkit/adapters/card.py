@@ -33,7 +33,7 @@ print(pipeline("text-generation", "FOLDER")("...")[0]["generated_text"])"""
 
 
 def model_card(record: Record, receipt: dict[str, Any] | None = None) -> str:
-    """The text of `README.md` beside the weights; of a merged model with the receipt that it was proven by."""
+    """The text of `README.md` next to the weights; for a merged model, with the receipt of its proof."""
     merged = receipt is not None
     adapter = record.recipe.trains_adapter and not merged
     parts = [

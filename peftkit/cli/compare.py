@@ -43,7 +43,7 @@ _METHODS: tuple[Method, ...] = get_args(Method)
 @click.option("--generate", "generates", is_flag=True, help="Also let every run write completions, and score them.")
 @click.option(
     "--by",
-    type=click.Choice(["eval_loss", *in_group("text")]),
+    type=click.Choice(["eval_loss", *in_group("completions")]),
     default="eval_loss",
     show_default=True,
     help="The metric that decides which is best.",

@@ -1,4 +1,4 @@
-"""`peftkit data`: what the model will see and what it will be taught."""
+"""`peftkit data`: what the model will see and which tokens are in the loss."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _SHOWN_CHARACTERS = 600
 @options.overrides
 @options.as_json
 def command(recipe: str, show: int, overrides: tuple[str, ...], as_json: bool) -> None:
-    """Audit RECIPE's data: what the model will see, and what it will be taught.
+    """Audit RECIPE's data: what the model will see, and which tokens are in the loss.
 
     Says which format was recognised and why; counts rows, documents, tokens and labels of training and validation data,
     with what is cut, left out, doubled or stands in both; and prints the first documents with the taught part marked.
@@ -74,7 +74,7 @@ def _print_sources(audit: Audit) -> None:
 
 def _print_documents(audit: Audit) -> None:
     if audit.shown:
-        console.print_text("\nThe first training documents; what is taught is green, between ⟦ and ⟧.")
+        console.print_text("\nThe first training documents; what is in the loss is green, between ⟦ and ⟧.")
     for shown in audit.shown:
         console.print_text("")
         console.print_marked(_beginning(shown))

@@ -163,7 +163,7 @@ def _baseline_rows(baseline: Baseline) -> Iterator[list[str]]:
 
 
 def _text_rows(scores: TextScores, indent: str) -> Iterator[list[str]]:
-    for name, metric in in_group("text").items():
+    for name, metric in in_group("completions").items():
         direction = ", lower is better" if metric.better == "lower" else ""
         yield [f"{indent}{metric.label}", f"{small(getattr(scores, name))}{direction}"]
     yield [f"{indent}written", f"{scores.prompts:,} completions, {scores.references:,} references"]

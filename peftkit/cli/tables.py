@@ -21,7 +21,7 @@ _WORDS = {True: "yes", False: "NO", None: "unknown"}
 def print_comparison(comparison: Comparison, title: str) -> None:
     """The table, what is to be said of it, and what was expected."""
     measured = {name for entry in comparison.entries for name in entry.metrics}
-    texts = [name for name, metric in in_group("text").items() if metric.in_terminal or name == comparison.by]
+    texts = [name for name, metric in in_group("completions").items() if metric.in_terminal or name == comparison.by]
     columns = [name for name in ("perplexity", *texts) if name in measured]
     head = ["", *(METRICS[name].label for name in columns), "against the best"]
     rows = [[*_cells(entry, columns), _against(entry, comparison.by)] for entry in comparison.entries]

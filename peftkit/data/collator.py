@@ -28,7 +28,7 @@ Batch: TypeAlias = dict[str, Any]
 class Collator:
     """Pads rows on the right, to the longest of the batch.
 
-    There is no attention mask: no token sees what stands after it, padding has no labels, and a mask would let packed
+    There is no attention mask: no token sees what comes after it, padding has no labels, and a mask would let packed
     documents see each other.
     """
 

@@ -69,7 +69,7 @@ class Corpus:
     reading: Reading
     documents: Documents
     place_of: Callable[[int], str]
-    """Where a document's row stands: its file and line. The rows are read again for it."""
+    """Where a document's row is: its file and line. The rows are read again for it."""
 
     @property
     def form(self) -> DataFormat[Any]:
@@ -124,7 +124,7 @@ def check_rows(reading: Reading, data: Data, name: str) -> None:
 
 
 def _place_of(rows: Rows, encoder: Encoder, document: int) -> str:
-    """The place of the row that gave a document: rows that gave none are told apart by encoding them again."""
+    """The place of the row that gave a document: rows that gave none are found by encoding them again."""
     seen = 0
     for row in rows:
         if len(encoder([row]).documents):

@@ -38,16 +38,16 @@ class Documents:
     """[tokens]."""
 
     taught: npt.NDArray[np.bool_]
-    """[tokens]: whether the token is a label. The first of a document has nothing that it could be predicted from."""
+    """[tokens]: whether the token is in the loss. The first of a document never is."""
 
     lengths: npt.NDArray[np.int32]
     """[documents]: tokens of each."""
 
     label_tokens: npt.NDArray[np.int32]
-    """[documents]: taught tokens of each."""
+    """[documents]: tokens of each that are in the loss."""
 
     ends: npt.NDArray[np.bool_]
-    """[documents]: whether the last taught token is an end token, so that the model learns to stop."""
+    """[documents]: whether the last token in the loss is an end token, so that the model learns to stop."""
 
     digests: npt.NDArray[np.uint64]
     """[documents]: the same for documents of the same tokens and labels."""
@@ -169,7 +169,7 @@ class Encoder:
 
     @cached_property
     def _end_tokens(self) -> frozenset[int]:
-        """Tokens that a text or a turn may end with: chat models have one of their own beside the end of text."""
+        """Tokens that a text or a turn may end with: chat models have one of their own as well as the end of text."""
         special = {index for index, token in self.tokenizer.added_tokens_decoder.items() if token.special}
         return frozenset({self.tokenizer.eos_token_id, *special})
 

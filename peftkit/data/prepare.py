@@ -32,10 +32,10 @@ class Counts:
 
     documents: int
     untaught_documents: int
-    """Left out: none of the tokens that `max_length` has room for is taught."""
+    """Left out: none of the tokens within `max_length` is in the loss."""
 
     split_documents: int
-    """Longer than `max_length`, and gone on with in a further sequence."""
+    """Longer than `max_length`, and continued in a further sequence."""
 
     cut_documents: int
     cut_tokens: int
@@ -44,10 +44,10 @@ class Counts:
     sequences: int
     tokens: int
     label_tokens: int
-    """Tokens that are taught."""
+    """Tokens in the loss."""
 
     ends: int
-    """Documents whose end token is taught: from the others, a model does not learn to stop."""
+    """Documents whose end token is in the loss: from the others, a model does not learn to stop."""
 
 
 @dataclass(frozen=True)
@@ -95,14 +95,14 @@ class Prepared:
         line = "a stream, which begins with " if isinstance(self.dataset, Stream) else ""
         line += (
             f"{counts.documents:,} documents, {counts.sequences:,} sequences, {counts.tokens:,} tokens, "
-            f"{counts.label_tokens / counts.tokens:.0%} of them taught"
+            f"{counts.label_tokens / counts.tokens:.0%} of them in the loss"
         )
         if self.packed:
             line += f", packed to {counts.tokens / (counts.sequences * self.max_length):.0%} full"
         if counts.cut_documents:
             line += f", {counts.cut_documents:,} documents cut ({counts.cut_tokens:,} tokens lost)"
         if counts.untaught_documents:
-            line += f", {counts.untaught_documents:,} left out as nothing that fits max_length is taught"
+            line += f", {counts.untaught_documents:,} left out as no token within max_length is in the loss"
         if counts.bad_rows:
             line += f", {counts.bad_rows:,} bad rows skipped"
         return line
@@ -190,7 +190,7 @@ def _training_parts(data: Data, tokenizer: Any) -> tuple[list[Part], list[Part]]
 
 def _held_out(parts: Sequence[Part], data: Data) -> Prepared:
     prepared = _prepared(parts, data, "data.validation")
-    counts = replace(prepared.counts, empty_rows=0, bad_rows=0)  # they are told with the rows they are from
+    counts = replace(prepared.counts, empty_rows=0, bad_rows=0)  # they are reported with the rows that they are from
     return replace(
         prepared, counts=counts, identity={**prepared.identity, "held_out": data.validation, "seed": data.seed}
     )
@@ -239,7 +239,7 @@ def _teaches_nothing(parts: Sequence[Part], fitted: Fitted, data: Data, field: s
     masked = sum(int((part.corpus.documents.label_tokens[part.chosen] == 0).sum()) for part in parts)
     return FieldError(
         field,
-        f"nothing would be taught: of {documents + empty:,} rows, {empty:,} are empty, {masked:,} have no label, "
+        f"no token would be in the loss: of {documents + empty:,} rows, {empty:,} are empty, {masked:,} have no label, "
         f"and {max(0, fitted.untaught_documents - masked):,} have none within max_length {data.max_length}.",
         remedy="Check the labels, raise data.max_length, or check format and columns.",
     )

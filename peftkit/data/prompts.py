@@ -86,7 +86,7 @@ def _numbered(prepared: Prepared) -> Iterator[tuple[Documents, int]]:
 
 
 def _pair(documents: Documents, number: int, tokenizer: Any) -> tuple[str, str]:
-    """The text before the last run of taught tokens, and the text of that run."""
+    """The text before the last run of tokens in the loss, and the text of that run."""
     start = int(documents.offsets[number])
     stop = start + int(documents.lengths[number])
     ids, taught = documents.input_ids[start:stop], documents.taught[start:stop]

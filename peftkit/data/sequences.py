@@ -103,13 +103,13 @@ class Fitted:
     pieces: Pieces
     label_tokens: int
     ends: int
-    """Documents that end in a taught end token, which has not been cut off."""
+    """Documents that end in an end token that is in the loss and has not been cut off."""
 
     split_documents: int
     cut_documents: int
     cut_tokens: int
     untaught_documents: int
-    """Left out: none of the tokens that there is room for is taught."""
+    """Left out: none of the tokens that fit is in the loss."""
 
     @classmethod
     def total(cls, parts: Sequence[Fitted], pieces: Pieces) -> Fitted:
@@ -204,7 +204,7 @@ class Sequences:
     def __getitem__(self, index: int) -> Features:
         """`input_ids`, `labels` and, if packed, `position_ids` that begin again with each document; all [tokens].
 
-        `number` [1] is the index itself: what a batch is made of can be told afterwards.
+        `number` [1] is the index itself: a batch can be traced to its rows.
         """
         if not 0 <= index < len(self):
             raise IndexError(index)

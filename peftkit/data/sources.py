@@ -36,7 +36,7 @@ class Rows:
     """What errors call the source."""
 
     identity: dict[str, Any]
-    """What tells these rows from any others: the files' hashes, or the name and commit of a data set."""
+    """What distinguishes these rows from any others: the files' hashes, or the name and commit of a data set."""
 
     total: int | None
     """About how many rows there are."""

@@ -26,7 +26,7 @@ class Stream(IterableDataset[Features]):
     """Sequences of one window after the other, each window packed and shuffled for itself.
 
     It goes through the rows again and again without an end, so that a run of so many steps is one epoch of it, and a
-    run that is gone on with finds its place by counting batches.
+    run that is resumed finds its place by counting batches.
     """
 
     def __init__(self, data: Data, tokenizer: Any) -> None:

@@ -68,7 +68,7 @@ def compare(recipe: Path, options: CompareOptions, output: Path) -> Comparison:
     if first.data.validation is None:
         raise InputError("has no data.validation to compare on.", where=str(recipe), remedy="Add it.")
     wanted = [options.by, *(expectation.metric for expectation in first.expect)]
-    generates = options.generates or any(METRICS[name].group == "text" for name in wanted)
+    generates = options.generates or any(METRICS[name].group == "completions" for name in wanted)
     for rate in options.learning_rates:
         for arm in arms:
             with_rate(arm, rate)  # each is checked before anything is trained

@@ -93,7 +93,7 @@ def measured_of(folder: RunFolder) -> dict[str, Any]:
 
 def _text_scores(place: Path) -> dict[str, float]:
     text = read_json(place)["text"] if place.is_file() else None
-    return {name: text[name] for name in in_group("text")} if text else {}
+    return {name: text[name] for name in in_group("completions")} if text else {}
 
 
 def _against(entry: Entry, best: Entry, by: str) -> Against:

@@ -15,7 +15,7 @@ Positive = Annotated[int, Field(gt=0)]
 if TYPE_CHECKING:
     Metric: TypeAlias = str
 else:
-    Metric = Literal[tuple(in_group("quality", "text", "cost"))]
+    Metric = Literal[tuple(in_group("quality", "completions", "cost"))]
 
 
 class Generation(Section):

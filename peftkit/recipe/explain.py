@@ -43,7 +43,7 @@ def explain_recipe(file: RecipeFile) -> list[Explained]:
 
 
 def explain_field(file: RecipeFile, field: RecipeField) -> list[Explained]:
-    """What a recipe says in one field: once for each item where that stands in a list, and all of a section."""
+    """What a recipe says in one field: once for each item of a list, and all of a section."""
     parts = field.path.split(".")
     lines = explain_recipe(file)
     named = [

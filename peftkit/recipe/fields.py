@@ -1,4 +1,4 @@
-"""Every field that a recipe may have: where it stands, what it means, and how it is found by its name.
+"""Every field that a recipe may have: its place, its meaning, and how it is found by its name.
 
 It is read from the JSON Schema that comes with the package, which a test compares with the models: `peftkit explain`
 does without pydantic.

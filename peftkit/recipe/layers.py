@@ -50,7 +50,7 @@ class Layers:
         self.origins[path] = origin
 
     def merge(self, values: Mapping[str, Any], lines: Mapping[Path, int], file: str, prefix: Path = ()) -> None:
-        """Lay a file's values over what is there, mapping by mapping; `prefix` is where they stand in the file."""
+        """Lay a file's values over what is there, mapping by mapping; `prefix` is where they are in the file."""
         for path, value in _below(values, ()):
             written = (*prefix, *path)
             origin = Origin(f"{file}:{lines[written]}", dotted(written))

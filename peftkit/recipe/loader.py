@@ -106,7 +106,7 @@ def load_recipe(
 def parse_recipe(
     text: str, path: Path, *, method: str | None = None, overrides: Sequence[str] = (), output: Path | None = None
 ) -> RecipeFile:
-    """The same of a text that stands, or is to stand, in a file.
+    """The same for a text that is, or will be, in a file.
 
     Raises:
         RecipeError: everything that is wrong, together.
@@ -207,7 +207,7 @@ def _unsafe(layers: Layers, file: str) -> Iterator[Problem]:
 
 
 def _texts(value: Any, path: Field) -> Iterator[tuple[Field, str]]:
-    """Every text in nested values, keys included, with where it stands."""
+    """Every text in nested values, keys included, with its path."""
     if isinstance(value, str):
         yield path, value
     elif isinstance(value, dict):

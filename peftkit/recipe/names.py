@@ -71,10 +71,10 @@ TRAINING_OWNED: Mapping[str, str] = {
     "local_rank": "Remove it: the launcher sets it.",
     "ddp_backend": "Remove it: NCCL between GPUs, gloo between CPUs.",
     "auto_find_batch_size": "Remove it and use peftkit train --auto-batch, which keeps the effective batch.",
-    "save_only_model": "Remove it: a checkpoint without its optimizer cannot be gone on with.",
-    "ignore_data_skip": "Remove it: a run that is gone on with sees the rows that it would have seen.",
+    "save_only_model": "Remove it: a run cannot be resumed from a checkpoint without its optimizer.",
+    "ignore_data_skip": "Remove it: a resumed run sees the rows that it would have seen.",
     "restore_callback_states_from_checkpoint": "Remove it: the whole state is always restored.",
-    "dataloader_persistent_workers": "Remove it: a run that is gone on with would draw other random numbers.",
+    "dataloader_persistent_workers": "Remove it: a resumed run would draw other random numbers.",
     "enable_jit_checkpoint": "Remove it: SIGTERM always saves first.",
     "fsdp_config": "Remove it: fsdp: true shards each layer by itself, and leaves nothing to configure.",
     "deepspeed": _OTHERWISE_SHARDED,
@@ -131,7 +131,7 @@ LORA_OWNED: Mapping[str, str] = {
 """Names that the `lora` section does not take."""
 
 QUANTIZATION_OWNED: Mapping[str, str] = {
-    "bnb_4bit_compute_dtype": "Set precision at the top level of the recipe; the products are computed in it.",
+    "bnb_4bit_compute_dtype": "Set precision at the top level of the recipe; matmuls are computed in it.",
     "kwargs": "Name the argument itself.",
     "quant_type": "Use bnb_4bit_quant_type.",
     "double_quant": "Use bnb_4bit_use_double_quant.",

@@ -72,7 +72,7 @@ class Base(Section):
     the base's own."""
 
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    """Number type in which frozen weights of the base are held. `auto`: bfloat16 on a GPU that computes in it and
+    """Dtype of the frozen weights of the base. `auto`: bfloat16 on a GPU that computes in it and
     float32 elsewhere. Weights that are trained are always float32."""
 
     @model_validator(mode="after")
@@ -136,7 +136,7 @@ _FORMAT += f" `{AUTO}`: recognised from the columns, for each source."
 
 
 class Data(Section):
-    """What the model is trained on, and what of it is taught."""
+    """What the model is trained on, and which tokens are in the loss."""
 
     train: Source | list[Source]
     """Rows to train on: one source, or a list of several, which are mixed by their weights if they have any."""
@@ -166,7 +166,7 @@ class Data(Section):
     """Longest sequence in tokens, the end token included; at most what the base can see."""
 
     truncation: Literal["split", "cut", "error"] | None = None
-    """What happens to a document longer than `max_length`: `split` goes on in a further sequence and loses nothing,
+    """What happens to a document longer than `max_length`: `split` continues in a further sequence and loses nothing,
     `cut` drops the rest and counts it, `error` stops. Unset: split for text, cut for the other formats."""
 
     packing: bool | None = None
@@ -174,7 +174,7 @@ class Data(Section):
     true for text, false for the other formats."""
 
     max_leaked: Annotated[float, Field(ge=0, le=1)] | None = None
-    """Largest share of the validation tokens that may stand in documents which are trained on too; more is an error.
+    """Largest share of the validation tokens that may be in documents which are trained on too; more is an error.
     Unset: 0.1 for text, whose short lines repeat by nature, and 0 for the other formats."""
 
     streaming: bool = False
@@ -284,7 +284,7 @@ class Recipe(Section):
     """Hyperparameters, the same for all three methods: arguments of Transformers' `TrainingArguments`."""
 
     precision: Precision = "auto"
-    """Number type of the products while training. `auto`: bf16 where the GPU has it, fp16 on older GPUs, fp32 on
+    """Dtype of the matmuls while training. `auto`: bf16 where the GPU has it, fp16 on older GPUs, fp32 on
     Apple's GPUs and on a CPU. Trained weights are kept in fp32 whatever this says."""
 
     on_nonfinite: Literal["stop", "skip"] = "stop"
@@ -329,9 +329,9 @@ class Recipe(Section):
         found: list[tuple[str, str]] = []
         for number, expected in enumerate(self.expect):
             group = METRICS[expected.metric].group
-            if group in ("quality", "text") and self.data.validation is None:
+            if group in ("quality", "completions") and self.data.validation is None:
                 found.append((f"expect.{number}.metric", "needs data.validation to be measured on. Add it."))
-            elif group == "text" and not self.data.may_have_prompts:
+            elif group == "completions" and not self.data.may_have_prompts:
                 what = f"needs completions, which format: {self.data.format} has not. Expect perplexity."
                 found.append((f"expect.{number}.metric", what))
         return found

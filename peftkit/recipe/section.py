@@ -18,7 +18,7 @@ def disagree(*found: tuple[str, str]) -> NoReturn:
     """End a section's validation: its fields do not fit together.
 
     Args:
-        found: the field that each message is told at, dotted from the section, and the message.
+        found: the field that each message is about, dotted from the section, and the message.
 
     Raises:
         ValidationError: all of them; pydantic takes them over with their places.
@@ -43,7 +43,7 @@ class Section(BaseModel):
 
 
 class LibrarySection(Section):
-    """A section that takes, beside its own documented fields, every other argument of one library class.
+    """A section that takes, besides its own documented fields, every other argument of one library class.
 
     Those arguments are checked against the newest supported version of the library: a name that it does not have is an
     error like any other unknown name, and so is a value of the wrong type.

@@ -99,7 +99,7 @@ class Study(Section):
     """Trials in all: those that were finished, ended early or failed. The first has the recipe's own values."""
 
     time_limit_minutes: Annotated[float, Field(gt=0)] | None = None
-    """After so many minutes the trial that trains is saved and the search ends; the same command goes on with it."""
+    """After so many minutes the trial that trains is saved and the search ends; the same command resumes it."""
 
     seed: Annotated[int, Field(ge=0)] = 0
     """Start of every random choice of the search. The seed of training is the recipe's in each trial."""

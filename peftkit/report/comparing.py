@@ -33,7 +33,7 @@ def headline(comparison: Comparison) -> str:
         (entry for entry in comparison.entries if entry.against_best and entry.against_best.verdict == "best"), None
     )
     if best is None:
-        return f"{_number(len(comparison.entries), 'entry', 'entries')} compared by {by}; none is known to be the best."
+        return f"{_number(len(comparison.entries), 'entry', 'entries')} compared by {by}; the best is not known."
     seeds = len(comparison.seeds)
     extreme = "highest" if comparison.higher_is_better else "lowest"
     measured = statistic(comparison.by, best.metrics.get(comparison.by))
@@ -55,7 +55,7 @@ def headline(comparison: Comparison) -> str:
 def comparison_table(comparison: Comparison) -> Table:
     """How good each entry is: the head and a line for each."""
     known = {name for entry in comparison.entries for name in entry.metrics}
-    columns = [name for name in dict.fromkeys((comparison.by, "perplexity", *in_group("text"))) if name in known]
+    columns = [name for name in dict.fromkeys((comparison.by, "perplexity", *in_group("completions"))) if name in known]
     head = ["", *(METRICS[name].label for name in columns)]
     lines = [[entry.name, *(_cell(name, entry) for name in columns)] for entry in comparison.entries]
     verdicts = ["verdict", *(verdict(entry) for entry in comparison.entries)]
@@ -72,7 +72,7 @@ def cost_table(comparison: Comparison) -> Table:
 
 
 def verdict(entry: Entry) -> str:
-    """How an entry stands to the best one."""
+    """How an entry compares with the best one."""
     against = entry.against_best
     if against is None:
         return "untouched" if entry.method is None else ""
@@ -105,7 +105,7 @@ def tried_rows(comparison: Comparison) -> list[list[str]]:
         [
             str(each.get("entry") or each.get("method") or ""),
             str(each["learning_rate"]),
-            "came to no end" if each.get("eval_loss") is None else small(each["eval_loss"]),
+            "did not finish" if each.get("eval_loss") is None else small(each["eval_loss"]),
             "chosen" if each.get("chosen") else "",
         ]
         for each in comparison.tried

@@ -1,4 +1,4 @@
-"""What a run came to, as sentences and rows of tables."""
+"""The results of a run, as sentences and rows of tables."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def key_figures(run: RunContent) -> Rows:
 
 
 def groups(run: RunContent) -> dict[str, Rows]:
-    """The fields that the recipe sets, by section, and what they came to in the run."""
+    """The fields that the recipe sets, by section, and what the run made of them."""
     fields = set_fields(run.recipe)
     found = {home: [(name, shown(value)) for name, value in values.items()] for home, values in fields.items()}
     if run.manifest.precision:
@@ -102,7 +102,7 @@ def evaluations(run: RunContent) -> list[tuple[str, ...]]:
 
 def scores(run: RunContent) -> Iterator[Row]:
     """How good what it writes is, where that was measured."""
-    for name, metric in in_group("text").items():
+    for name, metric in in_group("completions").items():
         if name in run.scores:
             yield metric.label, metric.text(run.scores[name])
     if run.scores:
@@ -163,7 +163,7 @@ def _batch_notes(run: RunContent) -> Iterator[str]:
 
 
 def _resumed(resumed: dict[str, Any]) -> str:
-    text = f"Gone on with from step {count(resumed['step'])}"
+    text = f"Resumed from step {count(resumed['step'])}"
     if resumed.get("passed_over"):
         text += f", past checkpoints that were not sound: {', '.join(map(str, resumed['passed_over']))}"
     changes = [_change(change) for change in resumed.get("changes") or []]
@@ -184,8 +184,8 @@ def _counted(source: dict[str, Any]) -> dict[str, str]:
         "  seen before (duplicates)": count(source["duplicates"]),
         "  split at max_length": f"{count(counts['split_documents'])} ({source['split']:.1%})",
         "  cut at max_length": f"{count(counts['cut_documents'])} ({source['cut']:.1%})",
-        "  nothing taught fits, left out": count(counts["untaught_documents"]),
-        "  whose end is taught": f"{source['ends_taught']:.1%}",
+        "  no token in the loss, left out": count(counts["untaught_documents"]),
+        "  whose end is in the loss": f"{source['ends_taught']:.1%}",
         "rows left out, empty": count(counts["empty_rows"]),
         "rows left out, bad": count(counts["bad_rows"]),
         "tokens a document, 50% / 90% / 99%": f"{quantiles['50%']} / {quantiles['90%']} / {quantiles['99%']}",
@@ -193,6 +193,6 @@ def _counted(source: dict[str, Any]) -> dict[str, str]:
         "sequences": count(counts["sequences"]) + (", packed" if source["packed"] else ""),
         "tokens": count(counts["tokens"]),
         "  lost by cutting": count(counts["cut_tokens"]),
-        "  that are taught": f"{count(counts['label_tokens'])} ({source['taught']:.1%})",
+        "  in the loss": f"{count(counts['label_tokens'])} ({source['taught']:.1%})",
         "slots that hold a token": f"{source['filled']:.1%}",
     }

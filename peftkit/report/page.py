@@ -43,7 +43,7 @@ def write_report(runs: Sequence[Path], output: Path | None = None, merged: Path 
         if comparison is not None:
             remedy = "Name it alone; its report has all of its runs."
             raise InputError(
-                "is a comparison, and cannot stand beside other runs.", where=str(comparison), remedy=remedy
+                "is a comparison, and cannot be reported with other runs.", where=str(comparison), remedy=remedy
             )
         if output is None:
             raise InputError("the report of several runs has no place of its own.", remedy="Name a file with --output.")
@@ -72,7 +72,7 @@ def _with_updates(run: RunContent, path: Path) -> RunContent:
     if not any(name.startswith(f"{ADAPTER_FOLDER}/") for name in run.manifest.outputs):
         return run
     if not (path / ADAPTER_FOLDER / WEIGHTS_NAME).is_file():
-        return run  # moved away: the manifest still tells what it was
+        return run  # moved away: the manifest still says what it was
     modules = inspect_modules(read_adapter(path / ADAPTER_FOLDER), lambda _: None)
     return replace(run, updates=[LayerUpdate(each.layer, each.target, each.norm) for each in modules])
 

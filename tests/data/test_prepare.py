@@ -98,7 +98,7 @@ def test_a_prompt_that_fills_the_sequence_is_left_out_and_told(rows: Path, token
 
 def test_data_that_teaches_nothing_is_an_error(rows: Path, tokenizer: Any) -> None:
     with pytest.raises(
-        FieldError, match=r"nothing would be taught: .* 0 have no label, and 2 have none within max_length 3"
+        FieldError, match=r"no token would be in the loss: .* 0 have no label, and 2 have none within max_length 3"
     ):
         prepared(rows, tokenizer, max_length=3)
 
@@ -107,7 +107,7 @@ def test_text_of_nothing_but_empty_lines_is_an_error(tmp_path: Path, tokenizer: 
     path = tmp_path / "empty.txt"
     path.write_text("\n\n \n", encoding="utf-8")
 
-    with pytest.raises(FieldError, match="nothing would be taught: of 3 rows, 3 are empty"):
+    with pytest.raises(FieldError, match="no token would be in the loss: of 3 rows, 3 are empty"):
         prepared(path, tokenizer)
 
 
@@ -115,7 +115,7 @@ def test_rows_whose_labels_are_all_masked_are_an_error(tmp_path: Path, tokenizer
     path = tmp_path / "ids.jsonl"
     path.write_text('{"input_ids": [5, 6, 7], "labels": [-100, -100, -100]}\n' * 3, encoding="utf-8")
 
-    with pytest.raises(FieldError, match=r"data\.train: nothing would be taught: of 3 rows, .* 3 have no label"):
+    with pytest.raises(FieldError, match=r"data\.train: no token would be in the loss: of 3 rows, .* 3 have no label"):
         prepared(path, tokenizer)
 
 

@@ -116,9 +116,7 @@ def test_what_happened_on_the_way_is_told(content: RunContent) -> None:
     batch, resumed = facts.notes(replace(content, manifest=manifest))
 
     assert "did not fit into memory" in batch
-    assert resumed.startswith(
-        "Gone on with from step 1,200, past checkpoints that were not sound: checkpoints/step-1300"
-    )
+    assert resumed.startswith("Resumed from step 1,200, past checkpoints that were not sound: checkpoints/step-1300")
     assert "training.num_train_epochs" in resumed
 
 

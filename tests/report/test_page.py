@@ -20,7 +20,7 @@ SECTIONS = [
     "Key figures",
     "Curves",
     "What it writes",
-    "What was taught",
+    "Training data",
     "Hyperparameters",
     "How far each weight moved",
     "Machine and versions",
@@ -132,7 +132,7 @@ def test_an_unfinished_run_has_a_page_too(run: Path, text_of: TextOf) -> None:
 
     assert "LoRA of builtin:tiny-gpt2: the run is failed." in text
     assert "no memory" in text
-    assert "What was taught" not in text
+    assert "Training data" not in text
 
 
 def test_the_recipe_and_the_commands_that_train_it_again_are_in_the_page(run: Path, text_of: TextOf) -> None:

@@ -171,7 +171,9 @@ def _encode_spans(messages: Sequence[Message], tokenizer: Any, template: str) ->
         before = _rendered(messages[:index], tokenizer, template, add_generation_prompt=True)
         through = _rendered(messages[: index + 1], tokenizer, template)
         if not whole.startswith(before) or not whole.startswith(through):
-            raise RowError("the chat template writes earlier turns anew, so it cannot be told what is taught")
+            raise RowError(
+                "the chat template writes earlier turns anew, so what the assistant says cannot be found in it"
+            )
         spans.append((len(before), len(through.rstrip())))
     encoding = tokenizer(whole, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
     in_loss = [any(a <= begin and end <= b for a, b in spans) for begin, end in encoding["offset_mapping"]]
