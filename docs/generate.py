@@ -22,6 +22,8 @@ from peftkit.planning.hardware import DEVICES
 from peftkit.recipe.installed import installed_listing
 from peftkit.recipe.json_schema import recipe_schema
 from peftkit.recipe.libraries import LISTING, listed_versions
+from peftkit.recipe.schema import Recipe
+from peftkit.recipe.section import all_sections
 
 FOLDER = Path(__file__).resolve().parent
 RESULTS = FOLDER.parent / "benchmarks" / "results"
@@ -101,7 +103,7 @@ def recipe_page() -> str:
         "what the library says; with `--recipe my.yaml` also what a recipe sets, and whether that is usual.",
         *_section_parts("recipe", schema),
     ]
-    for name in ("Base", "Init", "Lora", "Quantization", "Data", "Source", "Training", "Generation", "Expectation"):
+    for name in dict.fromkeys(section.__name__ for _, section in all_sections(Recipe)):
         parts += _section_parts(name.lower(), schema["$defs"][name])
     parts += ["## metrics", _METRICS, "\n".join(_metric_lines())]
     return "\n\n".join(parts) + "\n"
