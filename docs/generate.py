@@ -16,11 +16,14 @@ import click
 
 from peftkit.cli.app import COMMANDS, app
 from peftkit.console import size
+from peftkit.metrics import METRICS
 from peftkit.planning.decisions import decide
 from peftkit.planning.hardware import DEVICES
 from peftkit.recipe.installed import installed_listing
 from peftkit.recipe.json_schema import recipe_schema
 from peftkit.recipe.libraries import LISTING, listed_versions
+from peftkit.recipe.schema import Recipe
+from peftkit.recipe.section import all_sections
 
 FOLDER = Path(__file__).resolve().parent
 RESULTS = FOLDER.parent / "benchmarks" / "results"
@@ -60,6 +63,11 @@ row must have the logits and gradients that they have alone. One that fails is r
 generated text and proofs always use `sdpa`."""
 
 
+_METRICS = """\
+Every figure by its name in `manifest.json`, `comparison.json`, `--json` and `expect`, and by its label in tables, cards
+and reports. `peftkit explain METRIC` says the same."""
+
+
 def commands_page() -> str:
     """Every command with its help, as the command line prints it."""
     parts = ["# Commands", "Made from the code by `python docs/generate.py`."]
@@ -95,9 +103,16 @@ def recipe_page() -> str:
         "what the library says; with `--recipe my.yaml` also what a recipe sets, and whether that is usual.",
         *_section_parts("recipe", schema),
     ]
-    for name in ("Base", "Init", "Lora", "Quantization", "Data", "Source", "Training", "Generation", "Expectation"):
+    for name in dict.fromkeys(section.__name__ for _, section in all_sections(Recipe)):
         parts += _section_parts(name.lower(), schema["$defs"][name])
+    parts += ["## metrics", _METRICS, "\n".join(_metric_lines())]
     return "\n\n".join(parts) + "\n"
+
+
+def _metric_lines() -> Iterator[str]:
+    yield "| metric | label | unit | better | what it is |\n|---|---|---|---|---|"
+    for metric in METRICS.values():
+        yield f"| `{metric.name}` | {metric.label} | {metric.unit} | {metric.better or ''} | {metric.meaning} |"
 
 
 def _section_parts(title: str, section: dict[str, Any]) -> Iterator[str]:

@@ -21,7 +21,7 @@ They are raised where the cause is known. Only the command line turns them into 
 from __future__ import annotations
 
 import shlex
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -41,6 +41,8 @@ __all__ = [
     "RunError",
     "Stopped",
     "TargetError",
+    "nearest",
+    "printable",
 ]
 
 
@@ -255,3 +257,16 @@ class Stopped(PeftkitError):  # noqa: N818  it is no error: the run did what it 
         self.signal_number = signal_number
         self.exit_status = 128 + signal_number
         super().__init__(what, remedy=remedy)
+
+
+def nearest(name: str, valid: Iterable[str]) -> str | None:
+    """The valid name that is most like `name`, if one is like enough to be meant."""
+    import difflib  # only a name that is unknown needs it
+
+    matches = difflib.get_close_matches(name, list(valid), n=1, cutoff=0.6)
+    return matches[0] if matches else None
+
+
+def printable(name: str) -> str:
+    """A name as part of a one-line message: quoted and escaped where it would not be readable otherwise."""
+    return name if name and name.isprintable() else repr(name)

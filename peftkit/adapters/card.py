@@ -7,10 +7,13 @@ from typing import Any
 
 from peftkit.adapters.lora import kinds_of
 from peftkit.adapters.record import RECORD_NAME, Record
+from peftkit.metrics import in_group
+from peftkit.recipe.advice import shown
+from peftkit.recipe.explain import set_fields
 from peftkit.recipe.hyperparameters import Quantization
 from peftkit.recipe.schema import Source
 
-__all__ = ["model_card"]
+__all__ = ["model_card", "proof_rows"]
 
 _OPEN_ADAPTER = """\
 from peft import AutoPeftModelForCausalLM
@@ -30,7 +33,7 @@ print(pipeline("text-generation", "FOLDER")("...")[0]["generated_text"])"""
 
 
 def model_card(record: Record, receipt: dict[str, Any] | None = None) -> str:
-    """The text of `README.md` beside the weights; of a merged model with the receipt that it was proven by."""
+    """The text of `README.md` next to the weights; for a merged model, with the receipt of its proof."""
     merged = receipt is not None
     adapter = record.recipe.trains_adapter and not merged
     parts = [
@@ -42,7 +45,8 @@ def model_card(record: Record, receipt: dict[str, Any] | None = None) -> str:
         "",
         *_table("How it was made", _made(record)),
         *_table("How good it is", _measured(record)),
-        *(_table("How exactly it was merged", _proven(receipt)) if receipt else []),
+        *(_table("How exactly it was merged", proof_rows(receipt)) if receipt else []),
+        *_table("Recipe", _set(record)),
         *_use(record, adapter),
         f"`{RECORD_NAME}` holds the complete recipe, the hashes of base and data, and the versions.",
         "",
@@ -76,7 +80,7 @@ def _what(record: Record, merged: bool) -> str:
 
 
 def _made(record: Record) -> Iterator[tuple[str, str]]:
-    recipe, training = record.recipe, record.recipe.training
+    recipe = record.recipe
     yield "base", _base_name(record) + (f" at {record.base['revision']}" if record.base["revision"] else "")
     yield "SHA-256 of the base", record.base["sha256"] or "none: made from nothing"
     yield "data", ", ".join(_data_name(source) for source in recipe.data.train_sources)
@@ -85,16 +89,29 @@ def _made(record: Record) -> Iterator[tuple[str, str]]:
         yield "LoRA", _lora(record)
     if recipe.base_quantization:
         yield "base quantised to", _width(recipe.base_quantization)
-    yield "learning rate", f"{training.learning_rate:g}, {training.lr_scheduler_type}"
-    yield "optimizer", f"{training.optim}, weight decay {training.weight_decay:g}"
-    yield "batch size", str(training.effective_batch)
-    length = f"{training.max_steps:,} steps" if training.max_steps > 0 else f"{training.num_train_epochs:g} epochs"
-    yield "length", f"{length} of sequences of at most {recipe.data.max_length:,} tokens"
-    yield "seed", str(training.seed)
+    yield "base dtype", record.base_dtype
+    yield "batch size", str(recipe.training.effective_batch)
     if record.made_from:
         yield "made from", ", ".join(f"{part['weight']:g} x {part['adapter']}" for part in record.made_from)
     versions = (f"{name} {version}" for name, version in record.versions.items() if version)
     yield "versions", ", ".join(versions)
+
+
+def _set(record: Record) -> Iterator[tuple[str, str]]:
+    """Every field that the recipe sets, without the folders of the machine that trained."""
+    for home, fields in set_fields(record.recipe.model_dump(mode="json")).items():
+        for name, value in fields.items():
+            text = shown(_without_folders(value)).replace("|", "\\|")
+            yield f"`{name if home == 'recipe' else f'{home}.{name}'}`", text if text.isprintable() else repr(text)
+
+
+def _without_folders(value: Any) -> Any:
+    """A value with absolute paths cut to their last part, so that others can find what they name."""
+    if isinstance(value, list):
+        return [_without_folders(item) for item in value]
+    if isinstance(value, dict):
+        return {name: _without_folders(item) for name, item in value.items()}
+    return value.rpartition("/")[2] if isinstance(value, str) and value.startswith("/") else value
 
 
 def _lora(record: Record) -> str:
@@ -106,24 +123,25 @@ def _lora(record: Record) -> str:
 
 
 def _measured(record: Record) -> Iterator[tuple[str, str]]:
-    yield "perplexity before", _number(record.metrics.get("base_perplexity"))
-    yield "perplexity after", _number(record.metrics.get("perplexity"))
+    for name, metric in in_group("quality").items():
+        yield metric.label, metric.text(record.metrics.get(name))
 
 
-def _proven(receipt: dict[str, Any]) -> Iterator[tuple[str, str]]:
+def proof_rows(receipt: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    """What the receipt of a merge says of its proof."""
     yield "merged onto", f"the {receipt['onto']} base, as {receipt['dtype']}"
-    proof = receipt["proof"]
+    proof, tolerance = receipt["proof"], receipt["tolerance"]
     if proof is None:
         yield "compared with the adapter", "no: merged with --no-verify"
         return
-    allowed = f", {receipt['tolerance']:.0e} allowed" if receipt["tolerance"] is not None else ", nothing promised"
-    yield (
-        "compared with the adapter on",
-        f"{proof['tokens']:,} tokens of {proof['sample']}, in a process without PEFT",
-    )
-    yield "relative error of the logits", f"{proof['relative_error']:.1e}{allowed}"
+    sample = f"{proof['tokens']:,} tokens of {proof['sample']}, in a process without PEFT"
+    yield "compared with the adapter on", sample
+    allowed = "nothing promised" if tolerance is None else f"{tolerance:.0e} allowed"
+    yield "relative error of the logits", f"{proof['relative_error']:.1e}, {allowed}"
     yield "KL divergence", f"{proof['kl_divergence']:.1e} nats a token"
     yield "same next token", f"{proof['same_next_token']:.2%}"
+    if proof.get("expected_perplexity") is not None:
+        yield "perplexity on the sample", f"{proof['expected_perplexity']:.4g} → {proof['found_perplexity']:.4g}"
 
 
 def _use(record: Record, adapter: bool) -> list[str]:
@@ -141,14 +159,13 @@ def _table(title: str, rows: Iterator[tuple[str, str]]) -> list[str]:
 
 
 def _base_name(record: Record) -> str:
-    return record.base["model"] or "a new model"
+    return str(_without_folders(record.base["model"] or "a new model"))
 
 
 def _data_name(source: Source) -> str:
-    """A source as others can find it: without the folders of the machine that trained."""
+    """A source as others can find it."""
     if source.path is not None:
-        paths = [source.path] if isinstance(source.path, str) else source.path
-        return ", ".join(path.rpartition("/")[2] for path in paths)
+        return ", ".join(_without_folders([source.path] if isinstance(source.path, str) else source.path))
     return " ".join(part for part in (source.dataset, source.name) if part)
 
 
@@ -157,7 +174,3 @@ def _width(quantization: Quantization) -> str:
         return "8 bits, LLM.int8()"
     double = ", scales quantised too" if quantization.bnb_4bit_use_double_quant else ""
     return f"4 bits, {quantization.bnb_4bit_quant_type.upper()}{double}"
-
-
-def _number(value: float | None) -> str:
-    return "not measured" if value is None else f"{value:.4f}"

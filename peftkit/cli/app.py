@@ -71,7 +71,7 @@ class LazyGroup(click.Group):
             click.UsageError: there is none; names the nearest one.
         """
         if cmd_name not in self.summaries:
-            from peftkit.recipe.names import nearest
+            from peftkit.errors import nearest
 
             guess = nearest(cmd_name, self.summaries)
             hint = f"Did you mean {guess}?" if guess else f"There are: {', '.join(self.summaries)}."

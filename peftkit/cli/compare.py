@@ -10,11 +10,10 @@ import click
 from peftkit import console
 from peftkit.cli import options
 from peftkit.cli.tables import print_comparison
-from peftkit.errors import InputError
-from peftkit.recipe.evidence import TEXT_METRICS
+from peftkit.errors import InputError, nearest
+from peftkit.metrics import in_group
 from peftkit.recipe.library import find_recipe
 from peftkit.recipe.loader import load_recipe
-from peftkit.recipe.names import nearest
 from peftkit.recipe.schema import Method
 
 __all__ = ["command"]
@@ -44,7 +43,7 @@ _METHODS: tuple[Method, ...] = get_args(Method)
 @click.option("--generate", "generates", is_flag=True, help="Also let every run write completions, and score them.")
 @click.option(
     "--by",
-    type=click.Choice(["eval_loss", *TEXT_METRICS]),
+    type=click.Choice(["eval_loss", *in_group("completions")]),
     default="eval_loss",
     show_default=True,
     help="The metric that decides which is best.",
@@ -84,7 +83,7 @@ def command(
 
     from peftkit.experiments.compare import CompareOptions, compare
     from peftkit.models.base import take_quiet
-    from peftkit.report.write import write_report
+    from peftkit.report.page import write_report
 
     take_quiet()
     asked = CompareOptions(chosen, seeds, vary, _listed(rates or ""), generates, by, overrides)

@@ -1,4 +1,4 @@
-"""`peftkit data`: what the model will see and what it will be taught."""
+"""`peftkit data`: what the model will see and which tokens are in the loss."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from peftkit.recipe.library import find_recipe
 from peftkit.recipe.loader import load_recipe
 
 if TYPE_CHECKING:
-    from peftkit.data.audit import Audit, Shown, SourceAudit
+    from peftkit.data.audit import Audit, Shown
 
 __all__ = ["command"]
 
@@ -26,7 +26,7 @@ _SHOWN_CHARACTERS = 600
 @options.overrides
 @options.as_json
 def command(recipe: str, show: int, overrides: tuple[str, ...], as_json: bool) -> None:
-    """Audit RECIPE's data: what the model will see, and what it will be taught.
+    """Audit RECIPE's data: what the model will see, and which tokens are in the loss.
 
     Says which format was recognised and why; counts rows, documents, tokens and labels of training and validation data,
     with what is cut, left out, doubled or stands in both; and prints the first documents with the taught part marked.
@@ -39,6 +39,7 @@ def command(recipe: str, show: int, overrides: tuple[str, ...], as_json: bool) -
     file = load_recipe(find_recipe(recipe), overrides=overrides)
 
     from peftkit.models.base import take_quiet
+    from peftkit.report.facts import audit_table
     from peftkit.training.prepare import audit_recipe
 
     take_quiet()
@@ -47,7 +48,8 @@ def command(recipe: str, show: int, overrides: tuple[str, ...], as_json: bool) -
         console.print_json({**asdict(audit), "warnings": warnings})
     else:
         _print_sources(audit)
-        _print_counts(audit)
+        head, rows = audit_table(asdict(audit))
+        console.print_table(None, head, rows, numeric=True)
         _print_documents(audit)
     for message in warnings:
         console.warning(message)
@@ -70,39 +72,9 @@ def _print_sources(audit: Audit) -> None:
     console.print_text("")
 
 
-def _print_counts(audit: Audit) -> None:
-    columns = [_column(audit.train)] + ([_column(audit.validation)] if audit.validation else [])
-    rows = [[name, *(column[name] for column in columns)] for name in columns[0]]
-    if audit.validation:
-        rows.append(["trained on too (leak)", "", f"{audit.leak.documents:,}"])
-        rows.append(["  share of the tokens", "", f"{audit.leak.share:.1%}"])
-    console.print_table(None, ["data", "train", "validation"][: len(columns) + 1], rows, numeric=True)
-
-
-def _column(source: SourceAudit) -> dict[str, str]:
-    counts, quantiles = source.counts, source.length_quantiles
-    return {
-        "documents": f"{counts.documents:,}",
-        "  seen before (duplicates)": f"{source.duplicates:,}",
-        "  split at max_length": f"{counts.split_documents:,} ({source.split:.1%})",
-        "  cut at max_length": f"{counts.cut_documents:,} ({source.cut:.1%})",
-        "  nothing taught fits, left out": f"{counts.untaught_documents:,}",
-        "  whose end is taught": f"{source.ends_taught:.1%}",
-        "rows left out, empty": f"{counts.empty_rows:,}",
-        "rows left out, bad": f"{counts.bad_rows:,}",
-        "tokens a document, 50% / 90% / 99%": f"{quantiles['50%']} / {quantiles['90%']} / {quantiles['99%']}",
-        "  longest": f"{quantiles['longest']:,}",
-        "sequences": f"{counts.sequences:,}{', packed' if source.packed else ''}",
-        "tokens": f"{counts.tokens:,}",
-        "  lost by cutting": f"{counts.cut_tokens:,}",
-        "  that are taught": f"{counts.label_tokens:,} ({source.taught:.1%})",
-        "slots that hold a token": f"{source.filled:.1%}",
-    }
-
-
 def _print_documents(audit: Audit) -> None:
     if audit.shown:
-        console.print_text("\nThe first training documents; what is taught is green, between ⟦ and ⟧.")
+        console.print_text("\nThe first training documents; what is in the loss is green, between ⟦ and ⟧.")
     for shown in audit.shown:
         console.print_text("")
         console.print_marked(_beginning(shown))

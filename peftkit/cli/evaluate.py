@@ -13,6 +13,7 @@ import click
 from peftkit import console
 from peftkit.cli import options
 from peftkit.errors import InputError
+from peftkit.metrics import in_group, small
 from peftkit.recipe.evidence import Generation
 from peftkit.recipe.library import find_recipe
 from peftkit.recipe.loader import load_recipe
@@ -162,11 +163,9 @@ def _baseline_rows(baseline: Baseline) -> Iterator[list[str]]:
 
 
 def _text_rows(scores: TextScores, indent: str) -> Iterator[list[str]]:
-    yield [f"{indent}BLEU", f"{scores.bleu:.2f}"]
-    yield [f"{indent}chrF", f"{scores.chrf:.2f}"]
-    yield [f"{indent}TER", f"{scores.ter:.2f}, lower is better"]
-    yield [f"{indent}ROUGE-L", f"{scores.rouge_l:.2f}"]
-    yield [f"{indent}exact match", f"{scores.exact_match:.3f}"]
+    for name, metric in in_group("completions").items():
+        direction = ", lower is better" if metric.better == "lower" else ""
+        yield [f"{indent}{metric.label}", f"{small(getattr(scores, name))}{direction}"]
     yield [f"{indent}written", f"{scores.prompts:,} completions, {scores.references:,} references"]
 
 

@@ -10,6 +10,7 @@ import click
 
 from peftkit import console
 from peftkit.cli import options
+from peftkit.metrics import METRICS, Metric
 from peftkit.recipe.advice import shown
 from peftkit.recipe.fields import RecipeField, documented_fields, find_fields
 
@@ -33,9 +34,10 @@ def command(
 ) -> None:
     """What FIELD does, which values are usual and who used them, and what higher and lower ones do.
 
-    FIELD is a name, as learning_rate, a path, as lora.r, or a section, as training. Arguments that peftkit passes on
-    to Transformers, PEFT or bitsandbytes are explained in the library's own words. Without FIELD, every documented
-    field is listed; with --recipe, everything that the recipe comes to: who set it, and why that is usual or not.
+    FIELD is a name, as learning_rate, a path, as lora.r, or a section, as training; or a metric, as perplexity.
+    Arguments that peftkit passes on to Transformers, PEFT or bitsandbytes are explained in the library's own words.
+    Without FIELD, every documented field is listed; with --recipe, everything that the recipe comes to: who set it,
+    and why that is usual or not.
 
     \b
     Examples:
@@ -46,6 +48,10 @@ def command(
     """
     if (method or overrides) and not recipe:
         raise click.UsageError("--method and --set change a recipe: give --recipe.")
+    metric = METRICS.get(field or "")
+    if metric:
+        _print_metric(metric, as_json=as_json)
+        return
     fields = find_fields(field) if field else []
     file = _load(recipe, method, overrides) if recipe else None
     if as_json:
@@ -74,6 +80,14 @@ def _lines(file: RecipeFile, fields: list[RecipeField]) -> list[Explained]:
     from peftkit.recipe.explain import explain_field, explain_recipe
 
     return [line for field in fields for line in explain_field(file, field)] if fields else explain_recipe(file)
+
+
+def _print_metric(metric: Metric, *, as_json: bool) -> None:
+    if as_json:
+        console.print_json(asdict(metric) | {"direction": metric.direction})
+        return
+    unit = f", in {metric.unit}" if metric.unit else ""
+    console.print_text(f"{metric.name}\n  {metric.meaning}\n  {metric.label}{unit}: {metric.direction}")
 
 
 def _print_field(field: RecipeField, file: RecipeFile | None) -> None:

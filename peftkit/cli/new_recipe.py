@@ -9,14 +9,15 @@ from typing import Any, get_args
 import click
 
 from peftkit import console
+from peftkit.data.formats import AUTO, FORMATS
 from peftkit.errors import TargetError
-from peftkit.recipe.literals import Format, Method
+from peftkit.recipe.literals import Method
 
 __all__ = ["command"]
 
 _GB = 10**9
 _SIZE = click.FloatRange(min=0, min_open=True)
-_FORMATS = click.Choice(get_args(Format))
+_FORMATS = click.Choice([AUTO, *FORMATS])
 _METHODS = click.Choice(["auto", *get_args(Method)])
 
 
@@ -35,7 +36,7 @@ def command(
     data: str | None,
     base: str | None,
     memory: float | None,
-    form: Format | None,
+    form: str | None,
     method: str | None,
     yes: bool,
 ) -> None:

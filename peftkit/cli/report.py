@@ -39,7 +39,7 @@ def command(runs: tuple[Path, ...], output: Path | None, merged: Path | None, as
       peftkit report runs/first --merged my-model
       peftkit report runs/first runs/second --output both.html
     """
-    from peftkit.report.write import write_report
+    from peftkit.report.page import write_report
 
     place = write_report(runs, output, merged)
     if as_json:

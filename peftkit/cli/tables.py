@@ -8,29 +8,28 @@ from typing import Any
 
 from peftkit import console
 from peftkit.errors import TargetError
+from peftkit.metrics import METRICS, in_group
 from peftkit.planning.hardware import Decision
-from peftkit.recipe.evidence import TEXT_METRICS
-from peftkit.runs.comparison import Comparison, Entry, Expected, Statistic
+from peftkit.runs.comparison import Comparison, Entry, Expected
 from peftkit.runs.verify import Check
 
 __all__ = ["print_checks", "print_comparison", "print_decisions", "refuse", "verdict_on"]
 
 _WORDS = {True: "yes", False: "NO", None: "unknown"}
-_NAMES = {"exact_match": "exact match", "bleu": "BLEU", "chrf": "chrF", "ter": "TER", "rouge_l": "ROUGE-L"}
-_SHOWN = ("exact_match", "bleu", "rouge_l")
-"""Of what is measured of completions; the others are in the report and in `--json`."""
 
 
 def print_comparison(comparison: Comparison, title: str) -> None:
     """The table, what is to be said of it, and what was expected."""
     measured = {name for entry in comparison.entries for name in entry.metrics}
-    texts = [name for name in TEXT_METRICS if name in measured and name in (*_SHOWN, comparison.by)]
-    columns = ["", "perplexity", *(_NAMES[name] for name in texts), "against the best"]
-    rows = [list(_quality(entry, texts, comparison.by)) for entry in comparison.entries]
-    console.print_table(title, columns, rows, numeric=True)
+    texts = [name for name, metric in in_group("completions").items() if metric.in_terminal or name == comparison.by]
+    columns = [name for name in ("perplexity", *texts) if name in measured]
+    head = ["", *(METRICS[name].label for name in columns), "against the best"]
+    rows = [[*_cells(entry, columns), _against(entry, comparison.by)] for entry in comparison.entries]
+    console.print_table(title, head, rows, numeric=True)
     console.print_text("")
-    trained = [list(_cost(entry)) for entry in comparison.entries if entry.method]
-    console.print_table(None, ["", "trained", "tokens/s", "seconds", "peak memory", "file"], trained, numeric=True)
+    costs = list(in_group("cost"))
+    trained = [list(_cells(entry, costs)) for entry in comparison.entries if entry.method]
+    console.print_table(None, ["", *(METRICS[name].label for name in costs)], trained, numeric=True)
     if any(len(entry.runs) > 1 for entry in comparison.entries):
         console.print_text(f"± is the standard error over the seeds {', '.join(map(str, comparison.seeds))}.")
     for warning in comparison.warnings:
@@ -39,32 +38,11 @@ def print_comparison(comparison: Comparison, title: str) -> None:
         console.print_text(verdict_on(expected))
 
 
-def _quality(entry: Entry, texts: Sequence[str], by: str) -> Iterator[str]:
+def _cells(entry: Entry, columns: list[str]) -> Iterator[str]:
     yield entry.name
-    yield _with_error(entry.metrics.get("perplexity"), "#.4g")
-    for name in texts:
-        yield _with_error(entry.metrics.get(name), ".3f" if name == "exact_match" else ".1f")
-    yield _against(entry, by)
-
-
-def _cost(entry: Entry) -> Iterator[str]:
-    metrics = entry.metrics
-    yield entry.name
-    for name in ("trainable_parameters", "tokens_per_second", "train_seconds"):
-        yield _whole(metrics.get(name))
-    for name in ("peak_memory_bytes", "output_bytes"):
-        yield console.size(int(metrics[name].mean)) if name in metrics else ""
-
-
-def _whole(statistic: Statistic | None) -> str:
-    return f"{statistic.mean:,.0f}" if statistic else ""
-
-
-def _with_error(statistic: Statistic | None, form: str) -> str:
-    if statistic is None:
-        return ""
-    error = f" ± {statistic.standard_error:.2g}" if statistic.standard_error is not None else ""
-    return f"{statistic.mean:{form}}{error}"
+    for name in columns:
+        found = entry.metrics.get(name)
+        yield METRICS[name].mean_text(found.mean, found.standard_error) if found else ""
 
 
 def _against(entry: Entry, by: str) -> str:

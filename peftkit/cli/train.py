@@ -108,7 +108,7 @@ def _launch(context: click.Context, nproc: int) -> None:
 
 def _report(folder: RunFolder) -> None:
     """Write the page; the run is finished whether or not that succeeds."""
-    from peftkit.report.write import write_report
+    from peftkit.report.page import write_report
 
     try:
         write_report([folder.path])

@@ -12,6 +12,7 @@ import click
 from peftkit import console
 from peftkit.cli import options
 from peftkit.compatibility import require_extra
+from peftkit.metrics import METRICS
 
 if TYPE_CHECKING:
     from peftkit.experiments.search import Tried, Tuned
@@ -96,7 +97,13 @@ def command(
 
 def _print(result: Tuned, recipe: str) -> None:
     names = list(dict.fromkeys(name for tried in result.trials for name in tried.values))
-    columns = ["trial", "", "eval_loss", "perplexity", *(name.rpartition(".")[2] for name in names)]
+    columns = [
+        "trial",
+        "",
+        METRICS["eval_loss"].label,
+        METRICS["perplexity"].label,
+        *(name.rpartition(".")[2] for name in names),
+    ]
     rows = [list(_cells(tried, result, names)) for tried in result.trials]
     console.print_table(f"{recipe} on its validation data", columns, rows, numeric=True)
     if result.importances:

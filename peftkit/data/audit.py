@@ -1,4 +1,4 @@
-"""What a model will see of the data and what it will be taught, counted, shown and checked before training."""
+"""What a model will see of the data and which tokens are in the loss, counted, shown and checked before training."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from peftkit.recipe.schema import Data
 
 __all__ = ["Audit", "Leak", "Origin", "Shown", "SourceAudit", "audit", "check", "leak_of"]
 
-_LEAK_OF_TEXT = 0.1  # short lines repeat: a twentieth of the lines of a play stand in the rest of it too
+_LEAK_OF_TEXT = 0.1  # short lines repeat: a twentieth of the lines of a play are in the rest of it too
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,7 @@ class SourceAudit:
     """Share of the tokens that carry a label."""
 
     ends_taught: float
-    """Share of the documents whose end token carries a label: from the others, the model does not learn to stop."""
+    """Share of the documents whose end token is in the loss: from the others, the model does not learn to stop."""
 
     duplicates: int
     """Documents that have come before in the same data."""
@@ -75,19 +75,19 @@ class Leak:
 
     documents: int
     share: float
-    """Of the validation's taught tokens."""
+    """Of the validation tokens that are in the loss."""
 
 
 @dataclass(frozen=True)
 class Shown:
-    """The start of one document in runs of text, each with whether it is taught."""
+    """The start of one document in runs of text, each with whether it is in the loss."""
 
     runs: list[tuple[bool, str]]
 
 
 @dataclass(frozen=True)
 class Audit:
-    """Training and validation data, and what stands in both."""
+    """Training and validation data, and what is in both."""
 
     train: SourceAudit
     validation: SourceAudit | None
@@ -122,7 +122,7 @@ def check(run_data: RunData, data: Data) -> list[str]:
     """
     warnings: list[str] = []
     train = run_data.train
-    chats = [part.corpus.documents for part in train.parts if part.corpus.reading.format == "chat"]
+    chats = [part.corpus.documents for part in train.parts if part.corpus.form.has_chat_template]
     if chats and not any(documents.ends.any() for documents in chats):
         raise FieldError(
             "data.template",
@@ -135,7 +135,7 @@ def check(run_data: RunData, data: Data) -> list[str]:
     if run_data.validation and leak.documents:
         largest = data.max_leaked
         if largest is None:
-            largest = _LEAK_OF_TEXT if set(run_data.validation.formats) == {"text"} else 0.0
+            largest = _LEAK_OF_TEXT if run_data.validation.is_plain_text else 0.0
         what = f"{leak.documents:,} validation documents, {leak.share:.1%} of the tokens, are trained on too"
         if leak.share > largest:
             raise FieldError(

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from peftkit.data.documents import NO_LABEL
+from peftkit.data.formats.format import NO_LABEL
 from peftkit.data.sequences import Features
 
 __all__ = ["INPUTS", "ON_HOST", "Batch", "Collator"]
@@ -28,7 +28,7 @@ Batch: TypeAlias = dict[str, Any]
 class Collator:
     """Pads rows on the right, to the longest of the batch.
 
-    There is no attention mask: no token sees what stands after it, padding has no labels, and a mask would let packed
+    There is no attention mask: no token sees what comes after it, padding has no labels, and a mask would let packed
     documents see each other.
     """
 

@@ -6,22 +6,19 @@ import atexit
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from functools import partial
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from peftkit import console
-from peftkit.data.chat import chat_template
-from peftkit.data.documents import Documents, Ints, open_documents, write_documents
-from peftkit.data.encode import Encoded, Encoder, encode
-from peftkit.data.formats import check_template
-from peftkit.data.shapes import Shape, recognise
-from peftkit.data.sources import Rows, open_rows
-from peftkit.errors import DataError, FieldError, RowsError, RunError
+from peftkit.data.documents import Documents, Encoded, Encoder, Ints, encode, open_documents, write_documents
+from peftkit.data.formats import FORMATS
+from peftkit.data.formats.format import DataFormat
+from peftkit.data.sources import BAD_ROWS_SHOWN, Layout, Rows, layout_of, open_rows
+from peftkit.errors import RowsError, RunError
 from peftkit.recipe.schema import Data, Source
 from peftkit.storage import (
     MANIFEST_NAME,
@@ -33,10 +30,8 @@ from peftkit.storage import (
     write_json,
 )
 
-__all__ = ["Corpus", "Part", "Reading", "check_rows", "encoder_of", "load_corpus", "shape_of"]
+__all__ = ["Corpus", "Part", "Reading", "check_rows", "encoder_of", "load_corpus"]
 
-_BAD_ROWS_SHOWN = 10
-_LOOKED_AT = 1000
 _VERSION = 1  # of what is kept: another one is made anew
 _READING_NAME = "reading.json"
 
@@ -62,7 +57,7 @@ class Reading:
         self.rows += batch.rows
         self.empty += batch.empty
         self.bad += len(batch.bad)
-        self.first_bad += batch.bad[: _BAD_ROWS_SHOWN - len(self.first_bad)]
+        self.first_bad += batch.bad[: BAD_ROWS_SHOWN - len(self.first_bad)]
 
 
 @dataclass(frozen=True)
@@ -74,7 +69,12 @@ class Corpus:
     reading: Reading
     documents: Documents
     place_of: Callable[[int], str]
-    """Where a document's row stands: its file and line. The rows are read again for it."""
+    """Where a document's row is: its file and line. The rows are read again for it."""
+
+    @property
+    def form(self) -> DataFormat[Any]:
+        """The format of the rows."""
+        return FORMATS[self.reading.format]
 
 
 @dataclass(frozen=True)
@@ -99,40 +99,18 @@ def load_corpus(source: Source, data: Data, tokenizer: Any, field: str) -> Corpu
     """
     data = data.of(source)
     rows = open_rows(source, data, field)
-    shape, why = shape_of(rows, data, field)
-    encoder = encoder_of(shape, data, tokenizer)
+    layout, why = layout_of(rows, data, field)
+    encoder = encoder_of(layout, data, tokenizer)
     place = cache_folder() / "data" / _key(rows, source, data, encoder)
-    folder = _made(place, _Work(rows, encoder, data, Reading(shape.format, why)))
+    folder = _made(place, lambda folder: _write(folder, rows, encoder, data))
     reading = Reading(**{**read_json(folder / _READING_NAME), "why": why})  # it may have been kept for another recipe
     identity = {**rows.identity, "rows": reading.rows}
     return Corpus(rows.name, identity, reading, open_documents(folder), partial(_place_of, rows, encoder))
 
 
-def shape_of(rows: Rows, data: Data, field: str) -> tuple[Shape, str]:
-    """The shape of a source's rows, and why it is that.
-
-    Raises:
-        FieldError: its columns are not those of the format, or the recipe's template is not.
-        DataError: it has no rows, or none that can be read.
-    """
-    first = list(islice(rows, _LOOKED_AT))
-    if not first:
-        raise DataError("has no rows.", where=rows.name, remedy="Check the file, or the split.")
-    good = [row for row in first if not row.problem]
-    if not good:
-        named = [f"{row.place}: {row.problem}." for row in first[:_BAD_ROWS_SHOWN]]
-        raise RowsError(named, len(first), len(first), where=rows.name)
-    shape, why = recognise(good, data, field, rows.name)
-    if shape.format != "text" and data.truncation == "split":
-        what = f"split would cut a prompt from its completion; {rows.name} has the format {shape.format}."
-        raise FieldError("data.truncation", what, remedy="Use cut or error.")
-    check_template(data, shape.format)
-    return shape, why
-
-
-def encoder_of(shape: Shape, data: Data, tokenizer: Any) -> Encoder:
-    """What makes documents of rows of a shape."""
-    return Encoder(tokenizer, shape, chat_template(data, tokenizer) if shape.format == "chat" else data.template)
+def encoder_of(layout: Layout, data: Data, tokenizer: Any) -> Encoder:
+    """What makes documents of rows of a layout."""
+    return Encoder(tokenizer, layout, layout.form.choose_template(data.template, tokenizer))
 
 
 def check_rows(reading: Reading, data: Data, name: str) -> None:
@@ -146,7 +124,7 @@ def check_rows(reading: Reading, data: Data, name: str) -> None:
 
 
 def _place_of(rows: Rows, encoder: Encoder, document: int) -> str:
-    """The place of the row that gave a document: rows that gave none are told apart by encoding them again."""
+    """The place of the row that gave a document: rows that gave none are found by encoding them again."""
     seen = 0
     for row in rows:
         if len(encoder([row]).documents):
@@ -159,7 +137,7 @@ def _place_of(rows: Rows, encoder: Encoder, document: int) -> str:
 def _key(rows: Rows, source: Source, data: Data, encoder: Encoder) -> str:
     """The same for everything that gives the same documents, whatever its files' names and times."""
     files = rows.identity.get("files")
-    shape = encoder.shape
+    layout = encoder.layout
     parts = {
         "version": _VERSION,
         "content": list(files.values()) if files else rows.identity,
@@ -167,7 +145,7 @@ def _key(rows: Rows, source: Source, data: Data, encoder: Encoder) -> str:
         "names": list(files or ()) if data.on_bad_rows == "skip" else None,  # those of the rows that are left out
         "limit": source.limit,
         "sample_by": data.sample_by,
-        "shape": [shape.format, dict(shape.columns), dict(shape.optional)],
+        "shape": [layout.form.name, dict(layout.columns), dict(layout.optional)],
         "template": encoder.template,
         "tokenizer": _tokenizer_hashes(encoder.tokenizer),
     }
@@ -180,13 +158,13 @@ def _tokenizer_hashes(tokenizer: Any) -> dict[str, str]:
         return folder_hashes(Path(folder))
 
 
-def _made(place: Path, work: _Work) -> Path:
+def _made(place: Path, write: Callable[[Path], None]) -> Path:
     """The folder with the documents: at its place, or in a temporary one where the place cannot be written."""
     if (place / MANIFEST_NAME).is_file():
         return place
     try:
         with atomic_folder(place) as folder:
-            work.write(folder)
+            write(folder)
         return place
     except RunError:
         if (place / MANIFEST_NAME).is_file():  # another process was quicker
@@ -196,30 +174,21 @@ def _made(place: Path, work: _Work) -> Path:
         console.warning(f"tokens cannot be kept in {place.parent} ({error.strerror}), so they are made each time.")
     temporary = Path(tempfile.mkdtemp(prefix="peftkit-"))
     atexit.register(shutil.rmtree, temporary, ignore_errors=True)
-    work.write(temporary)
+    write(temporary)
     return temporary
 
 
-@dataclass(frozen=True)
-class _Work:
-    """What there is to do for a source whose documents are not kept yet."""
+def _write(folder: Path, rows: Rows, encoder: Encoder, data: Data) -> None:
+    """Write the documents of a source and what became of its rows; raises RowsError at the end if any are bad."""
+    reading = Reading(encoder.layout.form.name, "")
+    with console.progress(f"tokenising {Path(rows.name).name}", rows.total) as advance:
 
-    rows: Rows
-    encoder: Encoder
-    data: Data
-    recognised: Reading
+        def documents() -> Iterator[Documents]:
+            for batch in encode(rows, encoder):
+                reading.add(batch)
+                advance(batch.rows)
+                yield batch.documents
 
-    def write(self, folder: Path) -> None:
-        """Write documents and reading; raises RowsError after the last row if there are bad ones."""
-        reading = replace(self.recognised, first_bad=[])
-        name = Path(self.rows.name).name
-        with console.progress(f"tokenising {name}", self.rows.total) as advance:
-            write_documents(folder, self._documents(reading, advance))
-        check_rows(reading, self.data, self.rows.name)
-        write_json(folder / _READING_NAME, asdict(reading))
-
-    def _documents(self, reading: Reading, advance: Callable[[int], None]) -> Iterator[Documents]:
-        for batch in encode(self.rows, self.encoder):
-            reading.add(batch)
-            advance(batch.rows)
-            yield batch.documents
+        write_documents(folder, documents())
+    check_rows(reading, data, rows.name)
+    write_json(folder / _READING_NAME, asdict(reading))

@@ -1,21 +1,31 @@
-"""Documents as token ids, many of them in a few arrays, in memory or in files."""
+"""Documents as token ids in a few arrays, made from rows by as many processes as the machine has cores."""
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable, Sequence
+import multiprocessing
+import os
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, fields
 from functools import cached_property
+from hashlib import blake2b
+from itertools import chain, islice
+from operator import itemgetter
 from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["NO_LABEL", "Documents", "Ints", "open_documents", "write_documents"]
+from peftkit.data.files import Row
+from peftkit.data.formats.format import RowError, Tokenised
+from peftkit.data.sources import Layout
+from peftkit.errors import RunError
 
-NO_LABEL: Final = -100
-"""The label of a token that is not taught: the value that torch's cross-entropy leaves out."""
+__all__ = ["Documents", "Encoded", "Encoder", "Ints", "encode", "open_documents", "read_row", "write_documents"]
 
 Ints = npt.NDArray[np.int64]
 
@@ -28,16 +38,16 @@ class Documents:
     """[tokens]."""
 
     taught: npt.NDArray[np.bool_]
-    """[tokens]: whether the token is a label. The first of a document has nothing that it could be predicted from."""
+    """[tokens]: whether the token is in the loss. The first of a document never is."""
 
     lengths: npt.NDArray[np.int32]
     """[documents]: tokens of each."""
 
     label_tokens: npt.NDArray[np.int32]
-    """[documents]: taught tokens of each."""
+    """[documents]: tokens of each that are in the loss."""
 
     ends: npt.NDArray[np.bool_]
-    """[documents]: whether the last taught token is an end token, so that the model learns to stop."""
+    """[documents]: whether the last token in the loss is an end token, so that the model learns to stop."""
 
     digests: npt.NDArray[np.uint64]
     """[documents]: the same for documents of the same tokens and labels."""
@@ -88,3 +98,158 @@ def open_documents(folder: Path) -> Documents:
         path = folder / f"{name}.bin"
         columns[name] = np.memmap(path, dtype, mode="r") if path.stat().st_size else np.empty(0, dtype)
     return Documents(**columns)
+
+
+_ROWS_AT_ONCE = 1000
+_CHARACTERS_AT_ONCE = 1 << 20  # bounds the memory of a batch where rows are long
+_BATCHES_INLINE = 16  # fewer are done before a second process would have started
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """A batch of rows as documents, and those that gave none."""
+
+    documents: Documents
+    rows: int
+    empty: int
+    bad: list[str]
+    """Place and reason of each row that cannot be used."""
+
+
+@dataclass(frozen=True)
+class Encoder:
+    """Makes documents from rows of one layout, as their format encodes them."""
+
+    tokenizer: Any
+    layout: Layout
+    template: str | None
+
+    def __call__(self, rows: list[Row]) -> Encoded:
+        """The documents of a batch, in order."""
+        numbers: list[int] = []
+        contents: list[Any] = []
+        bad: list[tuple[int, RowError]] = []
+        for number, row in enumerate(rows):
+            try:
+                content = read_row(row, self.layout, self.template)
+            except RowError as error:
+                bad.append((number, error))
+                continue
+            if content is not None:
+                numbers.append(number)
+                contents.append(content)
+        empty = len(rows) - len(bad) - len(contents)
+        good: list[Tokenised] = []
+        for number, item in zip(numbers, self.layout.form.encode(contents, self.tokenizer, self.template), strict=True):
+            if isinstance(item, RowError):
+                bad.append((number, item))
+            else:
+                good.append(item)
+        named = [f"{rows[number].place}: {error}." for number, error in sorted(bad, key=itemgetter(0))]
+        return Encoded(self._documents(good), len(rows), empty, named)
+
+    def _documents(self, found: list[Tokenised]) -> Documents:
+        total = sum(len(ids) for ids, _ in found)
+        input_ids = np.fromiter(chain.from_iterable(ids for ids, _ in found), np.int32, total)
+        taught = np.fromiter(chain.from_iterable(labels for _, labels in found), np.bool_, total)
+        lengths = np.array([len(ids) for ids, _ in found], np.int32)
+        label_tokens, ends = np.zeros(len(found), np.int32), np.zeros(len(found), np.bool_)
+        digests = np.zeros(len(found), np.uint64)
+        start = 0
+        for index, length in enumerate(lengths):
+            stop = start + int(length)
+            taught[start] = False
+            places = np.flatnonzero(taught[start:stop])
+            label_tokens[index] = len(places)
+            ends[index] = bool(len(places)) and int(input_ids[start + places[-1]]) in self._end_tokens
+            content = input_ids[start:stop].tobytes() + taught[start:stop].tobytes()
+            digests[index] = int.from_bytes(blake2b(content, digest_size=8).digest(), "little")
+            start = stop
+        return Documents(input_ids, taught, lengths, label_tokens, ends, digests)
+
+    @cached_property
+    def _end_tokens(self) -> frozenset[int]:
+        """Tokens that a text or a turn may end with: chat models have one of their own as well as the end of text."""
+        special = {index for index, token in self.tokenizer.added_tokens_decoder.items() if token.special}
+        return frozenset({self.tokenizer.eos_token_id, *special})
+
+
+def read_row(row: Row, layout: Layout, template: str | None) -> Any:
+    """The content of a row, as its format reads it, or None if it is an empty text, which is not an error.
+
+    Raises:
+        RowError: it cannot be used.
+    """
+    if row.problem:
+        raise RowError(row.problem)
+    return layout.form.read(layout.values_of(row), template)
+
+
+def encode(rows: Iterable[Row], encoder: Encoder) -> Iterator[Encoded]:
+    """Every row, in batches and in order. Memory does not grow with the rows; many of them are shared by processes.
+
+    Raises:
+        RunError: a process was killed.
+    """
+    batches = _batches(rows)
+    first = list(islice(batches, _BATCHES_INLINE))
+    workers = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    if len(first) < _BATCHES_INLINE or workers == 1:
+        yield from map(encoder, chain(first, batches))
+    else:
+        yield from _in_processes(chain(first, batches), encoder, workers)
+
+
+def _batches(rows: Iterable[Row]) -> Iterator[list[Row]]:
+    batch: list[Row] = []
+    characters = 0
+    for row in rows:
+        batch.append(row)
+        characters += sum(len(value) for value in row.values.values() if isinstance(value, str | list))
+        if len(batch) >= _ROWS_AT_ONCE or characters >= _CHARACTERS_AT_ONCE:
+            yield batch
+            batch, characters = [], 0
+    if batch:
+        yield batch
+
+
+def _in_processes(batches: Iterator[list[Row]], encoder: Encoder, workers: int) -> Iterator[Encoded]:
+    """A few batches ahead of who takes the results, and no more: whoever reads on would fill the memory."""
+    method = "fork" if "fork" in multiprocessing.get_all_start_methods() else "spawn"
+    with (
+        _one_thread_each(),
+        ProcessPoolExecutor(workers, multiprocessing.get_context(method), _set_encoder, (encoder,)) as pool,
+    ):
+        waiting = deque(pool.submit(_encode, batch) for batch in islice(batches, 2 * workers))
+        try:
+            while waiting:
+                yield waiting.popleft().result()
+                waiting.extend(pool.submit(_encode, batch) for batch in islice(batches, 1))
+        except BrokenProcessPool as error:
+            raise RunError("a process that tokenised was killed.", remedy="Is there memory enough?") from error
+
+
+@contextlib.contextmanager
+def _one_thread_each() -> Iterator[None]:
+    """Keep the tokenizers of the processes from starting threads of their own, which a fork would not survive."""
+    name = "TOKENIZERS_PARALLELISM"
+    before = os.environ.get(name)
+    os.environ[name] = "false"
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[name]
+        else:
+            os.environ[name] = before
+
+
+_of_this_process: list[Encoder] = []
+
+
+def _set_encoder(encoder: Encoder) -> None:
+    _of_this_process[:] = [encoder]
+
+
+def _encode(rows: list[Row]) -> Encoded:
+    return _of_this_process[0](rows)

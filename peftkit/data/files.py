@@ -13,20 +13,15 @@ from typing import Any, NamedTuple
 
 import pyarrow.parquet
 
-from peftkit.errors import DataError
-from peftkit.recipe.names import printable
+from peftkit.errors import DataError, printable
 from peftkit.recipe.references import DATA_SUFFIXES
 from peftkit.recipe.schema import Data
 
-__all__ = ["Row", "RowError", "count_lines", "file_rows"]
+__all__ = ["Row", "count_lines", "file_rows"]
 
 _CHUNK_BYTES = 1 << 20
 _ROWS_AT_ONCE = 1000
 _LONGEST_CSV_VALUE = 1 << 30
-
-
-class RowError(Exception):
-    """A row that cannot be used; the text says why."""
 
 
 class Row(NamedTuple):
@@ -140,10 +135,10 @@ def _json(path: Path) -> Iterator[Row]:
             yield from _json_lines(path)
             return
         raise DataError(
-            f"is not JSON: {error.msg}.", where=f"{path}:{error.lineno}", remedy="Mend it: a list of objects."
+            f"is not JSON: {error.msg}.", where=f"{path}:{error.lineno}", remedy="Fix it: a list of objects."
         ) from error
     except (ValueError, RecursionError) as error:
-        raise DataError(f"{_beyond_python(error)}.", where=str(path), remedy="Mend it: a list of objects.") from error
+        raise DataError(f"{_beyond_python(error)}.", where=str(path), remedy="Fix it: a list of objects.") from error
     for number, item in enumerate(value if isinstance(value, list) else [value], start=1):
         yield _object(f"{path}, row {number}", item)
 
@@ -157,7 +152,7 @@ def _table(path: Path, delimiter: str) -> Iterator[Row]:
             heading = next(reader, [])
         except csv.Error as error:
             what = f"its heading is not CSV: {printable(str(error))}."
-            raise DataError(what, where=f"{path}:1", remedy="Mend it.") from error
+            raise DataError(what, where=f"{path}:1", remedy="Fix it.") from error
         _check_names(heading, f"{path}:1")
         line = reader.line_num + 1
         while True:

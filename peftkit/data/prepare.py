@@ -6,17 +6,18 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from peftkit.data.corpus import Part, load_corpus, shape_of
-from peftkit.data.files import RowError
-from peftkit.data.formats import Conversation, Example, meaning_of
-from peftkit.data.mixing import hold_out, mix
+import numpy as np
+
+from peftkit.data.corpus import Part, load_corpus
+from peftkit.data.documents import read_row
+from peftkit.data.formats.format import RowError
 from peftkit.data.sequences import Fitted, Sequences, arrange, packs
-from peftkit.data.sources import open_rows
+from peftkit.data.sources import layout_of, open_rows
 from peftkit.data.stream import Stream
 from peftkit.errors import FieldError
 from peftkit.recipe.schema import Data
 
-__all__ = ["Counts", "Prepared", "RunData", "count_words", "prepare", "prepare_validation", "texts"]
+__all__ = ["Counts", "Prepared", "RunData", "count_words", "hold_out", "mix", "prepare", "prepare_validation", "texts"]
 
 
 @dataclass(frozen=True)
@@ -31,10 +32,10 @@ class Counts:
 
     documents: int
     untaught_documents: int
-    """Left out: none of the tokens that `max_length` has room for is taught."""
+    """Left out: none of the tokens within `max_length` is in the loss."""
 
     split_documents: int
-    """Longer than `max_length`, and gone on with in a further sequence."""
+    """Longer than `max_length`, and continued in a further sequence."""
 
     cut_documents: int
     cut_tokens: int
@@ -43,10 +44,10 @@ class Counts:
     sequences: int
     tokens: int
     label_tokens: int
-    """Tokens that are taught."""
+    """Tokens in the loss."""
 
     ends: int
-    """Documents whose end token is taught: from the others, a model does not learn to stop."""
+    """Documents whose end token is in the loss: from the others, a model does not learn to stop."""
 
 
 @dataclass(frozen=True)
@@ -73,6 +74,16 @@ class Prepared:
         """The formats of the sources, each once."""
         return list(dict.fromkeys(part.corpus.reading.format for part in self.parts))
 
+    @property
+    def is_plain_text(self) -> bool:
+        """Whether all of it is running text."""
+        return all(part.corpus.form.is_plain_text for part in self.parts)
+
+    @property
+    def has_prompts(self) -> bool:
+        """Whether all documents have a prompt and a completion."""
+        return all(part.corpus.form.has_prompt for part in self.parts)
+
     def places(self, numbers: Iterable[int]) -> list[str]:
         """File and line of every document in some sequences of the data set."""
         found = (pair for number in numbers for pair in self.sequences.documents_in(number))
@@ -84,14 +95,14 @@ class Prepared:
         line = "a stream, which begins with " if isinstance(self.dataset, Stream) else ""
         line += (
             f"{counts.documents:,} documents, {counts.sequences:,} sequences, {counts.tokens:,} tokens, "
-            f"{counts.label_tokens / counts.tokens:.0%} of them taught"
+            f"{counts.label_tokens / counts.tokens:.0%} of them in the loss"
         )
         if self.packed:
             line += f", packed to {counts.tokens / (counts.sequences * self.max_length):.0%} full"
         if counts.cut_documents:
             line += f", {counts.cut_documents:,} documents cut ({counts.cut_tokens:,} tokens lost)"
         if counts.untaught_documents:
-            line += f", {counts.untaught_documents:,} left out as nothing that fits max_length is taught"
+            line += f", {counts.untaught_documents:,} left out as no token within max_length is in the loss"
         if counts.bad_rows:
             line += f", {counts.bad_rows:,} bad rows skipped"
         return line
@@ -146,23 +157,23 @@ def texts(data: Data) -> Iterator[str]:
     for source in data.train_sources:
         own = data.of(source)
         rows = open_rows(source, own, "data.train", streaming=data.streaming)
-        shape, _ = shape_of(rows, own, "data.train")
+        layout, _ = layout_of(rows, own, "data.train")
         for row in rows:
             try:
-                meaning = meaning_of(row, shape, None if shape.format == "chat" else own.template)
+                content = read_row(row, layout, own.template)
             except RowError:
-                continue  # it is told when the rows are tokenised
-            if isinstance(meaning, Example):
-                yield (meaning.prompt or "") + meaning.completion
-            elif isinstance(meaning, Conversation):
-                yield from (message["content"] for message in meaning.messages)
-            elif meaning is not None:
+                continue  # it is reported when the rows are tokenised
+            if content is None:
+                continue
+            found = layout.form.texts(content)
+            if not found:
                 raise FieldError("data.train", "token ids have no text to train a tokenizer on.", remedy="Use text.")
+            yield from found
 
 
 def count_words(prepared: Prepared, tokenizer: Any) -> int | None:
     """The words between spaces of all documents; None where these are no plain text."""
-    if set(prepared.formats) != {"text"}:
+    if not prepared.is_plain_text:
         return None
     return sum(
         len(tokenizer.decode(part.corpus.documents.tokens_of(int(number)), skip_special_tokens=True).split())
@@ -179,7 +190,7 @@ def _training_parts(data: Data, tokenizer: Any) -> tuple[list[Part], list[Part]]
 
 def _held_out(parts: Sequence[Part], data: Data) -> Prepared:
     prepared = _prepared(parts, data, "data.validation")
-    counts = replace(prepared.counts, empty_rows=0, bad_rows=0)  # they are told with the rows they are from
+    counts = replace(prepared.counts, empty_rows=0, bad_rows=0)  # they are reported with the rows that they are from
     return replace(
         prepared, counts=counts, identity={**prepared.identity, "held_out": data.validation, "seed": data.seed}
     )
@@ -228,7 +239,57 @@ def _teaches_nothing(parts: Sequence[Part], fitted: Fitted, data: Data, field: s
     masked = sum(int((part.corpus.documents.label_tokens[part.chosen] == 0).sum()) for part in parts)
     return FieldError(
         field,
-        f"nothing would be taught: of {documents + empty:,} rows, {empty:,} are empty, {masked:,} have no label, "
+        f"no token would be in the loss: of {documents + empty:,} rows, {empty:,} are empty, {masked:,} have no label, "
         f"and {max(0, fitted.untaught_documents - masked):,} have none within max_length {data.max_length}.",
         remedy="Check the labels, raise data.max_length, or check format and columns.",
     )
+
+
+def mix(parts: Sequence[Part], weights: Sequence[float | None], seed: int) -> list[Part]:
+    """As many documents as all sources have together, in shares by their weights; without weights, every one once.
+
+    Of a source that has more than its share, some are drawn. Those of one that has fewer come again: all of them as
+    often as goes in whole, and then some.
+    """
+    given = [weight for weight in weights if weight is not None]
+    if not given:
+        return list(parts)
+    total = sum(len(part.chosen) for part in parts)
+    rng = np.random.default_rng(seed)
+    mixed: list[Part] = []
+    for part, weight in zip(parts, given, strict=True):
+        wanted = max(1, round(total * weight / sum(given)))
+        whole, rest = divmod(wanted, len(part.chosen)) if len(part.chosen) else (0, 0)
+        drawn = np.sort(rng.choice(part.chosen, rest, replace=False))
+        mixed.append(Part(part.corpus, np.concatenate([*[part.chosen] * whole, drawn])))
+    return mixed
+
+
+def hold_out(parts: Sequence[Part], share: float, seed: int) -> tuple[list[Part], list[Part]]:
+    """The documents to train on, and a share of them all to validate on.
+
+    Equal documents stay together, so that none is in both; the share is as near as that allows, and not above.
+
+    Raises:
+        FieldError: one of the two would have no documents.
+    """
+    digests = np.concatenate([part.corpus.documents.digests[part.chosen] for part in parts])
+    unique, inverse, counts = np.unique(digests, return_inverse=True, return_counts=True)
+    wanted = max(1, round(share * len(digests)))
+    order = np.random.default_rng(seed).permutation(len(unique))
+    order = order[counts[order] <= wanted]
+    drawn = order[: int(np.searchsorted(np.cumsum(counts[order]), wanted, side="right"))]
+    held = np.isin(inverse, drawn)
+    if not held.any() or held.all():
+        raise FieldError(
+            "data.validation",
+            f"{share:g} of {len(digests):,} documents, {len(unique):,} of them different, cannot be held out.",
+            remedy="Change the share, or name other data.",
+        )
+    train, validation, start = [], [], 0
+    for part in parts:
+        mask = held[start : start + len(part.chosen)]
+        train.append(Part(part.corpus, part.chosen[~mask]))
+        validation.append(Part(part.corpus, part.chosen[mask]))
+        start += len(part.chosen)
+    return train, validation

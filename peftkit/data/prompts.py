@@ -10,10 +10,12 @@ from typing import Any
 import numpy as np
 
 from peftkit.data.documents import Documents
+from peftkit.data.formats import FORMATS
 from peftkit.data.prepare import Prepared
 from peftkit.errors import FieldError
+from peftkit.recipe.schema import Data
 
-__all__ = ["Wanted", "openings", "pairs", "wanted"]
+__all__ = ["Wanted", "openings", "pairs", "prompt_of", "wanted"]
 
 _OPENING_TOKENS = 32
 
@@ -34,7 +36,8 @@ def pairs(prepared: Prepared, tokenizer: Any, limit: int | None = None) -> list[
     Raises:
         FieldError: there is plain text among the documents, which gives nothing.
     """
-    _check_has_completions(prepared)
+    if not prepared.has_prompts:
+        raise FieldError("data.format", "text has no completions to compare with.", remedy="Use completion data.")
     return [_pair(documents, number, tokenizer) for documents, number in islice(_numbered(prepared), limit)]
 
 
@@ -55,7 +58,6 @@ def openings(prepared: Prepared, tokenizer: Any, count: int) -> list[tuple[str, 
 
     Of plain text, the first half of a document is the prompt, and at most 32 tokens.
     """
-    plain = not {"text", "tokens"}.isdisjoint(prepared.formats)
     numbered = list(_numbered(prepared))
     step = max(1, len(numbered) // max(1, count))
     order = [*numbered[::step], *numbered]  # where prompts repeat, the next documents are asked
@@ -63,15 +65,20 @@ def openings(prepared: Prepared, tokenizer: Any, count: int) -> list[tuple[str, 
     for documents, number in order:
         if len(found) >= count:
             break
-        prompt, rest = (_halves if plain else _pair)(documents, number, tokenizer)
+        prompt, rest = (_pair if prepared.has_prompts else _halves)(documents, number, tokenizer)
         if prompt.strip() and rest.strip():
             found.setdefault(prompt, rest)
     return list(found.items())
 
 
-def _check_has_completions(prepared: Prepared) -> None:
-    if not {"text", "tokens"}.isdisjoint(prepared.formats):
-        raise FieldError("data.format", "text has no completions to compare with.", remedy="Use completion data.")
+def prompt_of(prompt: str, data: Data, tokenizer: Any) -> str:
+    """A user's prompt in the form that the model was trained on; a model of plain text sees it as it is.
+
+    Where the sources are of several formats, that of the first is used.
+    """
+    data = data.of(data.train_sources[0])
+    form = FORMATS.get(data.format)
+    return form.prompt(prompt, data.template, tokenizer) if form else prompt
 
 
 def _numbered(prepared: Prepared) -> Iterator[tuple[Documents, int]]:
@@ -79,7 +86,7 @@ def _numbered(prepared: Prepared) -> Iterator[tuple[Documents, int]]:
 
 
 def _pair(documents: Documents, number: int, tokenizer: Any) -> tuple[str, str]:
-    """The text before the last run of taught tokens, and the text of that run."""
+    """The text before the last run of tokens in the loss, and the text of that run."""
     start = int(documents.offsets[number])
     stop = start + int(documents.lengths[number])
     ids, taught = documents.input_ids[start:stop], documents.taught[start:stop]

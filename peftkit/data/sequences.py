@@ -1,9 +1,10 @@
-"""Documents fitted to the longest sequence, and laid out as the sequences that are trained on."""
+"""Documents fitted to the longest sequence, packed if wanted, and laid out as the sequences to train on."""
 
 from __future__ import annotations
 
 from array import array
-from collections.abc import Sequence
+from bisect import bisect_left, insort
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields
 from typing import Literal, TypeAlias
 
@@ -11,12 +12,68 @@ import numpy as np
 import numpy.typing as npt
 
 from peftkit.data.corpus import Part
-from peftkit.data.documents import NO_LABEL, Documents, Ints
-from peftkit.data.packing import pack
+from peftkit.data.documents import Documents, Ints
+from peftkit.data.formats import FORMATS
+from peftkit.data.formats.format import NO_LABEL
 from peftkit.errors import DataError
 from peftkit.recipe.schema import Data
 
-__all__ = ["Features", "Fitted", "Pieces", "Sequences", "Truncation", "arrange", "fit", "packs", "truncation_of"]
+__all__ = [
+    "WINDOW",
+    "Features",
+    "Fitted",
+    "Pieces",
+    "Sequences",
+    "Truncation",
+    "arrange",
+    "fit",
+    "pack",
+    "packs",
+    "truncation_of",
+]
+
+WINDOW = 16_384
+"""Documents that are packed at once: enough that waste is below one percent, few enough to do while reading on."""
+
+
+def pack(lengths: Ints, max_length: int, window: int = WINDOW) -> Iterator[list[int]]:
+    """Put documents of the given lengths into sequences of at most `max_length` tokens.
+
+    Best-fit decreasing: of each window, the longest first, each into the fullest sequence that has room (Johnson 1974:
+    at most 11/9 of the fewest sequences). Every index comes exactly once; the sequences of a window are in the order of
+    their first document, and so are the documents in them. A document longer than `max_length` raises ValueError.
+    """
+    for start in range(0, len(lengths), window):
+        for sequence in _best_fit(lengths[start : start + window].tolist(), max_length):
+            yield [start + index for index in sequence]
+
+
+def _best_fit(lengths: list[int], max_length: int) -> list[list[int]]:
+    open_by_room: dict[int, list[list[int]]] = {}
+    rooms: list[int] = []  # the rooms that some sequence has, sorted: never more of them than max_length
+    sequences: list[list[int]] = []
+    for index in sorted(range(len(lengths)), key=lambda index: (-lengths[index], index)):
+        length = lengths[index]
+        if length > max_length:
+            raise ValueError(f"a document has {length} tokens, more than {max_length}")
+        place = bisect_left(rooms, length)
+        if place < len(rooms):
+            room = rooms[place]
+            sequence = open_by_room[room].pop()
+            if not open_by_room[room]:
+                del open_by_room[room], rooms[place]
+        else:
+            room, sequence = max_length, []
+            sequences.append(sequence)
+        sequence.append(index)
+        left = room - length
+        if left:
+            if left not in open_by_room:
+                open_by_room[left] = []
+                insort(rooms, left)
+            open_by_room[left].append(sequence)
+    return sorted(sorted(sequence) for sequence in sequences)
+
 
 Features: TypeAlias = dict[str, npt.NDArray[np.int32]]
 Truncation: TypeAlias = Literal["split", "cut", "error"]
@@ -46,13 +103,13 @@ class Fitted:
     pieces: Pieces
     label_tokens: int
     ends: int
-    """Documents that end in a taught end token, which has not been cut off."""
+    """Documents that end in an end token that is in the loss and has not been cut off."""
 
     split_documents: int
     cut_documents: int
     cut_tokens: int
     untaught_documents: int
-    """Left out: none of the tokens that there is room for is taught."""
+    """Left out: none of the tokens that fit is in the loss."""
 
     @classmethod
     def total(cls, parts: Sequence[Fitted], pieces: Pieces) -> Fitted:
@@ -147,7 +204,7 @@ class Sequences:
     def __getitem__(self, index: int) -> Features:
         """`input_ids`, `labels` and, if packed, `position_ids` that begin again with each document; all [tokens].
 
-        `number` [1] is the index itself: what a batch is made of can be told afterwards.
+        `number` [1] is the index itself: a batch can be traced to its rows.
         """
         if not 0 <= index < len(self):
             raise IndexError(index)
@@ -178,14 +235,14 @@ class Sequences:
         return found
 
 
-def packs(data: Data, formats: set[str]) -> bool:
+def packs(data: Data, formats: Iterable[str]) -> bool:
     """Whether documents share sequences: as the recipe says, or else if they are all plain text."""
-    return formats == {"text"} if data.packing is None else data.packing
+    return all(FORMATS[name].is_plain_text for name in formats) if data.packing is None else data.packing
 
 
 def truncation_of(part: Part, data: Data) -> Truncation:
     """What happens to documents of a part that are longer than a sequence."""
-    return data.truncation or ("split" if part.corpus.reading.format == "text" else "cut")
+    return data.truncation or ("split" if part.corpus.form.is_plain_text else "cut")
 
 
 def arrange(parts: Sequence[Part], data: Data, *, packed: bool) -> tuple[Sequences, Fitted]:

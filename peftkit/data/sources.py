@@ -1,9 +1,10 @@
-"""Where rows come from: files, the hub, or peftkit's own grammar."""
+"""Where rows come from (files, the hub, or peftkit's own grammar) and which format they have."""
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -11,12 +12,17 @@ from typing import Any
 
 from peftkit.data import grammar
 from peftkit.data.files import Row, count_lines, file_rows
-from peftkit.errors import FieldError
+from peftkit.data.formats import AUTO, FORMATS
+from peftkit.data.formats.format import DataFormat
+from peftkit.errors import DataError, FieldError, RowsError, nearest, printable
 from peftkit.recipe.references import DATA_SUFFIXES
 from peftkit.recipe.schema import Data, Source
 from peftkit.storage import sha256_of_file
 
-__all__ = ["BUILTIN", "Rows", "open_rows", "split_of"]
+__all__ = ["BAD_ROWS_SHOWN", "BUILTIN", "Layout", "Rows", "layout_of", "open_rows", "recognise", "split_of"]
+
+BAD_ROWS_SHOWN = 10
+_LOOKED_AT = 1000
 
 BUILTIN = "builtin:grammar"
 _GRAMMAR = Path(grammar.__file__)
@@ -30,7 +36,7 @@ class Rows:
     """What errors call the source."""
 
     identity: dict[str, Any]
-    """What tells these rows from any others: the files' hashes, or the name and commit of a data set."""
+    """What distinguishes these rows from any others: the files' hashes, or the name and commit of a data set."""
 
     total: int | None
     """About how many rows there are."""
@@ -79,11 +85,11 @@ def _from_grammar(source: Source, field: str) -> Rows:
     split: grammar.Split = "validation" if split_of(source, field) == "validation" else "train"
     identity = {"dataset": BUILTIN, "name": source.name, "split": split, "sha256": sha256_of_file(_GRAMMAR)}
     if source.name == "corpus":
-        return _listed(
+        return _numbered(
             source, identity, grammar.DOCUMENTS[split], lambda: ({"text": text} for text in grammar.corpus(split))
         )
     if source.name == "task":
-        return _listed(source, identity, grammar.ROWS[split], lambda: grammar.task(split))
+        return _numbered(source, identity, grammar.ROWS[split], lambda: grammar.task(split))
     raise FieldError(f"{field}.name", f"{BUILTIN} has no {source.name}.", remedy="Use corpus or task.")
 
 
@@ -105,10 +111,10 @@ def _from_dataset(source: Source, field: str, streaming: bool) -> Rows:
     except LIBRARY_ERRORS as error:
         raise unreadable(str(source.dataset), f"{field}.dataset", error) from error
     identity = {name: value for name, value in identity.items() if value is not None}
-    return _listed(source, identity, None if streaming else len(found), lambda: found)
+    return _numbered(source, identity, None if streaming else len(found), lambda: found)
 
 
-def _listed(
+def _numbered(
     source: Source, identity: dict[str, Any], total: int | None, values: Callable[[], Iterable[dict[str, Any]]]
 ) -> Rows:
     """Rows that have a number instead of a line."""
@@ -129,3 +135,129 @@ def _at_most(total: int | None, limit: int | None) -> int | None:
 def split_of(source: Source, field: str) -> str:
     """The split that is named, or else the one that the field is for."""
     return source.split or ("validation" if field.startswith("data.validation") else "train")
+
+
+@dataclass(frozen=True)
+class Layout:
+    """A format, and the columns of the rows that hold its own columns."""
+
+    form: DataFormat[Any]
+    columns: Mapping[str, str]
+    optional: Mapping[str, str]
+
+    @classmethod
+    def all_of(cls, form: DataFormat[Any]) -> Iterator[Layout]:
+        """Every layout that a format is recognised by."""
+        return (cls(form, columns, {name: name for name in form.optional}) for columns in form.layouts)
+
+    def renamed(self, names: Mapping[str, str]) -> Layout:
+        """The layout with other columns of the rows, where `names` has any."""
+        columns = {name: names.get(name, column) for name, column in self.columns.items()}
+        return Layout(self.form, columns, {name: names.get(name, column) for name, column in self.optional.items()})
+
+    def knows(self, names: Mapping[str, str]) -> bool:
+        """Whether the format has all of these columns of its own."""
+        return names.keys() <= {**self.columns, **self.optional}.keys()
+
+    def fits(self, present: frozenset[str]) -> bool:
+        """Whether rows with these columns have the layout."""
+        return set(self.columns.values()) <= present
+
+    def values_of(self, row: Row) -> dict[str, object]:
+        """The values of a row under the format's own names; what it lacks is None."""
+        return {name: row.values.get(column) for name, column in {**self.columns, **self.optional}.items()}
+
+    def __str__(self) -> str:
+        optional = [f"({column})" for column in self.optional.values()]
+        return f"{self.form.name}: {_joined([*self.columns.values(), *optional])}"
+
+
+def layout_of(rows: Rows, data: Data, field: str) -> tuple[Layout, str]:
+    """The layout of a source's rows, and how it was recognised.
+
+    Raises:
+        FieldError: its columns are not those of the format, or the recipe's template is not.
+        DataError: it has no rows, or none that can be read.
+    """
+    first = list(islice(rows, _LOOKED_AT))
+    if not first:
+        raise DataError("has no rows.", where=rows.name, remedy="Check the file, or the split.")
+    good = [row for row in first if not row.problem]
+    if not good:
+        named = [f"{row.place}: {row.problem}." for row in first[:BAD_ROWS_SHOWN]]
+        raise RowsError(named, len(first), len(first), where=rows.name)
+    layout, why = recognise(good, data, field, rows.name)
+    if data.truncation == "split" and not layout.form.is_plain_text:
+        what = f"split would cut a prompt from its completion; {rows.name} has the format {layout.form.name}."
+        raise FieldError("data.truncation", what, remedy="Use cut or error.")
+    layout.form.check_template(data.template)
+    return layout, why
+
+
+def recognise(rows: Sequence[Row], data: Data, field: str, name: str) -> tuple[Layout, str]:
+    """The layout of the first rows of a source, all of which could be read, and how it was recognised.
+
+    Args:
+        rows: some rows; what comes after them must have their layout.
+        data: may name the format, and other names of its columns.
+        field: where the recipe names the source.
+        name: what errors call the source.
+
+    Raises:
+        FieldError: the rows lack a column of the format that the recipe names.
+        DataError: rows are of several formats, or of none that is known.
+    """
+    layouts = [layout for form in FORMATS.values() for layout in Layout.all_of(form) if layout.knows(data.columns)]
+    layouts = [layout.renamed(data.columns) for layout in layouts if data.format in (AUTO, layout.form.name)]
+    columns = Counter(frozenset(name for name, value in row.values.items() if value is not None) for row in rows)
+    if data.format != AUTO:
+        fitting = [layout for layout in layouts if any(layout.fits(present) for present in columns)]
+        if not fitting:
+            raise _columns_missing(layouts[0], columns, data, field)
+        return fitting[0], "the recipe says so"
+    found = [(present, layout) for present in columns for layout in _closest(layouts, present)]
+    formats = {str(layout): layout for _, layout in found}
+    if len(formats) == 1:
+        layout = next(iter(formats.values()))
+        return layout, f"its rows have {' and '.join(map(printable, layout.columns.values()))}"
+    raise DataError(
+        _unclear(columns, list(formats), layouts), where=name, remedy="Set format or columns in data or in the source."
+    )
+
+
+def _closest(layouts: Sequence[Layout], present: frozenset[str]) -> Iterator[Layout]:
+    """The layouts of rows with these columns, without those that others hold and add to."""
+    fitting = [layout for layout in layouts if layout.fits(present)]
+    used = [({*layout.columns.values(), *layout.optional.values()} & present, layout) for layout in fitting]
+    return (layout for columns, layout in used if not any(columns < others for others, _ in used))
+
+
+def _columns_missing(layout: Layout, columns: Counter[frozenset[str]], data: Data, field: str) -> FieldError:
+    present = sorted(set().union(*columns))
+    for name, column in layout.columns.items():
+        if column not in present:
+            guess = nearest(column, present) or "NAME"
+            return FieldError(
+                field,
+                f"format: {data.format} needs a column {column!r}; the rows have {_joined(present) or 'none'}.",
+                remedy=f"Set data.columns: {{{name}: {printable(guess)}}}, or another data.format.",
+            )
+    return FieldError(
+        field,
+        f"format: {data.format} needs {_joined([*layout.columns.values()])} in each row, and no row has them all.",
+        remedy="Fix the rows, or set another data.format.",
+    )
+
+
+def _joined(columns: Iterable[str]) -> str:
+    return ", ".join(map(printable, columns))
+
+
+def _unclear(columns: Counter[frozenset[str]], formats: list[str], layouts: Sequence[Layout]) -> str:
+    kinds = columns.most_common(3)
+    shown = "; ".join(f"{_joined(sorted(present)) or 'no column'} in {count:,}" for present, count in kinds)
+    more = f"; and {len(columns) - len(kinds)} more kinds" if len(columns) > len(kinds) else ""
+    expected = "; ".join(str(layout) for layout in layouts)
+    if formats:
+        return f"has rows of several formats ({' and '.join(formats)}). Columns of the first rows: {shown}{more}."
+    return f"has rows of no known format. Columns of the first rows: {shown}{more}. Expected are {expected}."

@@ -10,12 +10,10 @@ from typing import Any
 import numpy as np
 from torch.utils.data import IterableDataset
 
-from peftkit.data.corpus import Corpus, Part, Reading, check_rows, encoder_of, shape_of
-from peftkit.data.documents import Documents
-from peftkit.data.encode import Encoder, encode
-from peftkit.data.packing import WINDOW
-from peftkit.data.sequences import Features, arrange, packs
-from peftkit.data.sources import Rows, open_rows
+from peftkit.data.corpus import Corpus, Part, Reading, check_rows, encoder_of
+from peftkit.data.documents import Documents, Encoder, encode
+from peftkit.data.sequences import WINDOW, Features, arrange, packs
+from peftkit.data.sources import Rows, layout_of, open_rows
 from peftkit.errors import DataError
 from peftkit.recipe.schema import Data
 
@@ -28,7 +26,7 @@ class Stream(IterableDataset[Features]):
     """Sequences of one window after the other, each window packed and shuffled for itself.
 
     It goes through the rows again and again without an end, so that a run of so many steps is one epoch of it, and a
-    run that is gone on with finds its place by counting batches.
+    run that is resumed finds its place by counting batches.
     """
 
     def __init__(self, data: Data, tokenizer: Any) -> None:
@@ -37,8 +35,8 @@ class Stream(IterableDataset[Features]):
         for source in data.train_sources:
             own = data.of(source)
             rows = open_rows(source, own, "data.train", streaming=True)
-            shape, why = shape_of(rows, own, "data.train")
-            self._sources.append((rows, encoder_of(shape, own, tokenizer), Reading(shape.format, why)))
+            layout, why = layout_of(rows, own, "data.train")
+            self._sources.append((rows, encoder_of(layout, own, tokenizer), Reading(layout.form.name, why)))
         self.packed = packs(data, {reading.format for _, _, reading in self._sources})
         self.readings: list[Reading] = []
         """What became of the rows so far, for each source that has been begun in this pass."""

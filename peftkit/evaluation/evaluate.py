@@ -15,12 +15,10 @@ import numpy as np
 
 from peftkit.adapters.base import AS_RECORDED, GivenBase
 from peftkit.adapters.target import Opened, find_target, open_base, open_target
-from peftkit.data.choices import Question, read_questions
-from peftkit.data.formats import prompt_of
 from peftkit.data.prepare import Prepared, count_words, prepare_validation
-from peftkit.data.prompts import wanted
+from peftkit.data.prompts import prompt_of, wanted
 from peftkit.errors import FieldError, InputError, RunError, TargetError
-from peftkit.evaluation.choices import ChoiceScores, score_choices
+from peftkit.evaluation.choices import ChoiceScores, Question, read_questions, score_choices
 from peftkit.evaluation.generation import write
 from peftkit.evaluation.perplexity import Difference, DocumentLosses, difference, measure_documents
 from peftkit.evaluation.text import TextScores, score_texts

@@ -10,9 +10,8 @@ import torch
 
 from peftkit.adapters.base import AS_RECORDED, GivenBase
 from peftkit.adapters.target import find_target, open_target
-from peftkit.data.formats import prompt_of
 from peftkit.data.prepare import Prepared
-from peftkit.data.prompts import openings
+from peftkit.data.prompts import openings, prompt_of
 from peftkit.models.attention import plain_attention
 from peftkit.models.device import detect_hardware
 from peftkit.models.dtypes import computing

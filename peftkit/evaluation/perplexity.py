@@ -12,7 +12,7 @@ import numpy.typing as npt
 from torch.utils.data import DataLoader, Dataset
 
 from peftkit.data.collator import Collator
-from peftkit.data.documents import NO_LABEL
+from peftkit.data.formats.format import NO_LABEL
 from peftkit.data.prepare import Prepared
 from peftkit.data.sequences import Features, truncation_of
 from peftkit.models.loss import Loss, row_losses

@@ -13,7 +13,7 @@ from peftkit.errors import InputError, RunError, TargetError
 from peftkit.evaluation.evaluate import Measures, evaluate_target
 from peftkit.experiments.arms import Arm, Cell, arms_of, with_rate
 from peftkit.experiments.tabulate import Table, tabulate
-from peftkit.recipe.evidence import TEXT_METRICS
+from peftkit.metrics import METRICS
 from peftkit.recipe.library import recipe_name
 from peftkit.recipe.schema import Method, Recipe
 from peftkit.runs.comparison import COMPARISON_NAME, Comparison
@@ -67,8 +67,8 @@ def compare(recipe: Path, options: CompareOptions, output: Path) -> Comparison:
     first = arms[0].file.recipe
     if first.data.validation is None:
         raise InputError("has no data.validation to compare on.", where=str(recipe), remedy="Add it.")
-    expected = any(expectation.metric in TEXT_METRICS for expectation in first.expect)
-    generates = options.generates or options.by in TEXT_METRICS or expected
+    wanted = [options.by, *(expectation.metric for expectation in first.expect)]
+    generates = options.generates or any(METRICS[name].group == "completions" for name in wanted)
     for rate in options.learning_rates:
         for arm in arms:
             with_rate(arm, rate)  # each is checked before anything is trained

@@ -17,7 +17,7 @@ from peftkit.models.base import locate_base
 from peftkit.recipe.library import find_recipe
 from peftkit.recipe.loader import load_recipe
 from peftkit.recipe.schema import Base, Data, Method
-from peftkit.report.write import write_report
+from peftkit.report.page import write_report
 from peftkit.runs.comparison import Comparison, Entry
 from peftkit.runs.folder import RunFolder
 

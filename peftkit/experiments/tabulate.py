@@ -12,9 +12,9 @@ from typing import Any, Final
 from scipy.special import stdtrit
 
 from peftkit.experiments.arms import Arm
+from peftkit.metrics import METRICS, in_group
 from peftkit.recipe.advice import shown
 from peftkit.recipe.advised import usual_rate
-from peftkit.recipe.evidence import TEXT_METRICS
 from peftkit.recipe.hyperparameters import Quantization
 from peftkit.recipe.schema import Method, Recipe
 from peftkit.report.content import read_metrics
@@ -24,15 +24,6 @@ from peftkit.storage import read_json
 
 __all__ = ["Table", "check_expectations", "measured_of", "rate_concern", "statistic", "tabulate", "welch_interval"]
 
-_OF_A_RUN = (
-    "eval_loss",
-    "perplexity",
-    "trainable_parameters",
-    "tokens_per_second",
-    "train_seconds",
-    "peak_memory_bytes",
-)
-_HIGHER_IS_BETTER = ("exact_match", "bleu", "chrf", "rouge_l")
 _OF_THE_BASE = ("base.", "data.", "quantization.")
 """Sections that the untouched base's own loss depends on."""
 
@@ -61,7 +52,7 @@ class Table:
 def tabulate(table: Table, base_evaluation: Path | None) -> Comparison:
     """Read what every run measured; `base_evaluation` is what the untouched base writes, where that was asked for."""
     entries = [_entry(arm, table) for arm in table.arms]
-    higher = table.by in _HIGHER_IS_BETTER
+    higher = METRICS[table.by].better == "higher"
     best = (max if higher else min)(entries, key=lambda entry: entry.metrics[table.by].mean)
     entries = [replace(entry, against_best=_against(entry, best, table.by)) for entry in entries]
     seed = table.arms[0].file.recipe.training.seed
@@ -101,7 +92,7 @@ def _entry(arm: Arm, table: Table) -> Entry:
 def measured_of(folder: RunFolder) -> dict[str, Any]:
     """The numbers of one run, those of what it writes included where they are there; None is what is not known."""
     manifest = folder.read()
-    found = {name: getattr(manifest.metrics, name) for name in (*_OF_A_RUN, "base_perplexity")}
+    found = {name: getattr(manifest.metrics, name, None) for name in in_group("quality", "cost")}
     weights = [name for name in manifest.outputs if name.endswith(".safetensors")]
     found["output_bytes"] = sum((folder.path / name).stat().st_size for name in weights)
     return found | _text_scores(folder.evaluation)
@@ -109,7 +100,7 @@ def measured_of(folder: RunFolder) -> dict[str, Any]:
 
 def _text_scores(place: Path) -> dict[str, float]:
     text = read_json(place)["text"] if place.is_file() else None
-    return {name: text[name] for name in TEXT_METRICS} if text else {}
+    return {name: text[name] for name in in_group("completions")} if text else {}
 
 
 def _against(entry: Entry, best: Entry, by: str) -> Against:

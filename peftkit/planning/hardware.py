@@ -9,9 +9,8 @@ import re
 from dataclasses import asdict, dataclass
 from typing import Any, Final, Generic, Literal, TypeVar
 
-from peftkit.errors import InputError
+from peftkit.errors import InputError, nearest
 from peftkit.recipe.hyperparameters import Training
-from peftkit.recipe.names import nearest
 
 __all__ = ["AMPERE", "DEVICES", "Decision", "Device", "Hardware", "device_named", "set_by_recipe"]
 

@@ -1,9 +1,10 @@
-"""YAML 1.2 as plain values, with the line that each of them comes from."""
+"""A file that a user wrote, as YAML 1.2 in plain values, with the line that each of them comes from."""
 
 from __future__ import annotations
 
 import re
 from dataclasses import dataclass, field
+from pathlib import Path as FilePath
 from typing import Any, TypeAlias
 
 from ruamel.yaml import YAML
@@ -11,15 +12,14 @@ from ruamel.yaml.error import YAMLError
 from ruamel.yaml.events import AliasEvent, CollectionEndEvent, CollectionStartEvent
 from ruamel.yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
 
-from peftkit.errors import Problem, RecipeError
-from peftkit.recipe.names import printable
+from peftkit.errors import InputError, Problem, RecipeError, printable
 
-__all__ = ["DEEPEST", "Document", "Path", "dotted", "is_number", "parse_document", "parse_value"]
+__all__ = ["DEEPEST", "Document", "Path", "dotted", "is_number", "parse_document", "parse_value", "read_source"]
 
 Path: TypeAlias = tuple[str | int, ...]
 
 DEEPEST = 50
-"""Levels of mappings and lists that a document may have: far more than a recipe needs, far fewer than Python stands."""
+"""Levels of mappings and lists in a document: far more than a recipe needs, far fewer than Python can nest."""
 
 _LONGEST_NUMBER = 100  # digits of a whole number; Python itself stops at some thousand
 
@@ -30,7 +30,7 @@ _DECIMAL = re.compile(r"[-+]?[0-9]+")
 _OCTAL = re.compile(r"0o[0-7]+")
 _HEXADECIMAL = re.compile(r"0x[0-9a-fA-F]+")
 _FLOAT = re.compile(r"[-+]?(?:\.[0-9]+|[0-9]+(?:\.[0-9]*)?)(?:[eE][-+]?[0-9]+)?")
-_MEND = "Mend this line."
+_FIX = "Fix this line."
 _NOT_FINITE = re.compile(r"(?:[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN))")
 
 
@@ -89,7 +89,7 @@ def is_number(text: str) -> bool:
 
 
 def _on_an_option(problem: Problem, name: str) -> Problem:
-    remedy = "Mend the value." if problem.remedy == _MEND else problem.remedy
+    remedy = "Fix the value." if problem.remedy == _FIX else problem.remedy
     return Problem(name, problem.field, problem.what, remedy)
 
 
@@ -122,10 +122,10 @@ def _compose(text: str, name: str) -> tuple[Node | None, dict[int, str]]:
     except YAMLError as error:
         raise RecipeError([_syntax_problem(error, text, name)]) from error
     except AssertionError as error:  # ruamel.yaml's, of a version
-        raise RecipeError([Problem(f"{name}:{line}", "", f"is not valid YAML: {error}.", _MEND)]) from error
+        raise RecipeError([Problem(f"{name}:{line}", "", f"is not valid YAML: {error}.", _FIX)]) from error
     except (OverflowError, ValueError) as error:  # Python's, of what ruamel.yaml makes of an escape
-        what = "is not valid YAML: an escape stands for no character."
-        raise RecipeError([Problem(f"{name}:{line}", "", what, _MEND)]) from error
+        what = "is not valid YAML: an escape is no character."
+        raise RecipeError([Problem(f"{name}:{line}", "", what, _FIX)]) from error
 
 
 def _syntax_problem(error: YAMLError, text: str, name: str) -> Problem:
@@ -138,7 +138,7 @@ def _syntax_problem(error: YAMLError, text: str, name: str) -> Problem:
         line = text.count("\n", 0, position) + 1
     if "found another document" in what:
         return Problem(f"{name}:{line}", "", "has a second document.", "Keep one recipe in a file, without `---`.")
-    return Problem(f"{name}:{line}", "", f"is not valid YAML: {what}.", _MEND)
+    return Problem(f"{name}:{line}", "", f"is not valid YAML: {what}.", _FIX)
 
 
 class _Reader:
@@ -178,7 +178,7 @@ class _Reader:
             inner = (*path, key)
             if key in values:
                 first = self.lines[inner]
-                remedy = f"It stands on line {first} already; keep one of the two."
+                remedy = f"It is on line {first} already; keep one of the two."
                 self._refuse(key_node, inner, "comes twice.", remedy)
                 continue
             self.lines[inner] = _line(key_node)
@@ -229,3 +229,38 @@ def _whole(text: str) -> str | None:
 def _line(node: Any) -> int:
     """The line, from 1, of a node or an event."""
     return int(node.start_mark.line) + 1
+
+
+_LARGEST_FILE = 1 << 18
+"""Bytes: room for some thousand paths of data files; beyond it, reading YAML takes minutes."""
+
+
+def read_source(path: FilePath, kind: str, missing: str) -> str:
+    """Read a YAML file, with lines that end in a line feed.
+
+    Args:
+        path: the file.
+        kind: what it should be: `recipe`, `study`.
+        missing: what to do where there is none.
+
+    Raises:
+        InputError: there is none, or it cannot be one.
+    """
+    try:
+        with path.open("rb") as file:
+            content = file.read(_LARGEST_FILE + 1)
+        text = content.decode()
+    except FileNotFoundError as error:
+        raise InputError(f"there is no such {kind}.", where=str(path), remedy=missing) from error
+    except IsADirectoryError as error:
+        remedy = "Name the YAML file in it."
+        raise InputError(f"is a folder, not a {kind}.", where=str(path), remedy=remedy) from error
+    except UnicodeDecodeError as error:
+        line = error.object.count(b"\n", 0, error.start) + 1
+        raise InputError("is not UTF-8 text.", where=f"{path}:{line}", remedy="Save the file in UTF-8.") from error
+    except OSError as error:
+        raise InputError(f"cannot be read: {error}.", where=str(path), remedy="Name a file that can be.") from error
+    if len(content) > _LARGEST_FILE:
+        what = f"is no {kind}: it has more than {_LARGEST_FILE:,} bytes."
+        raise InputError(what, where=str(path), remedy=f"Name the YAML file of a {kind}.")
+    return text.replace("\r\n", "\n").replace("\r", "\n")

@@ -2,28 +2,20 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Final, Literal, get_args
+from typing import TYPE_CHECKING, Annotated, Literal, TypeAlias
 
 from pydantic import Field, model_validator
 
+from peftkit.metrics import in_group
 from peftkit.recipe.section import Section, disagree
 
-__all__ = ["TEXT_METRICS", "Expectation", "Generation", "Metric", "TextMetric"]
+__all__ = ["Expectation", "Generation"]
 
 Positive = Annotated[int, Field(gt=0)]
-TextMetric = Literal["exact_match", "bleu", "chrf", "ter", "rouge_l"]
-TEXT_METRICS: Final[tuple[TextMetric, ...]] = get_args(TextMetric)
-"""What is measured of written completions."""
-
-Metric = Literal[
-    "eval_loss",
-    "perplexity",
-    "base_perplexity",
-    "trainable_parameters",
-    "tokens_per_second",
-    "peak_memory_bytes",
-    TextMetric,
-]
+if TYPE_CHECKING:
+    Metric: TypeAlias = str
+else:
+    Metric = Literal[tuple(in_group("quality", "completions", "cost"))]
 
 
 class Generation(Section):

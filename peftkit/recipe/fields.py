@@ -1,4 +1,4 @@
-"""Every field that a recipe may have: where it stands, what it means, and how it is found by its name.
+"""Every field that a recipe may have: its place, its meaning, and how it is found by its name.
 
 It is read from the JSON Schema that comes with the package, which a test compares with the models: `peftkit explain`
 does without pydantic.
@@ -13,11 +13,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from peftkit.errors import InputError
+from peftkit.errors import InputError, nearest, printable
 from peftkit.recipe.advice import Advice
 from peftkit.recipe.advised import ADVICE
 from peftkit.recipe.libraries import BITSANDBYTES_CONFIG, LORA_CONFIG, TRAINING_ARGUMENTS, LibraryClass
-from peftkit.recipe.names import LORA_OWNED, QUANTIZATION_OWNED, TRAINING_REFUSED, nearest, printable
+from peftkit.recipe.names import LORA_OWNED, QUANTIZATION_OWNED, TRAINING_REFUSED
 
 __all__ = ["PASSED_ON", "RecipeField", "documented_fields", "find_fields"]
 

@@ -6,14 +6,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
+from peftkit.errors import nearest
 from peftkit.recipe.libraries import BITSANDBYTES_CONFIG, LORA_CONFIG, OPTIMIZERS, SCHEDULERS, TRAINING_ARGUMENTS
-from peftkit.recipe.names import (
-    LORA_INITS_BEYOND,
-    LORA_OWNED,
-    QUANTIZATION_OWNED,
-    TRAINING_REFUSED,
-    nearest,
-)
+from peftkit.recipe.names import LORA_INITS_BEYOND, LORA_OWNED, QUANTIZATION_OWNED, TRAINING_REFUSED
 from peftkit.recipe.section import LibrarySection, disagree
 
 __all__ = ["Lora", "Quantization", "Training"]

@@ -28,6 +28,7 @@ from peftkit.recipe.libraries import (
     listed_versions,
 )
 from peftkit.recipe.schema import UNUSED_SECTIONS, Recipe
+from peftkit.recipe.section import LibrarySection
 
 __all__ = ["check_installed", "installed_arguments", "installed_listing", "installed_values"]
 
@@ -38,8 +39,9 @@ def check_installed(recipe: Recipe) -> None:
     Raises:
         FieldError: one is missing; names the version that has it.
     """
-    for home, section in (("training", recipe.training), ("lora", recipe.lora), ("quantization", recipe.quantization)):
-        if home in UNUSED_SECTIONS.get(recipe.method, ()):
+    for home in type(recipe).model_fields:
+        section = getattr(recipe, home)
+        if not isinstance(section, LibrarySection) or home in UNUSED_SECTIONS.get(recipe.method, ()):
             continue
         for name in section.model_extra or {}:
             known = installed_arguments(section.library)

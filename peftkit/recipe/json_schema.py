@@ -10,10 +10,8 @@ from pydantic.errors import PydanticInvalidForJsonSchema
 
 from peftkit.recipe.advised import ADVICE
 from peftkit.recipe.fields import PASSED_ON
-from peftkit.recipe.hyperparameters import Lora, Quantization, Training
 from peftkit.recipe.schema import Recipe
-from peftkit.recipe.section import Section
-from peftkit.recipe.tree import all_sections
+from peftkit.recipe.section import LibrarySection, Section, all_sections
 
 __all__ = ["recipe_schema"]
 
@@ -21,18 +19,17 @@ __all__ = ["recipe_schema"]
 def recipe_schema() -> dict[str, Any]:
     """JSON Schema (draft 2020-12) of a recipe, with the arguments of the libraries that it may name."""
     schema = Recipe.model_json_schema()
-    sections: dict[type[Section], str] = {}
-    places: list[tuple[str, type[Section]]] = [("", Recipe), *all_sections(Recipe)]
-    for home, section in places:
+    sections: dict[type[Section], str] = {Recipe: ""}
+    for home, section in all_sections(Recipe):
         sections.setdefault(section, home)  # one that recurs is advised on at its first place
     for section, home in sections.items():
         definition = schema if section is Recipe else schema["$defs"][section.__name__]
         _document(definition["properties"], section, home)
-    for section in (Training, Lora, Quantization):
-        definition = schema["$defs"][section.__name__]
-        for name, kind in sorted(section.passed_through_types().items()):
-            definition["properties"][name] = {**_type_schema(kind), "description": _described(section, name)}
-        definition["additionalProperties"] = False
+        if issubclass(section, LibrarySection):
+            for name, kind in sorted(section.passed_through_types().items()):
+                described = f"{section.library.name}'s {name}, {PASSED_ON}"
+                definition["properties"][name] = {**_type_schema(kind), "description": described}
+            definition["additionalProperties"] = False
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema, "title": "peftkit recipe"}
 
 
@@ -44,10 +41,6 @@ def _document(properties: dict[str, Any], section: type[Section], home: str) -> 
         properties[name]["description"] = "\n".join([" ".join((field.description or "").split()), *beside])
         if field.default_factory in (dict, list):
             properties[name]["default"] = field.default_factory()
-
-
-def _described(section: type[Training | Lora | Quantization], name: str) -> str:
-    return f"{section.library.name}'s {name}, {PASSED_ON}"
 
 
 def _type_schema(kind: Any) -> dict[str, Any]:

@@ -7,9 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path as FilePath
 from typing import Any
 
-from peftkit.errors import Problem, RecipeError
+from peftkit.errors import Problem, RecipeError, printable
 from peftkit.recipe.document import DEEPEST, Path, dotted, parse_value
-from peftkit.recipe.names import printable
 from peftkit.recipe.references import BUILTIN_PREFIX, is_folder
 
 __all__ = ["Layers", "Origin", "Override", "absolute_paths", "parse_override"]
@@ -51,64 +50,48 @@ class Layers:
         self.origins[path] = origin
 
     def merge(self, values: Mapping[str, Any], lines: Mapping[Path, int], file: str, prefix: Path = ()) -> None:
-        """Lay a file's values over what is there, mapping by mapping; `prefix` is where they stand in the file."""
-        self._merge(self.values, values, (), lines, file, prefix)
-
-    def _merge(
-        self,
-        into: dict[str, Any],
-        values: Mapping[str, Any],
-        path: Path,
-        lines: Mapping[Path, int],
-        file: str,
-        prefix: Path,
-    ) -> None:
-        for key, value in values.items():
-            here = (*path, key)
-            written = (*prefix, *here)
-            self.origins[here] = Origin(f"{file}:{lines[written]}", dotted(written))
-            if isinstance(value, dict):
-                inner = into.get(key)
-                into[key] = dict(inner) if isinstance(inner, dict) else {}
-                self._merge(into[key], value, here, lines, file, prefix)
+        """Lay a file's values over what is there, mapping by mapping; `prefix` is where they are in the file."""
+        for path, value in _below(values, ()):
+            written = (*prefix, *path)
+            origin = Origin(f"{file}:{lines[written]}", dotted(written))
+            in_list = any(isinstance(part, int) for part in path)
+            if in_list or (isinstance(value, dict) and isinstance(self._value(path), dict)):
+                self.origins[path] = origin
             else:
-                if isinstance(into.get(key), dict | list):
-                    self._forget_below(here)
-                into[key] = value
-                for item in _below(value, written):  # those of a list
-                    self.origins[(*here, *item[len(written) :])] = Origin(f"{file}:{lines[item]}", dotted(item))
+                self.put(path, {} if isinstance(value, dict) else value, origin)
+
+    def _value(self, path: Path) -> Any:
+        found: Any = self.values
+        for part in path:
+            found = found.get(str(part)) if isinstance(found, dict) else None
+        return found
 
     def _forget(self, path: Path) -> None:
-        self.origins = {known: at for known, at in self.origins.items() if known[: len(path)] != path}
-
-    def _forget_below(self, path: Path) -> None:
-        end = len(path)
-        self.origins = {known: at for known, at in self.origins.items() if len(known) == end or known[:end] != path}
+        if path in self.origins:  # otherwise nothing below is known either
+            self.origins = {known: at for known, at in self.origins.items() if known[: len(path)] != path}
 
     def place(self, path: Path, file: str) -> tuple[str, str]:
-        """Where to tell about `path`, at the nearest section that was written, and the field as it was written there.
+        """Where to report `path`, at the nearest section that was written, and the field as it was written there.
 
         A field that a method's own values set begins with `methods`.
         """
-        for end in range(len(path), 0, -1):
-            if path[:end] in self.origins:
-                origin = self.origins[path[:end]]
-                return origin.where, dotted((origin.field, *path[end:]))
-        return f"{file}:1", dotted(path)
+        origin = self.origin(path)
+        if origin is None:
+            return f"{file}:1", dotted(path)
+        depth = max(end for end in range(len(path) + 1) if path[:end] in self.origins)
+        return origin.where, dotted((origin.field, *path[depth:]))
 
     def origin(self, path: Path) -> Origin | None:
         """Where the value at `path` was written, or the nearest section around it that was."""
-        for end in range(len(path), 0, -1):
-            if path[:end] in self.origins:
-                return self.origins[path[:end]]
-        return None
+        around = (path[:end] for end in range(len(path), 0, -1))
+        return next((self.origins[each] for each in around if each in self.origins), None)
 
 
-def _below(value: Any, path: Path) -> Iterator[Path]:
-    """The path of everything in a nested value that stands at `path`."""
+def _below(value: Any, path: Path) -> Iterator[tuple[Path, Any]]:
+    """The path and value of everything in a nested value at `path`, each section and list before what is in it."""
     inner = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
     for key, deeper in inner:
-        yield (*path, key)
+        yield (*path, key), deeper
         yield from _below(deeper, (*path, key))
 
 

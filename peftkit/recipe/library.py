@@ -6,8 +6,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from peftkit.errors import InputError
-from peftkit.recipe.names import nearest
+from peftkit.errors import InputError, nearest
 
 __all__ = ["ShippedRecipe", "find_recipe", "list_recipes", "recipe_name", "shipped_recipes"]
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Literal
 
-__all__ = ["Format", "Method"]
+__all__ = ["Method"]
 
 Method = Literal["full", "lora", "qlora"]
-Format = Literal["auto", "text", "completion", "instruction", "chat", "tokens"]

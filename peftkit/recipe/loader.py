@@ -13,15 +13,13 @@ from typing import Any, get_args
 from pydantic import ValidationError
 from ruamel.yaml import YAML
 
-from peftkit.errors import FieldError, Problem, RecipeError
-from peftkit.recipe.document import Document, dotted, parse_document
+from peftkit.errors import FieldError, Problem, RecipeError, nearest
+from peftkit.recipe.document import Document, dotted, parse_document, read_source
 from peftkit.recipe.document import Path as Field
 from peftkit.recipe.layers import Layers, Origin, Override, absolute_paths, parse_override
-from peftkit.recipe.names import nearest
 from peftkit.recipe.problems import describe, found
 from peftkit.recipe.references import reference_errors
 from peftkit.recipe.schema import UNUSED_SECTIONS, Method, Recipe
-from peftkit.recipe.source import read_source
 from peftkit.redaction import holds_secret
 
 __all__ = ["RecipeFile", "load_recipe", "parse_recipe"]
@@ -108,7 +106,7 @@ def load_recipe(
 def parse_recipe(
     text: str, path: Path, *, method: str | None = None, overrides: Sequence[str] = (), output: Path | None = None
 ) -> RecipeFile:
-    """The same of a text that stands, or is to stand, in a file.
+    """The same for a text that is, or will be, in a file.
 
     Raises:
         RecipeError: everything that is wrong, together.
@@ -209,7 +207,7 @@ def _unsafe(layers: Layers, file: str) -> Iterator[Problem]:
 
 
 def _texts(value: Any, path: Field) -> Iterator[tuple[Field, str]]:
-    """Every text in nested values, keys included, with where it stands."""
+    """Every text in nested values, keys included, with its path."""
     if isinstance(value, str):
         yield path, value
     elif isinstance(value, dict):

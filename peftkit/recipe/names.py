@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 
 __all__ = [
     "LORA_BEYOND",
@@ -12,8 +12,6 @@ __all__ = [
     "TRAINING_OWNED",
     "TRAINING_REFUSED",
     "TRAINING_REMOVED",
-    "nearest",
-    "printable",
 ]
 
 TRAINING_REMOVED: Mapping[str, str] = {
@@ -73,10 +71,10 @@ TRAINING_OWNED: Mapping[str, str] = {
     "local_rank": "Remove it: the launcher sets it.",
     "ddp_backend": "Remove it: NCCL between GPUs, gloo between CPUs.",
     "auto_find_batch_size": "Remove it and use peftkit train --auto-batch, which keeps the effective batch.",
-    "save_only_model": "Remove it: a checkpoint without its optimizer cannot be gone on with.",
-    "ignore_data_skip": "Remove it: a run that is gone on with sees the rows that it would have seen.",
+    "save_only_model": "Remove it: a run cannot be resumed from a checkpoint without its optimizer.",
+    "ignore_data_skip": "Remove it: a resumed run sees the rows that it would have seen.",
     "restore_callback_states_from_checkpoint": "Remove it: the whole state is always restored.",
-    "dataloader_persistent_workers": "Remove it: a run that is gone on with would draw other random numbers.",
+    "dataloader_persistent_workers": "Remove it: a resumed run would draw other random numbers.",
     "enable_jit_checkpoint": "Remove it: SIGTERM always saves first.",
     "fsdp_config": "Remove it: fsdp: true shards each layer by itself, and leaves nothing to configure.",
     "deepspeed": _OTHERWISE_SHARDED,
@@ -133,23 +131,10 @@ LORA_OWNED: Mapping[str, str] = {
 """Names that the `lora` section does not take."""
 
 QUANTIZATION_OWNED: Mapping[str, str] = {
-    "bnb_4bit_compute_dtype": "Set precision at the top level of the recipe; the products are computed in it.",
+    "bnb_4bit_compute_dtype": "Set precision at the top level of the recipe; matmuls are computed in it.",
     "kwargs": "Name the argument itself.",
     "quant_type": "Use bnb_4bit_quant_type.",
     "double_quant": "Use bnb_4bit_use_double_quant.",
     "bits": "Use load_in_4bit: true or load_in_8bit: true.",
 }
 """Names that the `quantization` section does not take."""
-
-
-def nearest(name: str, valid: Iterable[str]) -> str | None:
-    """The valid name that is most like `name`, if one is like enough to be meant."""
-    import difflib  # only a name that is unknown needs it
-
-    matches = difflib.get_close_matches(name, list(valid), n=1, cutoff=0.6)
-    return matches[0] if matches else None
-
-
-def printable(name: str) -> str:
-    """A name as it stands in a message of one line: with quotes and escapes where it would not be seen whole."""
-    return name if name and name.isprintable() else repr(name)

@@ -7,13 +7,11 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from peftkit.errors import Problem
+from peftkit.errors import Problem, nearest
 from peftkit.recipe.document import Path, dotted, is_number
 from peftkit.recipe.layers import Layers
-from peftkit.recipe.names import nearest
 from peftkit.recipe.schema import Recipe
-from peftkit.recipe.section import LibrarySection, Section
-from peftkit.recipe.tree import all_sections, field_names, section_at
+from peftkit.recipe.section import LibrarySection, Section, all_sections, field_names, section_at
 
 __all__ = ["describe", "found"]
 

@@ -6,8 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from peftkit.errors import FieldError
-from peftkit.recipe.names import printable
+from peftkit.errors import FieldError, printable
 
 __all__ = ["BUILTIN_PREFIX", "DATA_SUFFIXES", "is_folder", "reference_errors"]
 

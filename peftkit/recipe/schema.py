@@ -2,29 +2,25 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Final, Literal
+from typing import TYPE_CHECKING, Annotated, Final, Literal, TypeAlias
 
 from pydantic import Field, model_validator
 
-from peftkit.recipe.evidence import TEXT_METRICS, Expectation, Generation
+from peftkit.data.formats import AUTO, FORMATS
+from peftkit.metrics import METRICS
+from peftkit.recipe.evidence import Expectation, Generation
 from peftkit.recipe.hyperparameters import Lora, Quantization, Training
-from peftkit.recipe.literals import Format, Method
+from peftkit.recipe.literals import Method
 from peftkit.recipe.section import Section, disagree
 
-__all__ = ["COLUMNS", "UNUSED_SECTIONS", "Base", "Data", "Format", "Init", "Method", "Precision", "Recipe", "Source"]
+__all__ = ["UNUSED_SECTIONS", "Base", "Data", "Format", "Init", "Method", "Precision", "Recipe", "Source"]
 
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
 Positive = Annotated[int, Field(gt=0)]
-
-
-COLUMNS: Final[dict[str, tuple[str, ...]]] = {
-    "text": ("text",),
-    "completion": ("prompt", "completion"),
-    "instruction": ("instruction", "input", "output"),
-    "chat": ("messages",),
-    "tokens": ("input_ids", "labels"),
-}
-"""The columns that each format reads; `input` and `labels` may be missing."""
+if TYPE_CHECKING:
+    Format: TypeAlias = str
+else:
+    Format = Literal[(AUTO, *FORMATS)]
 
 UNUSED_SECTIONS: Final[dict[str, tuple[str, ...]]] = {"full": ("lora", "quantization"), "lora": ("quantization",)}
 """The sections of a recipe that a method does not use."""
@@ -76,7 +72,7 @@ class Base(Section):
     the base's own."""
 
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    """Number type in which frozen weights of the base are held. `auto`: bfloat16 on a GPU that computes in it and
+    """Dtype of the frozen weights of the base. `auto`: bfloat16 on a GPU that computes in it and
     float32 elsewhere. Weights that are trained are always float32."""
 
     @model_validator(mode="after")
@@ -135,8 +131,12 @@ class Source(Section):
         return self
 
 
+_FORMAT = " ".join(f"`{name}`: {form.summary}." for name, form in FORMATS.items())
+_FORMAT += f" `{AUTO}`: recognised from the columns, for each source."
+
+
 class Data(Section):
-    """What the model is trained on, and what of it is taught."""
+    """What the model is trained on, and which tokens are in the loss."""
 
     train: Source | list[Source]
     """Rows to train on: one source, or a list of several, which are mixed by their weights if they have any."""
@@ -145,12 +145,7 @@ class Data(Section):
     """Rows held out to measure on: sources, or a share such as `0.05` of the training documents, drawn by `seed` so
     that equal documents stay together. Without them there is no evaluation."""
 
-    format: Format = "auto"
-    """`text`: column `text`, every token is taught. `completion`: columns `prompt` and `completion`, or `input` and
-    `output`; only the completion is taught. `instruction`: columns `instruction`, `input` (may be empty) and `output`;
-    only the output is taught. `chat`: column `messages` (with role and content) or `conversations` (with from and
-    value); only the assistant's turns are taught. `tokens`: column `input_ids` and perhaps `labels`, taken as they
-    are. `auto`: what the columns say, for each source."""
+    format: Annotated[Format, Field(description=_FORMAT)] = AUTO
 
     columns: dict[str, str] = Field(default_factory=dict)
     """Other names of the format's columns in your files, as `prompt: question`."""
@@ -171,7 +166,7 @@ class Data(Section):
     """Longest sequence in tokens, the end token included; at most what the base can see."""
 
     truncation: Literal["split", "cut", "error"] | None = None
-    """What happens to a document longer than `max_length`: `split` goes on in a further sequence and loses nothing,
+    """What happens to a document longer than `max_length`: `split` continues in a further sequence and loses nothing,
     `cut` drops the rest and counts it, `error` stops. Unset: split for text, cut for the other formats."""
 
     packing: bool | None = None
@@ -179,7 +174,7 @@ class Data(Section):
     true for text, false for the other formats."""
 
     max_leaked: Annotated[float, Field(ge=0, le=1)] | None = None
-    """Largest share of the validation tokens that may stand in documents which are trained on too; more is an error.
+    """Largest share of the validation tokens that may be in documents which are trained on too; more is an error.
     Unset: 0.1 for text, whose short lines repeat by nature, and 0 for the other formats."""
 
     streaming: bool = False
@@ -200,6 +195,11 @@ class Data(Section):
         """The sources of the validation rows; none where these are a share of the training rows."""
         return _as_list(self.validation)
 
+    @property
+    def may_have_prompts(self) -> bool:
+        """Whether rows have completions, as far as that is known before they are read."""
+        return self.format == AUTO or FORMATS[self.format].has_prompt
+
     def of(self, source: Source) -> Data:
         """The same, with what one source says itself of its rows."""
         if source.format is None and source.columns is None and source.template is None:
@@ -210,13 +210,13 @@ class Data(Section):
     def _misread(self) -> list[tuple[str, str]]:
         """The fields that cannot act on the format, and why."""
         found: list[tuple[str, str]] = []
-        if self.template is not None and self.format in ("text", "tokens"):
+        forms = [form for name, form in FORMATS.items() if self.format in (AUTO, name)]
+        if self.template is not None and not self.may_have_prompts:
             found.append(("template", f"cannot act on format: {self.format}, which has no prompt. Remove it."))
-        known = [name for columns in COLUMNS.values() for name in columns]
-        known = known if self.format == "auto" else list(COLUMNS[self.format])
+        known = [name for form in forms for name in form.columns]
         strange = sorted(set(self.columns) - set(known))
         if strange:
-            has = f"format: {self.format} has not" if self.format != "auto" else "no format has"
+            has = f"format: {self.format} has not" if self.format != AUTO else "no format has"
             found.append(("columns", f"names {', '.join(strange)}, which {has}. Use {', '.join(known)}."))
         return found
 
@@ -226,7 +226,7 @@ class Data(Section):
         for name, sources in (("train", self.train_sources), ("validation", self.validation_sources)):
             own = [self.of(source) for source in sources]
             found += [(name, f"{field} {what}") for data in own if data is not self for field, what in data._misread()]
-        if self.truncation == "split" and self.format not in ("auto", "text"):
+        if self.truncation == "split" and self.format != AUTO and not FORMATS[self.format].is_plain_text:
             found.append(("truncation", "split would cut a prompt from its completion. Use cut or error."))
         if found:
             disagree(*found)
@@ -284,7 +284,7 @@ class Recipe(Section):
     """Hyperparameters, the same for all three methods: arguments of Transformers' `TrainingArguments`."""
 
     precision: Precision = "auto"
-    """Number type of the products while training. `auto`: bf16 where the GPU has it, fp16 on older GPUs, fp32 on
+    """Dtype of the matmuls while training. `auto`: bf16 where the GPU has it, fp16 on older GPUs, fp32 on
     Apple's GPUs and on a CPU. Trained weights are kept in fp32 whatever this says."""
 
     on_nonfinite: Literal["stop", "skip"] = "stop"
@@ -328,10 +328,10 @@ class Recipe(Section):
         """The expectations of what cannot be measured, and why."""
         found: list[tuple[str, str]] = []
         for number, expected in enumerate(self.expect):
-            measured = expected.metric in ("eval_loss", "perplexity", "base_perplexity", *TEXT_METRICS)
-            if measured and self.data.validation is None:
+            group = METRICS[expected.metric].group
+            if group in ("quality", "completions") and self.data.validation is None:
                 found.append((f"expect.{number}.metric", "needs data.validation to be measured on. Add it."))
-            elif expected.metric in TEXT_METRICS and self.data.format in ("text", "tokens"):
+            elif group == "completions" and not self.data.may_have_prompts:
                 what = f"needs completions, which format: {self.data.format} has not. Expect perplexity."
                 found.append((f"expect.{number}.metric", what))
         return found

@@ -1,23 +1,24 @@
-"""What every section of a recipe has in common."""
+"""What every section of a recipe has in common, and how sections are found by their names."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, ClassVar, NoReturn
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any, ClassVar, NoReturn, get_args, get_origin
 
 from pydantic import BaseModel, ConfigDict, ModelWrapValidatorHandler, TypeAdapter, ValidationError, model_validator
 from pydantic_core import InitErrorDetails, PydanticCustomError
 
+from peftkit.recipe.document import Path
 from peftkit.recipe.libraries import LibraryClass
 
-__all__ = ["LibrarySection", "Section", "disagree"]
+__all__ = ["LibrarySection", "Section", "all_sections", "as_section", "disagree", "field_names", "section_at"]
 
 
 def disagree(*found: tuple[str, str]) -> NoReturn:
     """End a section's validation: its fields do not fit together.
 
     Args:
-        found: the field that each message is told at, dotted from the section, and the message.
+        found: the field that each message is about, dotted from the section, and the message.
 
     Raises:
         ValidationError: all of them; pydantic takes them over with their places.
@@ -42,7 +43,7 @@ class Section(BaseModel):
 
 
 class LibrarySection(Section):
-    """A section that takes, beside its own documented fields, every other argument of one library class.
+    """A section that takes, besides its own documented fields, every other argument of one library class.
 
     Those arguments are checked against the newest supported version of the library: a name that it does not have is an
     error like any other unknown name, and so is a value of the wrong type.
@@ -104,3 +105,46 @@ def _again(detail: Any, name: str | None = None) -> InitErrorDetails:
         return {"type": kind, "loc": location, "input": detail["input"]}
     error = PydanticCustomError(kind, "{text}", {"text": detail["msg"]})
     return {"type": error, "loc": location, "input": detail["input"]}
+
+
+def field_names(section: type[Section]) -> list[str]:
+    """The names that a section takes: its own and, after them, those that it passes on to its library."""
+    passed = section.passed_through_types() if issubclass(section, LibrarySection) else {}
+    return [*section.model_fields, *passed]
+
+
+def all_sections(section: type[Section]) -> Iterator[tuple[str, type[Section]]]:
+    """Every section below a section, by dotted path, each before those in it."""
+    for field, inner in _sections(section):
+        yield field, inner
+        yield from ((f"{field}.{deeper}", at) for deeper, at in all_sections(inner))
+
+
+def section_at(section: type[Section], path: Path) -> type[Section] | None:
+    """The section at a path; None where there is none."""
+    keyed = False
+    for part in path:
+        if isinstance(part, int) or keyed:  # an item of a list or a mapping of sections
+            keyed = False
+            continue
+        inner = dict(_sections(section)).get(str(part))
+        if inner is None:
+            return None
+        keyed = get_origin(section.model_fields[str(part)].annotation) is dict
+        section = inner
+    return section
+
+
+def as_section(annotation: Any) -> type[Section] | None:
+    """The section that a type is, or has among its alternatives or items."""
+    if isinstance(annotation, type) and issubclass(annotation, Section):
+        return annotation
+    return next((found for inner in get_args(annotation) if (found := as_section(inner))), None)
+
+
+def _sections(section: type[Section]) -> Iterable[tuple[str, type[Section]]]:
+    """The sections directly in a section, by field."""
+    for field, info in section.model_fields.items():
+        inner = as_section(info.annotation)
+        if inner:
+            yield field, inner

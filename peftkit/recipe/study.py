@@ -1,10 +1,12 @@
 """A study file: which fields of a recipe are searched over, in which ranges, and with how many trials.
 
-n_trials: 20
-space:
-training.learning_rate: {low: 1e-5, high: 1e-3, log: true}
-training.num_train_epochs: {low: 1, high: 5, step: 1}
-lora.r: [4, 8, 16]
+    n_trials: 20
+    space:
+      training.learning_rate: {low: 1e-5, high: 1e-3, log: true}
+      training.num_train_epochs: {low: 1, high: 5, step: 1}
+      lora.r: [4, 8, 16]
+
+The file is checked whole against the recipe that it varies, before anything is trained.
 """
 
 from __future__ import annotations
@@ -19,13 +21,12 @@ from typing import Annotated, Any, TypeAlias
 from pydantic import AfterValidator, Discriminator, Field, Tag, ValidationError, model_validator
 
 from peftkit.errors import Problem, RecipeError
-from peftkit.recipe.document import Document, parse_document
+from peftkit.recipe.document import Document, parse_document, read_source
 from peftkit.recipe.layers import Layers
 from peftkit.recipe.loader import RecipeFile, load_recipe
 from peftkit.recipe.problems import describe
 from peftkit.recipe.schema import UNUSED_SECTIONS, Recipe
 from peftkit.recipe.section import Section, disagree
-from peftkit.recipe.source import read_source
 
 __all__ = ["Range", "Scalar", "Searched", "Span", "Study", "holds", "load_study", "read_study", "settings"]
 
@@ -111,7 +112,7 @@ class Study(Section):
     """Trials in all: those that were finished, ended early or failed. The first has the recipe's own values."""
 
     time_limit_minutes: Annotated[float, Field(gt=0)] | None = None
-    """After so many minutes the trial that trains is saved and the search ends; the same command goes on with it."""
+    """After so many minutes the trial that trains is saved and the search ends; the same command resumes it."""
 
     seed: Annotated[int, Field(ge=0)] = 0
     """Start of every random choice of the search. The seed of training is the recipe's in each trial."""

@@ -1,1 +1,1 @@
-"""What runs and comparisons came to, for people: one HTML page, and curves in the terminal."""
+"""The results of runs and comparisons, for people: one HTML page, and curves in the terminal."""

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import math
+from dataclasses import asdict
 
+from peftkit.metrics import METRICS, UNKNOWN, in_group, small
 from peftkit.report.content import ComparisonContent, RunContent
-from peftkit.report.wording import METHODS, UNKNOWN, count, duration, metric_name, metric_value, rate, size, small
+from peftkit.report.facts import METHODS
 from peftkit.runs.comparison import Comparison, Entry, Statistic
 
 __all__ = [
@@ -24,23 +25,15 @@ __all__ = [
 Table = tuple[list[str], list[list[str]]]
 """The head, and the lines."""
 
-_COSTS = (
-    "trainable_parameters",
-    "tokens_per_second",
-    "train_seconds",
-    "peak_memory_bytes",
-    "output_bytes",
-)
-
 
 def headline(comparison: Comparison) -> str:
     """Which entry is best, and of which the difference is more than noise."""
-    by = metric_name(comparison.by)
+    by = METRICS[comparison.by].label
     best = next(
         (entry for entry in comparison.entries if entry.against_best and entry.against_best.verdict == "best"), None
     )
     if best is None:
-        return f"{_number(len(comparison.entries), 'entry', 'entries')} compared by {by}; none is known to be the best."
+        return f"{_number(len(comparison.entries), 'entry', 'entries')} compared by {by}; the best is not known."
     seeds = len(comparison.seeds)
     extreme = "highest" if comparison.higher_is_better else "lowest"
     measured = statistic(comparison.by, best.metrics.get(comparison.by))
@@ -61,11 +54,9 @@ def headline(comparison: Comparison) -> str:
 
 def comparison_table(comparison: Comparison) -> Table:
     """How good each entry is: the head and a line for each."""
-    first = [comparison.by, *(["perplexity"] if comparison.by != "perplexity" else [])]
     known = {name for entry in comparison.entries for name in entry.metrics}
-    others = sorted(known - {*first, *_COSTS, "eval_loss", "base_perplexity", "train_loss"})
-    columns = [name for name in (*first, *others) if name in known]
-    head = ["", *(metric_name(name) for name in columns)]
+    columns = [name for name in dict.fromkeys((comparison.by, "perplexity", *in_group("completions"))) if name in known]
+    head = ["", *(METRICS[name].label for name in columns)]
     lines = [[entry.name, *(_cell(name, entry) for name in columns)] for entry in comparison.entries]
     verdicts = ["verdict", *(verdict(entry) for entry in comparison.entries)]
     head, *lines = [[*line[:2], said, *line[2:]] for line, said in zip([head, *lines], verdicts, strict=True)]
@@ -75,13 +66,13 @@ def comparison_table(comparison: Comparison) -> Table:
 def cost_table(comparison: Comparison) -> Table:
     """What each entry that was trained cost."""
     trained = [entry for entry in comparison.entries if entry.method]
-    columns = [name for name in _COSTS if any(name in entry.metrics for entry in trained)]
+    columns = [name for name in in_group("cost") if any(name in entry.metrics for entry in trained)]
     lines = [[entry.name, *(_cell(name, entry) for name in columns)] for entry in trained]
-    return ["", *(metric_name(name) for name in columns)], lines
+    return ["", *(METRICS[name].label for name in columns)], lines
 
 
 def verdict(entry: Entry) -> str:
-    """How an entry stands to the best one."""
+    """How an entry compares with the best one."""
     against = entry.against_best
     if against is None:
         return "untouched" if entry.method is None else ""
@@ -103,8 +94,8 @@ def expected_rows(comparison: Comparison) -> list[list[str]]:
             result = "as expected"
         else:
             result = f"{abs(each.distance):.3g} too {'low' if each.distance < 0 else 'high'}"
-        value = metric_value(each.metric, each.value)
-        rows.append([each.entry, metric_name(each.metric), each.band, value, result, each.source])
+        metric = METRICS[each.metric]
+        rows.append([each.entry, metric.label, each.band, metric.text(each.value), result, each.source])
     return rows
 
 
@@ -114,7 +105,7 @@ def tried_rows(comparison: Comparison) -> list[list[str]]:
         [
             str(each.get("entry") or each.get("method") or ""),
             str(each["learning_rate"]),
-            "came to no end" if each.get("eval_loss") is None else small(each["eval_loss"]),
+            "did not finish" if each.get("eval_loss") is None else small(each["eval_loss"]),
             "chosen" if each.get("chosen") else "",
         ]
         for each in comparison.tried
@@ -122,27 +113,21 @@ def tried_rows(comparison: Comparison) -> list[list[str]]:
 
 
 def runs_table(runs: list[RunContent]) -> Table:
-    """Several runs beside each other, a line for each."""
-    head = ["", "method", "status", "perplexity before", "perplexity after", "validation loss", "trained parameters"]
+    """Several runs next to each other, a line for each."""
+    metrics = in_group("quality", "cost")
     rows = []
     for run in runs:
-        metrics = run.manifest.metrics
+        values = {**asdict(run.manifest.metrics), "output_bytes": run.output_bytes}
         method = METHODS.get(run.manifest.method, run.manifest.method)
-        quality = [small(metrics.base_perplexity), small(metrics.perplexity), small(metrics.eval_loss)]
-        cost = [rate(metrics.tokens_per_second), duration(metrics.train_seconds), size(metrics.peak_memory_bytes)]
-        trained = count(metrics.trainable_parameters)
-        rows.append([run.name, method, run.manifest.status, *quality, trained, *cost, size(run.output_bytes)])
-    return [*head, "speed", "time", "peak memory", "on disk"], rows
+        rows.append(
+            [run.name, method, run.manifest.status, *(each.text(values[name]) for name, each in metrics.items())]
+        )
+    return ["", "method", "status", *(metric.label for metric in metrics.values())], rows
 
 
 def statistic(name: str, value: Statistic | None) -> str:
     """A mean, with its error where there is more than one seed."""
-    if value is None:
-        return UNKNOWN
-    if not value.standard_error or name in _COSTS:
-        return metric_value(name, value.mean)
-    digits = max(0, 1 - math.floor(math.log10(value.standard_error)))  # two of the error's
-    return f"{value.mean:,.{digits}f} ± {value.standard_error:.{digits}f}"
+    return UNKNOWN if value is None else METRICS[name].mean_text(value.mean, value.standard_error)
 
 
 def missing(content: ComparisonContent) -> list[str]:

@@ -1,4 +1,4 @@
-"""What a report is about: a run or a comparison, as its folder tells it."""
+"""What a report is about: a run or a comparison, as it is in its folder."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class LayerUpdate:
 
 @dataclass(frozen=True)
 class RunContent:
-    """All that a run folder tells; what an unfinished run or one of an older version has not, is empty."""
+    """Everything in a run folder; what an unfinished run, or one of an older version, does not have is empty."""
 
     name: str
     """Of the run folder."""

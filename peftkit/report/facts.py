@@ -1,30 +1,19 @@
-"""What a run came to, as sentences and rows of tables."""
+"""The results of a run, as sentences and rows of tables."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict
 from typing import Any
 
-from peftkit.recipe.evidence import TEXT_METRICS
-from peftkit.recipe.schema import UNUSED_SECTIONS
+from peftkit.metrics import METRICS, count, duration, in_group, plain, share, size, small
+from peftkit.recipe.advice import shown
+from peftkit.recipe.explain import set_fields
 from peftkit.report.content import RunContent
-from peftkit.report.wording import (
-    METHODS,
-    TIMES,
-    count,
-    duration,
-    metric_name,
-    metric_value,
-    plain,
-    share,
-    size,
-    small,
-)
 
 __all__ = [
     "EVALUATION_COLUMNS",
-    "Group",
+    "METHODS",
     "Row",
     "Rows",
     "audit_table",
@@ -32,54 +21,20 @@ __all__ = [
     "groups",
     "hardware",
     "key_figures",
-    "merge_rows",
     "notes",
     "scores",
     "sentence",
+    "sources",
 ]
 
-EVALUATION_COLUMNS = ["step", "epoch", "validation loss", "perplexity", "after"]
+METHODS = {"full": "Full fine-tuning", "lora": "LoRA", "qlora": "QLoRA"}
+"""What the methods are called at the start of a sentence."""
+
+TIMES = "\N{MULTIPLICATION SIGN}"
+_EVALUATED = ("eval_loss", "perplexity")
+EVALUATION_COLUMNS = ["step", "epoch", *(METRICS[name].label for name in _EVALUATED), "after"]
 Row = tuple[str, str]
 Rows = list[Row]
-
-_GROUPS: dict[str, tuple[tuple[str, str], ...]] = {
-    "Steps": (
-        ("training", "learning_rate"),
-        ("training", "num_train_epochs"),
-        ("training", "max_steps"),
-        ("data", "max_length"),
-        ("data", "packing"),
-        ("training", "seed"),
-    ),
-    "Optimizer": (
-        ("training", "optim"),
-        ("training", "lr_scheduler_type"),
-        ("training", "warmup_steps"),
-        ("training", "weight_decay"),
-        ("training", "max_grad_norm"),
-        ("training", "adam_beta1"),
-        ("training", "adam_beta2"),
-        ("training", "adam_epsilon"),
-        ("training", "label_smoothing_factor"),
-        ("training", "activation_checkpointing"),
-    ),
-    "LoRA": tuple(
-        ("lora", name)
-        for name in ("r", "lora_alpha", "lora_dropout", "target_modules", "bias", "use_rslora", "use_dora")
-    ),
-    "Quantization": tuple(
-        ("quantization", name)
-        for name in ("load_in_4bit", "load_in_8bit", "bnb_4bit_quant_type", "bnb_4bit_use_double_quant")
-    ),
-}
-
-
-@dataclass(frozen=True)
-class Group:
-    """Hyperparameters of a kind."""
-
-    title: str
-    rows: Rows
 
 
 def sentence(run: RunContent) -> str:
@@ -105,44 +60,25 @@ def sentence(run: RunContent) -> str:
 
 
 def key_figures(run: RunContent) -> Rows:
-    """The numbers that people ask for first."""
-    metrics = run.manifest.metrics
+    """Every metric of the run itself. Of those that only some runs have, the ones that are known."""
+    values = {**asdict(run.manifest.metrics), "output_bytes": run.output_bytes}
     rows = [
-        ("perplexity before", small(metrics.base_perplexity)),
-        ("perplexity after", small(metrics.perplexity)),
-        ("validation loss", small(metrics.eval_loss)),
-        ("training loss", small(metrics.train_loss)),
-        ("trained parameters", count(metrics.trainable_parameters)),
-        ("of all parameters", share(metrics.trainable_parameters, metrics.total_parameters)),
-        ("tokens trained on", count(metrics.train_tokens)),
-        ("time", duration(metrics.train_seconds)),
-        ("tokens a second", count(metrics.tokens_per_second)),
-        ("peak memory", size(metrics.peak_memory_bytes)),
-        ("output on disk", size(run.output_bytes)),
+        (metric.label, metric.text(values.get(name)))
+        for name, metric in in_group("quality", "cost", "run").items()
+        if values.get(name) or metric.group != "run"
     ]
-    if metrics.skipped_steps:
-        rows.append(("steps skipped", count(metrics.skipped_steps)))
-    return rows
+    trained = share(values["trainable_parameters"], values["total_parameters"])
+    place = [label for label, _ in rows].index(METRICS["trainable_parameters"].label) + 1
+    return [*rows[:place], ("of all parameters", trained), *rows[place:]]
 
 
-def groups(run: RunContent) -> list[Group]:
-    """The recipe's hyperparameters, those that the method uses."""
-    unused = UNUSED_SECTIONS.get(run.manifest.method, ())
-    found = []
-    for title, fields in _GROUPS.items():
-        used = [(section, name) for section, name in fields if section not in unused]
-        values = [(name, (run.recipe.get(section) or {}).get(name)) for section, name in used]
-        rows = [(name, _setting(name, value)) for name, value in values if value is not None]
-        rows = [row for row in rows if row != ("max_steps", "-1")]  # epochs are counted instead
-        if title == "Steps":
-            rows += _batch(run)
-        if rows:
-            found.append(Group(title, rows))
+def groups(run: RunContent) -> dict[str, Rows]:
+    """The fields that the recipe sets, by section, and what the run made of them."""
+    fields = set_fields(run.recipe)
+    found = {home: [(name, shown(value)) for name, value in values.items()] for home, values in fields.items()}
     if run.manifest.precision:
-        asked = run.recipe.get("precision")
-        why = f" (the recipe says {asked})" if asked and asked != run.manifest.precision else ""
-        rows = [("precision", f"{run.manifest.precision}{why}"), ("processes", count(run.manifest.world_size))]
-        found.append(Group("Arithmetic", rows))
+        computed = [("precision", run.manifest.precision), ("processes", count(run.manifest.world_size))]
+        found["as trained"] = [*_batch(run), *computed]
     return found
 
 
@@ -157,8 +93,7 @@ def evaluations(run: RunContent) -> list[tuple[str, ...]]:
         (
             count(line["step"]),
             small(line.get("epoch")),
-            small(line["eval_loss"]),
-            small(line.get("perplexity")),
+            *(METRICS[name].text(line.get(name)) for name in _EVALUATED),
             duration(line.get("seconds")),
         )
         for line in run.evaluations
@@ -167,40 +102,34 @@ def evaluations(run: RunContent) -> list[tuple[str, ...]]:
 
 def scores(run: RunContent) -> Iterator[Row]:
     """How good what it writes is, where that was measured."""
-    for name in TEXT_METRICS:
+    for name, metric in in_group("completions").items():
         if name in run.scores:
-            yield metric_name(name), metric_value(name, run.scores[name])
+            yield metric.label, metric.text(run.scores[name])
     if run.scores:
         counted = count(run.scores["prompts"]), count(run.scores["references"])
         yield "measured on", "{} completions, {} references".format(*counted)
 
 
 def audit_table(audit: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
-    """What the data is, counted: the head and the lines of a table."""
-    parts = {"training": audit["train"], "validation": audit["validation"]}
-    columns = {name: dict(_counted(part)) for name, part in parts.items() if part}
-    rows = [[name, *(column[name] for column in columns.values())] for name in columns["training"]]
+    """What the data is, counted, from an audit as JSON: the head and the lines of a table."""
+    columns = [_counted(audit[name]) for name in ("train", "validation") if audit[name]]
+    rows = [[name, *(column[name] for column in columns)] for name in columns[0]]
     if audit["validation"]:
-        leak = audit["leak"]
-        what = f"{count(leak['documents'])} ({leak['share']:.1%} of the tokens)" if leak["documents"] else "0"
-        rows.append(["documents that are trained on too", "", what])
-    return list(columns), rows
+        rows.append(["trained on too (leak)", "", count(audit["leak"]["documents"])])
+        rows.append(["  share of the tokens", "", f"{audit['leak']['share']:.1%}"])
+    return ["data", "train", "validation"][: len(columns) + 1], rows
 
 
-def merge_rows(receipt: dict[str, Any]) -> Iterator[Row]:
-    """What the proof of a merge says."""
-    yield "merged onto", f"the {receipt['onto']} base, as {receipt['dtype']}"
-    proof, tolerance = receipt["proof"], receipt["tolerance"]
-    if proof is None:
-        yield "proof", "none: merged with --no-verify"
-        return
-    yield "compared on", f"{count(proof['tokens'])} tokens of {proof['sample']}, in a process without PEFT"
-    yield "relative error of the logits", f"{proof['relative_error']:.2g}"
-    yield "allowed", "nothing is promised on these weights" if tolerance is None else f"{tolerance:.2g}"
-    yield "KL divergence", f"{proof['kl_divergence']:.2g} nats a token"
-    yield "same next token", f"{proof['same_next_token']:.2%}"
-    if proof["expected_perplexity"] is not None:
-        yield "perplexity on the sample", f"{small(proof['expected_perplexity'])} → {small(proof['found_perplexity'])}"
+def sources(audit: dict[str, Any]) -> Rows:
+    """Where training and validation data come from, and in which format."""
+    found = []
+    for name in ("train", "validation"):
+        held_out = (audit[name] or {}).get("held_out")
+        if held_out:
+            found.append((name, f"{held_out:.3g} of the training documents, held out"))
+        elif audit[name]:
+            found += [(name, f"{source['name']}, format {source['format']}") for source in audit[name]["sources"]]
+    return found
 
 
 def hardware(record: dict[str, Any]) -> Rows:
@@ -210,13 +139,6 @@ def hardware(record: dict[str, Any]) -> Rows:
         for name, value in record.items()
         if value is not None
     ]
-
-
-def _setting(name: str, value: Any) -> str:
-    """A field's value; a warm-up below 1 is a share."""
-    if name == "warmup_steps" and 0 < value < 1:
-        return f"{value:g} of all steps"
-    return plain(value)
 
 
 def _batch(run: RunContent) -> Iterator[Row]:
@@ -241,7 +163,7 @@ def _batch_notes(run: RunContent) -> Iterator[str]:
 
 
 def _resumed(resumed: dict[str, Any]) -> str:
-    text = f"Gone on with from step {count(resumed['step'])}"
+    text = f"Resumed from step {count(resumed['step'])}"
     if resumed.get("passed_over"):
         text += f", past checkpoints that were not sound: {', '.join(map(str, resumed['passed_over']))}"
     changes = [_change(change) for change in resumed.get("changes") or []]
@@ -255,20 +177,22 @@ def _change(change: Any) -> str:
     return ", ".join(f"{name.replace('_', ' ')} {plain(value)}" for name, value in change.items() if value is not None)
 
 
-def _counted(source: dict[str, Any]) -> Iterator[Row]:
-    counts, lengths = source["counts"], source["length_quantiles"]
-    origins = "; ".join(origin["name"] for origin in source["sources"])
-    yield "source", f"{source['held_out']:.3g} of the training documents" if source["held_out"] else origins
-    yield "format", ", ".join(dict.fromkeys(origin["format"] for origin in source["sources"]))
-    yield "documents", count(counts["documents"])
-    yield "seen before (duplicates)", count(source["duplicates"])
-    yield "split at max_length", f"{count(counts['split_documents'])} ({source['split']:.1%})"
-    yield "cut at max_length", f"{count(counts['cut_documents'])} ({source['cut']:.1%})"
-    yield "left out, nothing taught fits", count(counts["untaught_documents"])
-    yield "rows left out, empty or bad", count(counts["empty_rows"] + counts["bad_rows"])
-    yield "whose end is taught", f"{source['ends_taught']:.1%}"
-    yield "tokens a document: 50%, 90%, 99%, longest", ", ".join(map(count, lengths.values()))
-    yield "sequences", count(counts["sequences"]) + (", packed" if source["packed"] else "")
-    yield "tokens", count(counts["tokens"])
-    yield "tokens that are taught", f"{count(counts['label_tokens'])} ({source['taught']:.1%})"
-    yield "slots that hold a token", f"{source['filled']:.1%}"
+def _counted(source: dict[str, Any]) -> dict[str, str]:
+    counts, quantiles = source["counts"], source["length_quantiles"]
+    return {
+        "documents": count(counts["documents"]),
+        "  seen before (duplicates)": count(source["duplicates"]),
+        "  split at max_length": f"{count(counts['split_documents'])} ({source['split']:.1%})",
+        "  cut at max_length": f"{count(counts['cut_documents'])} ({source['cut']:.1%})",
+        "  no token in the loss, left out": count(counts["untaught_documents"]),
+        "  whose end is in the loss": f"{source['ends_taught']:.1%}",
+        "rows left out, empty": count(counts["empty_rows"]),
+        "rows left out, bad": count(counts["bad_rows"]),
+        "tokens a document, 50% / 90% / 99%": f"{quantiles['50%']} / {quantiles['90%']} / {quantiles['99%']}",
+        "  longest": count(quantiles["longest"]),
+        "sequences": count(counts["sequences"]) + (", packed" if source["packed"] else ""),
+        "tokens": count(counts["tokens"]),
+        "  lost by cutting": count(counts["cut_tokens"]),
+        "  in the loss": f"{count(counts['label_tokens'])} ({source['taught']:.1%})",
+        "slots that hold a token": f"{source['filled']:.1%}",
+    }

@@ -33,7 +33,7 @@ class Against:
     difference: float
     low: float | None
     high: float | None
-    """The interval that holds it 95 of 100 times (Welch 1947); None where there is one seed."""
+    """The 95 percent confidence interval (Welch 1947); None where there is one seed."""
 
     verdict: Literal["best", "noise", "worse", "unknown"]
     """`noise`: the interval holds 0. `unknown`: one seed says nothing about noise."""
@@ -56,8 +56,7 @@ class Entry:
     """The run folders, in the order of the seeds, relative to the comparison's folder."""
 
     metrics: dict[str, Statistic]
-    """By the names of a manifest's metrics: `eval_loss`, `perplexity`, `trainable_parameters`, `tokens_per_second`,
-    `train_seconds`, `peak_memory_bytes`; `output_bytes`; and those of written completions, as `bleu`."""
+    """By the names of `peftkit.metrics`: those of quality, of cost, and of written completions."""
 
     against_best: Against | None = None
     """Of the metric that the comparison is by; None for the base."""

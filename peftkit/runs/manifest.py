@@ -14,39 +14,21 @@ Status = Literal["running", "interrupted", "stopped", "failed", "finished"]
 
 @dataclass
 class RunMetrics:
-    """What was measured; None is what is not known."""
+    """What was measured, by the names of `peftkit.metrics`; None is what is not known."""
 
     trainable_parameters: int | None = None
     total_parameters: int | None = None
     train_tokens: int | None = None
-    """Tokens that the model was trained on, without padding, over all epochs, in all processes together."""
-
     train_seconds: float | None = None
-    """Time of the training loop, its evaluations and checkpoints included."""
-
     tokens_per_second: float | None = None
-    """Useful tokens for each second of the training steps alone."""
-
     peak_memory_bytes: int | None = None
-    """From the first step to the end of the run: of the GPU, or the process's largest resident set on a CPU; of several
-    processes, the largest."""
-
     train_loss: float | None = None
-    """Mean over the last logged steps."""
-
     eval_loss: float | None = None
-    """Nats for each taught token of the validation data, after training."""
-
     perplexity: float | None = None
     base_perplexity: float | None = None
-    """Of the same data before the first step."""
-
     skipped_steps: int | None = None
-    """Steps that were left out by `on_nonfinite: skip`."""
-
     checkpoints: int | None = None
     checkpoint_seconds: float | None = None
-    """Time that training waited for checkpoints to be written."""
 
 
 @dataclass

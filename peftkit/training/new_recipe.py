@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
+import textwrap
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeAlias
 
 from peftkit import console
+from peftkit.data.formats import FORMATS
 from peftkit.models.outline import activation_bytes
 from peftkit.planning.choice import BATCH, Choice, choose_method, in_words, length_for, rows_that_fit
 from peftkit.planning.hardware import Hardware
 from peftkit.planning.precision import ChosenPrecision, choose_precision
+from peftkit.recipe.advice import shown
 from peftkit.recipe.advised import ADVICE, usual_rate
-from peftkit.recipe.draft import Draft, Reasoned, draft_text
 from peftkit.recipe.fields import find_fields
 from peftkit.recipe.library import find_recipe
 from peftkit.recipe.loader import load_recipe, parse_recipe
@@ -22,7 +27,7 @@ from peftkit.recipe.schema import Format, Method, Source
 from peftkit.storage import write_text
 from peftkit.training.survey import SurveyedBase, SurveyedData, survey_base, survey_data
 
-__all__ = ["Answers", "recipe_name", "write_new_recipe"]
+__all__ = ["Answers", "Draft", "Reasoned", "draft_text", "recipe_name", "write_new_recipe"]
 
 
 @dataclass(frozen=True)
@@ -129,7 +134,8 @@ def _length(base: SurveyedBase, data: SurveyedData) -> tuple[int, str]:
     """`max_length`, and why."""
     default = int(_default("data.max_length"))
     length = default if base.positions is None else min(default, base.positions)
-    if data.format == "text":
+    form = FORMATS.get(data.format)
+    if form and form.is_plain_text:
         return length, "longer texts go on in a further sequence, and short ones are packed: nothing is lost"
     if data.longest is None:
         return length, "`peftkit data` tells how long the documents are"
@@ -193,3 +199,54 @@ def _relative(path: Path, folder: Path) -> str:
     """A path from the recipe's folder, which what it names may move together with."""
     found = os.path.relpath(path, folder)
     return found if found.startswith(".") or path.is_file() else f"./{found}"
+
+
+_WIDTH = 120
+_PLAIN = re.compile(r"[A-Za-z./][\w./-]*(?::[\w-]+)*")
+_NOT_TEXT = re.compile(r"true|false|null", re.IGNORECASE)
+
+
+@dataclass(frozen=True)
+class Reasoned:
+    """A value, and why it was chosen."""
+
+    value: str | float | bool
+    why: str | None = None
+
+
+Draft: TypeAlias = Mapping[str, "Reasoned | Draft"]
+
+
+def draft_text(draft: Draft, heading: str) -> str:
+    """The YAML text of a draft, `heading` being its first comment."""
+    parts = [*_comment(heading, 0), *_lines(draft, 0)]
+    return "\n".join(parts) + "\n"
+
+
+def _lines(draft: Draft, depth: int) -> Iterator[str]:
+    indent = "  " * depth
+    for name, item in draft.items():
+        if not isinstance(item, Reasoned):
+            if depth == 0:
+                yield ""
+            yield f"{indent}{name}:"
+            yield from _lines(item, depth + 1)
+            continue
+        line = f"{indent}{name}: {_scalar(item.value)}"
+        beside = f"{line} # {item.why}"
+        if item.why and len(beside) > _WIDTH:
+            yield from _comment(item.why, depth)
+        yield beside if item.why and len(beside) <= _WIDTH else line
+
+
+def _comment(text: str, depth: int) -> list[str]:
+    mark = f"{'  ' * depth}# "
+    return textwrap.wrap(text, _WIDTH, initial_indent=mark, subsequent_indent=mark, break_on_hyphens=False)
+
+
+def _scalar(value: str | float | bool) -> str:
+    """A value as YAML: text without quotes where it is read as the same text."""
+    if not isinstance(value, str):
+        return shown(value)
+    plain = _PLAIN.fullmatch(value) and not _NOT_TEXT.fullmatch(value)
+    return value if plain else json.dumps(value, ensure_ascii=not value.isprintable())

@@ -18,7 +18,7 @@ from peftkit.adapters.record import RECORD_NAME, Record
 from peftkit.adapters.sample import SAMPLE_NAME, Sample
 from peftkit.adapters.target import open_adapter
 from peftkit.data.audit import audit
-from peftkit.data.documents import NO_LABEL
+from peftkit.data.formats.format import NO_LABEL
 from peftkit.data.prepare import RunData
 from peftkit.data.sequences import Features
 from peftkit.errors import MemoryRunError, RunError

@@ -10,7 +10,6 @@ from typing import Any
 
 from peftkit import console
 from peftkit.data.audit import Audit, audit, check
-from peftkit.data.chat import chat_template
 from peftkit.data.prepare import RunData, prepare, texts
 from peftkit.errors import InputError
 from peftkit.models.attach import count_parameters
@@ -219,8 +218,9 @@ def audit_recipe(file: RecipeFile, *, show: int) -> tuple[Audit, list[str], Inpu
 def _take_chat_template(recipe: Recipe, data: RunData, start: Start) -> None:
     """A tokenizer without a chat template gets the one that conversations are trained with, to be saved with it."""
     for source, part in zip(recipe.data.train_sources, data.train.parts, strict=False):  # of a stream, the first alone
-        if part.corpus.reading.format == "chat":
-            start.tokenizer.chat_template = chat_template(recipe.data.of(source), start.tokenizer)
+        if part.corpus.form.has_chat_template:
+            template = recipe.data.of(source).template
+            start.tokenizer.chat_template = part.corpus.form.choose_template(template, start.tokenizer)
             break
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from peftkit.data.collator import INPUTS
-from peftkit.data.documents import NO_LABEL
+from peftkit.data.formats.format import NO_LABEL
 from peftkit.errors import RunError
 from peftkit.models.loss import Loss, evaluate_loss
 from peftkit.planning.precision import ChosenPrecision

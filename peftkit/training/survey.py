@@ -10,14 +10,13 @@ from typing import Any, Final
 import numpy as np
 
 from peftkit import console
-from peftkit.data.corpus import Corpus, Part, load_corpus, shape_of
-from peftkit.data.mixing import hold_out
-from peftkit.data.sources import BUILTIN, open_rows
-from peftkit.errors import BaseError, DataError, FieldError, InputError, RowsError
+from peftkit.data.corpus import Corpus, Part, load_corpus
+from peftkit.data.prepare import hold_out
+from peftkit.data.sources import BUILTIN, layout_of, open_rows
+from peftkit.errors import BaseError, DataError, FieldError, InputError, RowsError, printable
 from peftkit.models.attach import count_parameters
 from peftkit.models.base import LocatedBase, base_at_hand
 from peftkit.models.start import positions
-from peftkit.recipe.names import printable
 from peftkit.recipe.references import DATA_SUFFIXES
 from peftkit.recipe.schema import Base, Data, Format, Source
 
@@ -126,8 +125,8 @@ def survey_data(answer: str, wanted: Format, tokenizer: Any) -> SurveyedData:
         rows = open_rows(train, data, "data.train").total
         share = _SHARE if rows is None or rows >= _ROWS_SEEN else _SHARE_OF_FEW
         if tokenizer is None:
-            shape, why = shape_of(open_rows(seen, data, "data.train"), data, "data.train")
-            return SurveyedData(train, validation, _format(shape.format), why, share=None if validation else share)
+            layout, why = layout_of(open_rows(seen, data, "data.train"), data, "data.train")
+            return SurveyedData(train, validation, layout.form.name, why, share=None if validation else share)
         corpus = load_corpus(seen, data, tokenizer, "data.train")
     except RowsError:
         raise
@@ -140,7 +139,7 @@ def survey_data(answer: str, wanted: Format, tokenizer: Any) -> SurveyedData:
     return SurveyedData(
         train=train,
         validation=validation,
-        format=_format(corpus.reading.format),
+        format=corpus.reading.format,
         why=corpus.reading.why,
         longest=int(np.quantile(lengths, 0.99, method="higher")) if len(lengths) else None,
         share=share if can_split else None,
@@ -184,8 +183,3 @@ def _dataset(answer: str) -> tuple[Source, Source | None]:
         return train, train.model_copy(update={"split": "validation"})
     dataset, _, name = answer.partition(":")
     return Source(dataset=dataset, name=name or None, split="train"), None
-
-
-def _format(name: str) -> Format:
-    found: Format = name  # type: ignore[assignment]  # of the shapes, which are the formats
-    return found

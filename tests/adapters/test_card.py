@@ -9,6 +9,8 @@ import pytest
 
 from peftkit.adapters.card import model_card
 from peftkit.adapters.record import Record
+from peftkit.metrics import METRICS
+from peftkit.recipe.schema import Recipe
 
 RECEIPT = {
     "onto": "dequantized",
@@ -38,15 +40,49 @@ def test_an_adapters_card_states_base_data_hyperparameters_and_metrics(record: R
         "| method | qlora |",
         "| LoRA | r 4, alpha 8, on attn.c_attn |",
         "| base quantised to | 4 bits, NF4, scales quantised too |",
-        "| learning rate | 0.003, linear |",
         "| batch size | 4 |",
-        "| length | 6 steps of sequences of at most 64 tokens |",
-        f"| perplexity after | {record.metrics['perplexity']:.4f} |",
+        "| `training.learning_rate` | 0.003 |",
+        "| `training.lr_scheduler_type` | linear |",
+        "| `training.warmup_steps` | 0 |",
+        "| `training.max_steps` | 6 |",
+        "| `data.max_length` | 64 |",
+        "| `data.train.path` | train.jsonl |",
+        "| `precision` | auto |",
+        f"| perplexity | {METRICS['perplexity'].text(record.metrics['perplexity'])} |",
     ):
         assert row in card
     assert card.startswith("---\nlibrary_name: peft\n")
     assert "peftkit merge FOLDER OUTPUT" in card
     assert "How exactly it was merged" not in card
+
+
+def test_whatever_the_recipe_sets_is_on_the_card(record: Record) -> None:
+    changes = {
+        "precision": "fp32",
+        "on_nonfinite": "skip",
+        "training": {
+            "lr_scheduler_type": "cosine_with_min_lr",
+            "lr_scheduler_kwargs": {"min_lr": 1e-6},
+            "warmup_steps": 0.1,
+            "max_steps": 6,
+        },
+        "lora": {"init_lora_weights": "orthogonal", "rank_pattern": {"c_attn": 2}},
+        "generation": {"num_beams": 4},
+    }
+    values = record.recipe.model_dump(mode="json")
+    card = model_card(replace(record, recipe=Recipe.model_validate(values | changes)))
+
+    for row in (
+        "| `precision` | fp32 |",
+        "| `on_nonfinite` | skip |",
+        "| `training.lr_scheduler_type` | cosine_with_min_lr |",
+        '| `training.lr_scheduler_kwargs` | {"min_lr": 1e-06} |',
+        "| `training.warmup_steps` | 0.1 |",
+        "| `lora.init_lora_weights` | orthogonal |",
+        '| `lora.rank_pattern` | {"c_attn": 2} |',
+        "| `generation.num_beams` | 4 |",
+    ):
+        assert row in card
 
 
 def test_a_card_names_no_folder_of_the_machine(record: Record) -> None:

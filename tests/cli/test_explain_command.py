@@ -35,6 +35,13 @@ def test_an_argument_of_a_library_is_explained_in_its_words(peftkit: Command) ->
     assert "from     TrainingArguments, whose own words these are" in done.stdout
 
 
+def test_a_metric_is_explained_with_its_unit_and_direction(peftkit: Command) -> None:
+    assert (
+        peftkit("explain", "eval_loss").stdout.splitlines()[-1] == "  validation loss, in nats/token: lower is better"
+    )
+    assert json.loads(peftkit("explain", "bleu", "--json").stdout)["better"] == "higher"
+
+
 def test_a_recipes_value_stands_below_its_field(peftkit: Command, recipe_path: Path) -> None:
     done = peftkit("explain", "learning_rate", "--recipe", str(recipe_path), "--method", "full")
 

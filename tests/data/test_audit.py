@@ -197,7 +197,7 @@ def test_documents_that_never_end_are_told(tmp_path: Path, tokenizer: Any) -> No
 
 
 def test_data_that_teaches_nothing_is_an_error(tmp_path: Path, tokenizer: Any) -> None:
-    with pytest.raises(FieldError, match="nothing would be taught"):
+    with pytest.raises(FieldError, match="no token would be in the loss"):
         audit_of(data_of(tmp_path, max_length=2), tokenizer)
 
 

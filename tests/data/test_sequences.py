@@ -10,8 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from peftkit.data.corpus import Corpus, Part, Reading
-from peftkit.data.documents import NO_LABEL, Documents
-from peftkit.data.sequences import arrange, fit
+from peftkit.data.documents import Documents
+from peftkit.data.formats.format import NO_LABEL
+from peftkit.data.sequences import WINDOW, arrange, fit, pack
 from peftkit.errors import DataError
 from peftkit.recipe.schema import Data, Source
 
@@ -89,3 +90,40 @@ def test_truncation_error_names_the_longest_document_and_how_many_there_are() ->
 
     with pytest.raises(DataError, match="2 documents are longer than max_length 10; the longest, document 2, has 12"):
         fit(documents, np.arange(3), 10, "error", name="rows")
+
+
+LENGTHS_TO_PACK = st.lists(st.integers(1, 64), max_size=60)
+
+
+def packed(lengths: list[int], max_length: int, window: int = WINDOW) -> list[list[int]]:
+    return list(pack(np.array(lengths, np.int64), max_length, window))
+
+
+@given(lengths=LENGTHS_TO_PACK, window=st.integers(1, 70))
+def test_every_document_is_packed_once_and_no_sequence_overflows(lengths: list[int], window: int) -> None:
+    sequences = packed(lengths, 64, window)
+
+    assert sorted(index for sequence in sequences for index in sequence) == list(range(len(lengths)))
+    assert all(sum(lengths[index] for index in sequence) <= 64 for sequence in sequences)
+
+
+@given(lengths=LENGTHS_TO_PACK, window=st.integers(1, 20))
+def test_documents_of_two_windows_never_share_a_sequence(lengths: list[int], window: int) -> None:
+    for sequence in packed(lengths, 64, window):
+        assert len({index // window for index in sequence}) == 1
+
+
+@given(lengths=LENGTHS_TO_PACK)
+def test_no_more_sequences_are_used_than_the_bound_for_best_fit_decreasing(lengths: list[int]) -> None:
+    fewest = -(-sum(lengths) // 64)
+
+    assert len(packed(lengths, 64)) <= max(2 * fewest - 1, fewest)
+
+
+def test_a_document_goes_into_the_fullest_sequence_that_has_room() -> None:
+    assert packed([5, 7, 3, 4], 10) == [[0, 3], [1, 2]]
+
+
+def test_a_document_that_fits_nowhere_is_refused() -> None:
+    with pytest.raises(ValueError, match="a document has 11 tokens, more than 10"):
+        packed([3, 11], 10)

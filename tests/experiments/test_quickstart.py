@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 import peftkit as package
+from peftkit.metrics import METRICS
 
 SHIPPED = Path(package.__file__).parents[1] / "adapters" / "quickstart"
 
@@ -44,7 +45,7 @@ def test_the_shipped_adapter_reproduces_its_cards_figure(peftkit: Command) -> No
 
     measured = json.loads(peftkit("evaluate", str(SHIPPED), "--json").stdout)["perplexity"]
 
-    assert f"| perplexity after | {recorded:.4f} |" in card
+    assert f"| perplexity | {METRICS['perplexity'].text(recorded)} |" in card
     assert measured == pytest.approx(recorded, rel=1e-3)
 
 

@@ -31,7 +31,7 @@ BROKEN = {
     "typo in data": ("max_length: 32", "max_lenght: 32", 10, "data.max_lenght", "Did you mean max_length?"),
     "typo in a source": ("train: {path:", "train: {pth:", 8, "data.train.pth", "Did you mean path?"),
     "typo in training": ("learning_rate:", "learning_rat:", 12, "training.learning_rat", "Did you mean learning_rate?"),
-    "duplicate key": ("r: 4", "r: 4\n  r: 8", 7, "lora.r", "It stands on line 6 already"),
+    "duplicate key": ("r: 4", "r: 4\n  r: 8", 7, "lora.r", "It is on line 6 already"),
     "text for a number": ("1e-3", "fast", 12, "training.learning_rate", "must be a number"),
     "a quoted number": ("learning_rate: 1e-3", "learning_rate: '1e-3'", 12, "training.learning_rate", "without quotes"),
     "a list for a section": ("lora:\n  r: 4", "lora: [4]", 5, "lora", "must be a mapping of fields"),

@@ -54,7 +54,7 @@ def test_every_key_and_item_has_its_line() -> None:
         ("# only this\n", "a.yaml:1: is empty."),
         ("- a\n", "a.yaml:1: is not a mapping of fields."),
         ("word\n", "a.yaml:1: is not a mapping of fields."),
-        ("a: 1\nb:\n  c: 1\n  c: 2\n", "a.yaml:4: b.c: comes twice. It stands on line 3 already"),
+        ("a: 1\nb:\n  c: 1\n  c: 2\n", "a.yaml:4: b.c: comes twice. It is on line 3 already"),
         ("a: 1\n---\nb: 2\n", "a.yaml:2: has a second document."),
         ("a: {b: 1\n", "a.yaml:1: is not valid YAML"),
         ("a:\n\tb: 1\n", "a.yaml:2: is not valid YAML"),

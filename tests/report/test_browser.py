@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Final, Literal
 
 import pytest
 
-from peftkit.report.write import write_report
+from peftkit.report.page import write_report
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser

@@ -11,7 +11,6 @@ import pytest
 from peftkit.errors import TargetError
 from peftkit.report import comparing, facts
 from peftkit.report.content import RunContent, read_comparison, read_metrics, read_run
-from peftkit.report.wording import duration, share, small
 from peftkit.runs.comparison import Comparison
 from peftkit.storage import read_json, remove_folder, write_json
 
@@ -81,13 +80,29 @@ def test_the_sentence_says_what_was_trained_and_what_it_brought(content: RunCont
 
 
 def test_hyperparameters_are_those_that_the_method_uses(runs: dict[str, Path]) -> None:
-    titles = {method: [group.title for group in facts.groups(read_run(path))] for method, path in runs.items()}
+    titles = {method: list(facts.groups(read_run(path))) for method, path in runs.items()}
 
     assert titles == {
-        "full": ["Steps", "Optimizer", "Arithmetic"],
-        "lora": ["Steps", "Optimizer", "LoRA", "Arithmetic"],
-        "qlora": ["Steps", "Optimizer", "LoRA", "Quantization", "Arithmetic"],
+        "full": ["base", "data", "training", "recipe", "as trained"],
+        "lora": ["base", "lora", "data", "training", "recipe", "as trained"],
+        "qlora": ["base", "lora", "quantization", "data", "training", "recipe", "as trained"],
     }
+
+
+def test_whatever_the_recipe_sets_is_in_the_report(content: RunContent) -> None:
+    recipe = {
+        **content.recipe,
+        "training": {"lr_scheduler_kwargs": {"num_cycles": 2}, "warmup_steps": 0.06, "renamed_since": "twice"},
+        "precision": "fp32",
+    }
+    found = facts.groups(replace(content, recipe=recipe))
+
+    assert found["training"] == [
+        ("warmup_steps", "0.06"),
+        ("lr_scheduler_kwargs", '{"num_cycles": 2}'),
+        ("renamed_since", "twice"),
+    ]
+    assert ("precision", "fp32") in found["recipe"]
 
 
 def test_what_happened_on_the_way_is_told(content: RunContent) -> None:
@@ -101,9 +116,7 @@ def test_what_happened_on_the_way_is_told(content: RunContent) -> None:
     batch, resumed = facts.notes(replace(content, manifest=manifest))
 
     assert "did not fit into memory" in batch
-    assert resumed.startswith(
-        "Gone on with from step 1,200, past checkpoints that were not sound: checkpoints/step-1300"
-    )
+    assert resumed.startswith("Resumed from step 1,200, past checkpoints that were not sound: checkpoints/step-1300")
     assert "training.num_train_epochs" in resumed
 
 
@@ -126,12 +139,6 @@ def test_the_tables_have_a_line_for_each_entry_and_the_base_cost_nothing(compari
     assert [row[0] for row in rows] == ["base", "full", "lora", "qlora"]
     assert rows[2] == ["lora", "1.510 ± 0.012", "may be noise: +0.01\n(-0.02 to +0.04)"]
     assert costs[0] == ["full", "2.0 GB"]
-
-
-def test_numbers_are_written_for_people() -> None:
-    assert [small(1.0207857), small(123456.7), small(None)] == ["1.021", "123,457", "not known"]
-    assert [duration(0.21), duration(61), duration(7265)] == ["0.2 s", "1 min 1 s", "2 h 1 min"]
-    assert [share(16384, 957184), share(5, 5), share(None, 5)] == ["1.71%", "100%", "not known"]
 
 
 def test_a_comparison_is_read_as_it_was_written(compared: Path, comparison: Comparison) -> None:

@@ -12,8 +12,7 @@ import pytest
 
 from peftkit.errors import InputError, TargetError
 from peftkit.report.content import RunContent
-from peftkit.report.page import run_page
-from peftkit.report.write import write_report
+from peftkit.report.page import run_page, write_report
 from peftkit.storage import read_json, write_json
 
 TextOf = Callable[[str], str]
@@ -21,7 +20,7 @@ SECTIONS = [
     "Key figures",
     "Curves",
     "What it writes",
-    "What was taught",
+    "Training data",
     "Hyperparameters",
     "How far each weight moved",
     "Machine and versions",
@@ -133,7 +132,7 @@ def test_an_unfinished_run_has_a_page_too(run: Path, text_of: TextOf) -> None:
 
     assert "LoRA of builtin:tiny-gpt2: the run is failed." in text
     assert "no memory" in text
-    assert "What was taught" not in text
+    assert "Training data" not in text
 
 
 def test_the_recipe_and_the_commands_that_train_it_again_are_in_the_page(run: Path, text_of: TextOf) -> None:
@@ -199,7 +198,7 @@ def test_the_receipt_of_a_merge_is_shown(run: Path, merged: Path, text_of: TextO
     text = text_of(page(write_report([run], merged=merged)))
 
     assert "merged onto the dequantized base, as float32" in text
-    assert "relative error of the logits 6.1e-07 allowed 1e-05" in text
+    assert "relative error of the logits 6.1e-07, 1e-05 allowed" in text
     assert "f" * 64 in text
 
 

@@ -10,8 +10,16 @@ from pathlib import Path
 import pytest
 
 from peftkit.report.content import LayerUpdate, RunContent, read_comparison
-from peftkit.report.drawing import SERIES, Plot
-from peftkit.report.plots import comparison_plot, loss_plot, norms_plot, overlay_plot, schedule_plots, thinned
+from peftkit.report.plots import (
+    SERIES,
+    Plot,
+    comparison_plot,
+    loss_plot,
+    norms_plot,
+    overlay_plot,
+    schedule_plots,
+    thinned,
+)
 from peftkit.report.terminal import draw_curves
 
 UPDATES = [LayerUpdate(layer, target, 0.5 + layer) for layer in range(3) for target in ("attn.c_attn", "mlp.c_fc")]

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from peftkit.data.formats import prompt_of
+from peftkit.data.prompts import prompt_of
 from peftkit.errors import InputError
 from peftkit.recipe.loader import load_recipe
 from peftkit.runs.manifest import RunManifest
@@ -131,7 +131,7 @@ CAUGHT: dict[str, tuple[list[dict[str, Any]], tuple[str, ...], str]] = {
     "every label is masked": (
         [{"input_ids": [5, 6, 7], "labels": [-100, -100, -100]}] * 4,
         (),
-        "nothing would be taught: of 4 rows, 0 are empty, 4 have no label",
+        "no token would be in the loss: of 4 rows, 0 are empty, 4 have no label",
     ),
     "no label is left after cutting": (ROWS["completion"], ("data.max_length=4",), "have none within max_length 4"),
     "validation rows are trained on": (

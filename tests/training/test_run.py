@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from peftkit.errors import RecipeError, RunError, TargetError
+from peftkit.metrics import METRICS
 from peftkit.recipe.loader import load_recipe
 from peftkit.runs.folder import RunFolder
 from peftkit.storage import folder_hashes, read_json, sha256_of_file
@@ -107,7 +108,7 @@ def test_a_card_says_how_the_output_was_made(runs: dict[str, Path]) -> None:
     perplexity = RunFolder(runs["qlora"]).read().metrics.perplexity
     assert "| method | qlora |" in card
     assert "4 bits, NF4" in card
-    assert f"| perplexity after | {perplexity:.4f} |" in card
+    assert f"| perplexity | {METRICS['perplexity'].text(perplexity)} |" in card
 
 
 def test_a_place_in_use_is_refused_before_anything_is_loaded(runs: dict[str, Path], recipe_path: Path) -> None:

@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
+import ast
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from peftkit.data.files import Row, RowError
-from peftkit.data.formats import Conversation, Example, Ids, check_template, meaning_of, prompt_of
-from peftkit.data.shapes import recognise
+import peftkit
+from peftkit.data.documents import read_row
+from peftkit.data.files import Row
+from peftkit.data.formats import FORMATS
+from peftkit.data.formats.format import Example, ExampleFormat, RowError
+from peftkit.data.prepare import prepare
+from peftkit.data.prompts import pairs, prompt_of
+from peftkit.data.sources import recognise
 from peftkit.errors import DataError, FieldError
 from peftkit.recipe.schema import Data, Source
 
+PACKAGE = Path(peftkit.__file__).parent
 SOURCE = Source(path="rows.jsonl")
 TURNS = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}]
 
@@ -24,10 +33,10 @@ def data_of(**fields: Any) -> Data:
     return Data.model_validate({"train": SOURCE, **fields})
 
 
-def meaning(values: dict[str, Any], **fields: Any) -> Any:
+def content_of(values: dict[str, Any], **fields: Any) -> Any:
     data = data_of(**fields)
     row = Row("rows.jsonl:1", values)
-    return meaning_of(row, recognise([row], data, "data.train", "rows.jsonl")[0], data.template)
+    return read_row(row, recognise([row], data, "data.train", "rows.jsonl")[0], data.template)
 
 
 @pytest.mark.parametrize(
@@ -46,18 +55,18 @@ def meaning(values: dict[str, Any], **fields: Any) -> Any:
 def test_a_format_is_recognised_from_the_columns_with_a_reason(
     values: dict[str, Any], format_: str, reason: str
 ) -> None:
-    shape, why = recognise(rows_of(values), data_of(), "data.train", "rows.jsonl")
+    layout, why = recognise(rows_of(values), data_of(), "data.train", "rows.jsonl")
 
-    assert (shape.format, why) == (format_, reason)
+    assert (layout.form.name, why) == (format_, reason)
 
 
 def test_columns_that_are_renamed_are_recognised_under_their_names() -> None:
     rows = rows_of({"question": "a", "answer": "b"})
-    shape, _ = recognise(
+    layout, _ = recognise(
         rows, data_of(columns={"prompt": "question", "completion": "answer"}), "data.train", "rows.jsonl"
     )
 
-    assert (shape.format, shape.columns) == ("completion", {"prompt": "question", "completion": "answer"})
+    assert (layout.form.name, layout.columns) == ("completion", {"prompt": "question", "completion": "answer"})
 
 
 def test_rows_of_two_formats_are_an_error_that_shows_both() -> None:
@@ -72,7 +81,7 @@ def test_a_row_of_two_formats_at_once_is_an_error_too() -> None:
         recognise(rows_of({"text": "a", "input_ids": [1]}), data_of(), "data.train", "rows.jsonl")
 
 
-def test_an_unknown_shape_is_an_error_that_shows_what_is_there_and_what_could_be() -> None:
+def test_an_unknown_layout_is_an_error_that_shows_what_is_there_and_what_could_be() -> None:
     with pytest.raises(DataError) as raised:
         recognise(rows_of({"question": "a", "reply": "b"}), data_of(), "data.train", "rows.jsonl")
 
@@ -91,13 +100,13 @@ def test_a_column_that_the_recipes_format_lacks_is_named_with_those_that_are_the
 
 
 def test_text_is_taught_whole_and_empty_text_is_no_mistake() -> None:
-    assert meaning({"text": "all of it"}) == Example(None, "all of it")
-    assert meaning({"text": "  \n"}) is None
+    assert content_of({"text": "all of it"}) == Example(None, "all of it")
+    assert content_of({"text": "  \n"}) is None
 
 
 def test_a_completion_has_its_prompt_before_it_in_the_recipes_template() -> None:
-    assert meaning({"prompt": "q", "completion": "a"}) == Example("q", "a")
-    assert meaning(
+    assert content_of({"prompt": "q", "completion": "a"}) == Example("q", "a")
+    assert content_of(
         {"mr": "name[X]", "ref": "X is here."},
         columns={"prompt": "mr", "completion": "ref"},
         template="Facts: {prompt}\n",
@@ -105,8 +114,8 @@ def test_a_completion_has_its_prompt_before_it_in_the_recipes_template() -> None
 
 
 def test_an_instruction_without_input_has_no_section_for_it() -> None:
-    with_input = meaning({"instruction": "Add.", "input": "1 2", "output": "3"})
-    without = meaning({"instruction": "Greet.", "input": None, "output": "Hi"})
+    with_input = content_of({"instruction": "Add.", "input": "1 2", "output": "3"})
+    without = content_of({"instruction": "Greet.", "input": None, "output": "Hi"})
 
     assert with_input.prompt == "### Instruction:\nAdd.\n\n### Input:\n1 2\n\n### Response:\n"
     assert without.prompt == "### Instruction:\nGreet.\n\n### Response:\n"
@@ -115,12 +124,12 @@ def test_an_instruction_without_input_has_no_section_for_it() -> None:
 def test_both_kinds_of_conversation_mean_the_same() -> None:
     shared = [{"from": "human", "value": "Hi"}, {"from": "gpt", "value": "Hello"}]
 
-    assert meaning({"messages": TURNS}) == meaning({"conversations": shared}) == Conversation(TURNS)
+    assert content_of({"messages": TURNS}) == content_of({"conversations": shared}) == TURNS
 
 
 def test_token_ids_are_taken_as_they_are() -> None:
-    assert meaning({"input_ids": [5, 6, 7], "labels": [-100, 6, 7]}) == Ids([5, 6, 7], [False, True, True])
-    assert meaning({"input_ids": [5, 6]}) == Ids([5, 6], [True, True])
+    assert content_of({"input_ids": [5, 6, 7], "labels": [-100, 6, 7]}) == ([5, 6, 7], [False, True, True])
+    assert content_of({"input_ids": [5, 6]}) == ([5, 6], [True, True])
 
 
 USER, REPLY = TURNS
@@ -154,10 +163,10 @@ def test_a_row_that_cannot_be_used_says_why(case: str) -> None:
     format_ = next((formats[name] for name in values if name in formats), "completion")
     data = data_of(format=format_)
     usable: dict[str, dict[str, Any]] = {"chat": {"messages": TURNS}, "completion": {"prompt": "q", "completion": "a"}}
-    shape, _ = recognise(rows_of(usable.get(format_, values)), data, "data.train", "rows.jsonl")
+    layout, _ = recognise(rows_of(usable.get(format_, values)), data, "data.train", "rows.jsonl")
 
     with pytest.raises(RowError) as raised:
-        meaning_of(Row("rows.jsonl:1", values), shape, None)
+        read_row(Row("rows.jsonl:1", values), layout, None)
 
     assert reason in str(raised.value)
 
@@ -172,6 +181,40 @@ def test_a_prompt_from_the_command_line_looks_like_one_of_training(tokenizer: An
 
 def test_a_template_with_an_unknown_name_or_a_stray_brace_is_an_error() -> None:
     with pytest.raises(FieldError, match=r"data\.template: there is no \{question\}\. Use \{prompt\}\."):
-        check_template(data_of(format="completion", template="{question}"), "completion")
+        FORMATS["completion"].check_template("{question}")
     with pytest.raises(FieldError, match=r"data\.template: .* Write \{\{ and \}\}"):
-        check_template(data_of(format="completion", template="{prompt"), "completion")
+        FORMATS["completion"].check_template("{prompt")
+
+
+class Saying(ExampleFormat):
+    """A format of a test, which nothing but the list of formats knows."""
+
+    name = "saying"
+    summary = "columns `author` and `saying`; only the saying is in the loss"
+    columns = ("author", "saying")
+
+    def default_template(self, texts: Mapping[str, str]) -> str:  # noqa: ARG002
+        """Who said it."""
+        return "{author} said: "
+
+
+def test_a_format_needs_nothing_but_its_own_file_and_a_line_in_the_list(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, tokenizer: Any
+) -> None:
+    monkeypatch.setitem(FORMATS, "saying", Saying())
+    (tmp_path / "rows.jsonl").write_text('{"author": "Ada", "saying": "Hello."}\n', encoding="utf-8")
+
+    prepared = prepare(Data(train=Source(path=str(tmp_path / "rows.jsonl"))), tokenizer).train
+
+    assert prepared.formats == ["saying"]
+    assert pairs(prepared, tokenizer) == [("Ada said: ", "Hello.")]
+
+
+def test_no_other_file_asks_which_format_it_is() -> None:
+    asking = set()
+    for path in PACKAGE.rglob("*.py"):
+        compared = [node for node in ast.walk(ast.parse(path.read_text("utf-8"))) if isinstance(node, ast.Compare)]
+        literals = {leaf.value for node in compared for leaf in ast.walk(node) if isinstance(leaf, ast.Constant)}
+        asking |= {path.parent.name for name in FORMATS if name in literals}
+
+    assert asking <= {"formats"}

@@ -9,15 +9,13 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from peftkit.data import encode as encoding
-from peftkit.data.documents import Documents
-from peftkit.data.encode import Encoded, Encoder, encode
+from peftkit.data import documents as module
+from peftkit.data.documents import Documents, Encoded, Encoder, encode
 from peftkit.data.files import Row
-from peftkit.data.shapes import Shape
+from peftkit.data.formats import FORMATS
+from peftkit.data.sources import Layout
 
-TEXT = Shape("text", {"text": "text"})
-COMPLETION = Shape("completion", {"prompt": "prompt", "completion": "completion"})
-TOKENS = Shape("tokens", {"input_ids": "input_ids"}, {"labels": "labels"})
+TEXT, COMPLETION, TOKENS = (next(Layout.all_of(FORMATS[name])) for name in ("text", "completion", "tokens"))
 
 
 def rows_of(*values: dict[str, Any]) -> list[Row]:
@@ -99,7 +97,7 @@ def test_several_processes_give_the_same_documents_in_the_same_order(
 ) -> None:
     encoder, rows = Encoder(tokenizer, TEXT, None), text_rows(20_000)
     with_processes = list(encode(iter(rows), encoder))
-    monkeypatch.setattr(encoding, "_BATCHES_INLINE", 1_000)
+    monkeypatch.setattr(module, "_BATCHES_INLINE", 1_000)
     alone = list(encode(iter(rows), encoder))
 
     assert len(with_processes) == len(alone) == 20

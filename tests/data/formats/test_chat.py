@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 
-from peftkit.data.chat import PLAIN_TEMPLATE, Message, chat_template, encode_conversations, prompt_of_chat
-from peftkit.data.files import RowError
+from peftkit.data.formats import chat
+from peftkit.data.formats.chat import PLAIN_TEMPLATE, Chat, Message
+from peftkit.data.formats.format import RowError
 from peftkit.errors import FieldError
-from peftkit.recipe.schema import Data, Source
 
 TURNS: list[Message] = [
     {"role": "system", "content": "Be brief."},
@@ -33,8 +33,8 @@ FORGETFUL = (
 )
 
 
-def encoded(tokenizer: Any, template: str, messages: list[Message] = TURNS, first: tuple[int, ...] = ()) -> Any:
-    (result,) = encode_conversations([messages], tokenizer, template, first)
+def encoded(tokenizer: Any, template: str, messages: list[Message] = TURNS) -> Any:
+    (result,) = Chat().encode([messages], tokenizer, template)
     return result
 
 
@@ -58,17 +58,19 @@ def test_the_plain_template_reads_like_a_dialogue(tokenizer: Any) -> None:
 
 
 def test_a_prompt_is_how_a_conversation_begins(tokenizer: Any) -> None:
-    ids, _ = encoded(tokenizer, PLAIN_TEMPLATE)
+    ids, _ = encoded(tokenizer, PLAIN_TEMPLATE, TURNS[1:])
 
-    assert tokenizer.decode(ids).startswith(prompt_of_chat(TURNS[:2], tokenizer, PLAIN_TEMPLATE) + "Hello")
+    assert tokenizer.decode(ids).startswith(Chat().prompt("Hi", PLAIN_TEMPLATE, tokenizer) + "Hello")
 
 
-def test_a_first_token_is_put_where_the_template_has_none(tokenizer: Any) -> None:
-    with_first = encoded(tokenizer, PLAIN_TEMPLATE, first=(7,))
+def test_a_first_token_is_put_where_the_template_has_none(tokenizer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     without = encoded(tokenizer, PLAIN_TEMPLATE)
+    monkeypatch.setattr(chat, "first_tokens", lambda _: [7])
+    with_first = encoded(tokenizer, PLAIN_TEMPLATE)
+    monkeypatch.setattr(chat, "first_tokens", lambda _: without[0][:1])
 
     assert with_first == ([7, *without[0]], [False, *without[1]])
-    assert encoded(tokenizer, PLAIN_TEMPLATE, first=(without[0][0],)) == without
+    assert encoded(tokenizer, PLAIN_TEMPLATE) == without
 
 
 def test_a_template_that_rewrites_earlier_turns_makes_the_row_bad(tokenizer: Any) -> None:
@@ -86,18 +88,15 @@ def test_a_conversation_that_the_template_refuses_is_a_bad_row(tokenizer: Any) -
 
 
 def test_the_recipes_template_goes_before_the_tokenizers_and_that_before_the_plain_one(tokenizer: Any) -> None:
-    source = Source(path="rows.jsonl")
-    assert chat_template(Data(train=source), tokenizer) == PLAIN_TEMPLATE
+    assert Chat().choose_template(None, tokenizer) == PLAIN_TEMPLATE
     tokenizer.chat_template = CHATML
     try:
-        assert chat_template(Data(train=source), tokenizer) == CHATML
-        assert chat_template(Data(train=source, template=MARKED), tokenizer) == MARKED
+        assert Chat().choose_template(None, tokenizer) == CHATML
+        assert Chat().choose_template(MARKED, tokenizer) == MARKED
     finally:
         tokenizer.chat_template = None
 
 
 def test_a_template_that_is_no_jinja_is_an_error_about_the_field(tokenizer: Any) -> None:
-    data = Data(train=Source(path="rows.jsonl"), template="{% for m in messages %}")
-
     with pytest.raises(FieldError, match=r"data\.template: is no Jinja template"):
-        chat_template(data, tokenizer)
+        Chat().choose_template("{% for m in messages %}", tokenizer)

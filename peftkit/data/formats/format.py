@@ -1,0 +1,196 @@
+"""What a data format is: the columns of its rows, and how a row becomes tokens with labels."""
+
+from __future__ import annotations
+
+import re
+import string
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, Final, Generic, TypeAlias, TypeVar
+
+from peftkit.errors import FieldError, printable
+
+__all__ = ["NO_LABEL", "DataFormat", "Example", "ExampleFormat", "RowError", "Tokenised", "first_tokens", "text_of"]
+
+NO_LABEL: Final = -100
+"""The label of a token that is not in the loss: the value that torch's cross-entropy leaves out."""
+
+Tokenised: TypeAlias = tuple[list[int], list[bool]]
+"""The token ids of a document, and whether each is in the loss."""
+
+Content = TypeVar("Content")
+
+_SURROGATES = re.compile("[\ud800-\udfff]")  # halves of characters, which UTF-8 cannot encode
+
+
+class RowError(Exception):
+    """A row that cannot be used; the text says why."""
+
+
+class DataFormat(ABC, Generic[Content]):
+    """One format. Everything that differs between formats is declared or done here."""
+
+    name: ClassVar[str]
+    """As a recipe writes it."""
+
+    summary: ClassVar[str]
+    """The columns and which tokens are in the loss, for the documentation of `data.format`."""
+
+    columns: ClassVar[tuple[str, ...]]
+    """The format's own names of what a row holds."""
+
+    optional: ClassVar[tuple[str, ...]] = ()
+    """Those of the columns that a row may lack."""
+
+    other_layouts: ClassVar[tuple[Mapping[str, str], ...]] = ()
+    """Other usual names of the columns in a file, each layout by the format's own names."""
+
+    is_plain_text: ClassVar[bool] = False
+    """Whether every token of running text is in the loss: long documents are split by default and short ones packed,
+    and short lines may repeat between training and validation."""
+
+    has_prompt: ClassVar[bool] = True
+    """Whether a row has a prompt, which a template can change, and a completion, which can be compared with."""
+
+    has_chat_template: ClassVar[bool] = False
+    """Whether the template is the tokenizer's own kind, which writes whole conversations with their end tokens."""
+
+    @property
+    def layouts(self) -> list[dict[str, str]]:
+        """The columns that rows of this format may have, by the format's own names, without the optional ones."""
+        own = {name: name for name in self.columns if name not in self.optional}
+        return [own, *map(dict, self.other_layouts)]
+
+    @abstractmethod
+    def read(self, values: Mapping[str, Any], template: str | None) -> Content | None:
+        """The content of a row, given under the format's own names; None for an empty text, which is not an error.
+
+        Raises:
+            RowError: the row cannot be used.
+        """
+
+    @abstractmethod
+    def texts(self, content: Content) -> Sequence[str]:
+        """The texts of a row, to train a tokenizer on; none where the row has token ids only."""
+
+    @abstractmethod
+    def encode(self, contents: Sequence[Content], tokenizer: Any, template: str | None) -> list[Tokenised | RowError]:
+        """The tokens and labels of each row, or why it cannot be used."""
+
+    def check_template(self, template: str | None) -> None:
+        """Check a recipe's template as far as that is possible without a tokenizer.
+
+        Raises:
+            FieldError: it cannot be used.
+        """
+
+    def choose_template(self, template: str | None, tokenizer: Any) -> str | None:  # noqa: ARG002
+        """The template that rows are written with: the recipe's, or one that the format falls back to.
+
+        Raises:
+            FieldError: the recipe's cannot be used.
+        """
+        return template
+
+    def prompt(self, prompt: str, template: str | None, tokenizer: Any) -> str:  # noqa: ARG002
+        """A user's prompt in the form that training used."""
+        return prompt
+
+
+@dataclass(frozen=True)
+class Example:
+    """What is given, if anything is, and the text in the loss."""
+
+    prompt: str | None
+    completion: str
+
+
+class ExampleFormat(DataFormat[Example]):
+    """A format whose rows are a prompt and a completion.
+
+    The end-of-text token follows each completion and is in the loss: the model learns to stop. Prompt and completion
+    are tokenised separately, so that the prompt's tokens are those that it has alone. A first token is added where the
+    tokenizer itself adds one.
+    """
+
+    def default_template(self, texts: Mapping[str, str]) -> str:
+        """How a row becomes the prompt unless the recipe says it."""
+        raise NotImplementedError
+
+    def read(self, values: Mapping[str, Any], template: str | None) -> Example | None:
+        """The row's prompt, written by the template, and its completion."""
+        required = [name for name in self.columns if name not in self.optional]
+        texts = {name: text_of(name, values[name]) for name in required}
+        texts |= {name: text_of(name, values[name] or "", may_be_empty=True) for name in self.optional}
+        return Example(self._filled(texts, template), texts[self.columns[-1]])
+
+    def texts(self, content: Example) -> Sequence[str]:
+        """Prompt and completion as one text."""
+        return [(content.prompt or "") + content.completion]
+
+    def encode(self, contents: Sequence[Example], tokenizer: Any, template: str | None) -> list[Tokenised | RowError]:  # noqa: ARG002
+        """The prompt, which is not in the loss, the completion and the end token, which are."""
+        first = first_tokens(tokenizer)
+        completions = _ids([example.completion for example in contents], tokenizer)
+        prompts = _ids([example.prompt or "" for example in contents], tokenizer)
+        found: list[Tokenised | RowError] = []
+        for prompt, completion in zip(prompts, completions, strict=True):
+            given = len(first) + len(prompt)
+            ids = [*first, *prompt, *completion, tokenizer.eos_token_id]
+            found.append((ids, [False] * given + [True] * (len(ids) - given)))
+        return found
+
+    def check_template(self, template: str | None) -> None:
+        """Check that the template names columns of the format only, and that its braces match."""
+        if template is None:
+            return
+        allowed = self.columns[:-1]
+        try:
+            parts = [part for part in string.Formatter().parse(template) if part[1] is not None]
+        except ValueError as error:
+            raise FieldError("data.template", f"{error}.", remedy="Write {{ and }} for braces themselves.") from error
+        for _, name, form, conversion in parts:
+            if name not in allowed or form or conversion:
+                shown = printable(f"{{{name}}}")
+                what = f"has more than a name in {shown}." if name in allowed else f"there is no {shown}."
+                raise FieldError("data.template", what, remedy=f"Use {', '.join(f'{{{a}}}' for a in allowed)}.")
+
+    def prompt(self, prompt: str, template: str | None, tokenizer: Any) -> str:  # noqa: ARG002
+        """The prompt as the row's first column, with the others empty."""
+        return self._filled({**dict.fromkeys(self.columns, ""), self.columns[0]: prompt}, template)
+
+    def _filled(self, texts: Mapping[str, str], template: str | None) -> str:
+        return (self.default_template(texts) if template is None else template).format_map(texts)
+
+
+def _ids(texts: list[str], tokenizer: Any) -> list[list[int]]:
+    if not any(texts):
+        return [[] for _ in texts]
+    ids: list[list[int]] = tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]
+    return ids
+
+
+def first_tokens(tokenizer: Any) -> list[int]:
+    """The beginning-of-text token, if the tokenizer puts one before a text."""
+    ids = tokenizer("")["input_ids"]
+    begins = bool(ids) and tokenizer.bos_token_id is not None and ids[0] == tokenizer.bos_token_id
+    return [ids[0]] if begins else []
+
+
+def text_of(column: str, value: Any, *, may_be_empty: bool = False) -> str:
+    """The value of a column that must be text.
+
+    Raises:
+        RowError: it is missing, empty, of another type, or cannot be encoded.
+    """
+    if value is None:
+        raise RowError(f"{column} is missing")
+    if not isinstance(value, str):
+        kinds = {bool: "truth value", int: "number", float: "number", list: "list", dict: "mapping"}
+        raise RowError(f"{column} is a {kinds.get(type(value), type(value).__name__)}, not text")
+    if not may_be_empty and not value.strip():
+        raise RowError(f"{column} is empty")
+    if _SURROGATES.search(value):
+        raise RowError(f"{column} holds what is no UTF-8")
+    return value
