@@ -23,6 +23,7 @@ from peftkit.runs.manifest import RunMetrics
 from peftkit.shortage import forget_frames, is_out_of_memory
 from peftkit.storage import write_text
 from peftkit.training.arguments import products_as_before, training_arguments
+from peftkit.training.checkpoint import Progress
 from peftkit.training.memory import peak_memory_bytes, reset_peak_memory
 from peftkit.training.prepare import Run
 from peftkit.training.sharded import Shards
@@ -70,14 +71,13 @@ def train(model: Any, run: Run) -> RunMetrics:
         finally:
             report.close()
             trainer.finish_checkpoints()
-        peak = max(progress.peak_memory_bytes, peak_memory_bytes(run.hardware))
         return RunMetrics(
             trainable_parameters=trainable,
             total_parameters=total,
             train_tokens=progress.train_tokens,
             train_seconds=seconds,
             tokens_per_second=progress.train_tokens / progress.step_seconds,
-            peak_memory_bytes=int(run.processes.largest(peak)[0]),
+            peak_memory_bytes=_peak_of_all(run, progress),
             train_loss=next((log["loss"] for log in reversed(trainer.state.log_history) if "loss" in log), None),
             base_perplexity=progress.base_perplexity,
             eval_loss=after.get("eval_loss"),
@@ -86,6 +86,11 @@ def train(model: Any, run: Run) -> RunMetrics:
             checkpoints=progress.checkpoints,
             checkpoint_seconds=progress.checkpoint_seconds,
         )
+
+
+def _peak_of_all(run: Run, progress: Progress) -> int:
+    """The largest peak of all processes, since the run started."""
+    return int(run.processes.largest(max(progress.peak_memory_bytes, peak_memory_bytes(run.hardware)))[0])
 
 
 @contextlib.contextmanager
