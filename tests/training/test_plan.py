@@ -11,6 +11,7 @@ import pytest
 
 from peftkit.errors import RecipeError
 from peftkit.planning.hardware import device_named
+from peftkit.planning.memory import CONTEXT_BYTES, WORKSPACE_BYTES
 from peftkit.planning.plan import Plan
 from peftkit.recipe.loader import load_recipe
 from peftkit.training.plan import estimate, plan
@@ -106,7 +107,7 @@ def test_the_main_process_on_a_cpu_has_the_whole_model_that_it_saves(recipe_path
     here, there = (plan(full, seconds=None, elsewhere=device, processes=2) for device in (None, device_named("a100")))
 
     assert here.memory["runtime"] > here.total_parameters * 4
-    assert there.memory["runtime"] == 500_000_000
+    assert there.memory["runtime"] == CONTEXT_BYTES + WORKSPACE_BYTES
 
 
 def test_what_processes_cannot_share_is_refused(recipe_path: Path) -> None:
