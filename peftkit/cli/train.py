@@ -82,6 +82,7 @@ def command(
 
     take_quiet()
     allowed = tuple(field.strip() for given in allow_changes for field in given.split(","))
+    reports = reports and not (resume and _is_finished(RunFolder(file.output)))  # which stays as it is
     with joined() as processes, stopping_at_signals() as stop:
         if not processes.is_main:
             follow(file, processes, stop)
@@ -104,6 +105,10 @@ def _launch(context: click.Context, nproc: int) -> None:
     from peftkit.training.launch import train_in_processes
 
     train_in_processes(["train", *options.arguments_of(context, "nproc")], nproc)
+
+
+def _is_finished(folder: RunFolder) -> bool:
+    return folder.manifest.is_file() and folder.read().status == "finished"
 
 
 def _report(folder: RunFolder) -> None:
