@@ -19,7 +19,7 @@ from peftkit.recipe.references import BUILTIN_PREFIX
 from peftkit.recipe.schema import Base, Recipe, Source
 from peftkit.storage import free_bytes
 
-__all__ = ["Fetch", "Item", "fetch"]
+__all__ = ["Item", "fetch"]
 
 _Find = Callable[[], tuple[Snapshot, list[str]]]
 
@@ -52,82 +52,63 @@ class Item:
 
 
 @dataclass(frozen=True)
-class Fetch:
-    """What a recipe needs, and what of it cannot be had."""
-
-    items: list[Item]
-    place: str
-    """The folder of the hub's cache."""
-
-    fault: RecipeError | None
-    """Everything that is missing, and why."""
-
-
-def fetch(file: RecipeFile) -> Fetch:
-    """Bring the base and the data sets that a recipe names, at its revisions; what is here already stays.
-
-    What cannot be had does not keep the rest from being fetched.
-
-    Raises:
-        InputError: the disk has no room for it.
-    """
-    orders = [_Order(item, find) for item, find in _needs(file.recipe)]
-    for order in orders:
-        order.look()
-    _check_room(orders)
-    for order in orders:
-        order.fill()
-    problems = [file.problem(order.fault) for order in orders if order.fault]
-    items = [order.item for order in orders]
-    return Fetch(items, str(cache_place()), RecipeError(problems) if problems else None)
-
-
-@dataclass
-class _Order:
-    """One thing to have on this machine, and how far that has come."""
+class _Found:
+    """Which files an item is; `snapshot` is None where nothing is to be fetched."""
 
     item: Item
-    find: _Find | None
-    """Tells which files it is; None for what needs no fetching."""
-
     snapshot: Snapshot | None = None
     names: Sequence[str] = ()
     fault: FieldError | None = None
 
-    def look(self) -> None:
-        """Find out which files it is, and how large these are."""
-        if self.find is None:
-            return
-        try:
-            self.snapshot, self.names = self.find()
-        except FieldError as fault:
-            self._miss(fault)
-            return
-        size = sum(self.snapshot.sizes.get(name, 0) for name in self.names)
-        commit, folder = self.snapshot.commit, str(self.snapshot.folder)
-        self.item = replace(self.item, commit=commit, folder=folder, bytes=size)
-
+    @property
     def absent(self) -> dict[Path, int]:
-        """The bytes of each file that is not here."""
+        """The bytes of each file that is not on this machine."""
         found = self.snapshot
         return {found.folder / name: found.sizes.get(name, 0) for name in found.absent(self.names)} if found else {}
 
-    def fill(self) -> None:
-        """Download what is not here, and say how much that is before."""
-        if self.snapshot is None:
-            return
-        absent = sum(self.absent().values())
-        to_fetch = f"{console.size(absent)} of it to fetch" if absent else "all of it here"
-        console.info(f"{self.item.field}, {self.item.name}: {console.size(self.item.bytes or 0)}, {to_fetch}")
-        try:
-            self.snapshot.bring(self.names)
-            self.item = replace(self.item, fetched_bytes=absent)
-        except FieldError as fault:
-            self._miss(fault)
 
-    def _miss(self, fault: FieldError) -> None:
-        self.fault = fault
-        self.item = replace(self.item, missing=True)
+def fetch(file: RecipeFile) -> tuple[list[Item], RecipeError | None]:
+    """Download the base and the data sets that a recipe names, at its revisions; files that are here already stay.
+
+    An item that is not available does not keep the others from being fetched.
+
+    Returns:
+        What the recipe needs, and why some of it is missing, if so.
+
+    Raises:
+        InputError: the disk has no room for it.
+    """
+    found = [_located(item, find) for item, find in _needs(file.recipe)]
+    _check_room(found)
+    fetched = [_filled(each) for each in found]
+    problems = [file.problem(each.fault) for each in fetched if each.fault]
+    return [each.item for each in fetched], RecipeError(problems) if problems else None
+
+
+def _located(item: Item, find: _Find | None) -> _Found:
+    """Find out which files an item is, and how large these are."""
+    if find is None:
+        return _Found(item)
+    try:
+        snapshot, names = find()
+    except FieldError as fault:
+        return _Found(replace(item, missing=True), fault=fault)
+    size = sum(snapshot.sizes.get(name, 0) for name in names)
+    return _Found(replace(item, commit=snapshot.commit, folder=str(snapshot.folder), bytes=size), snapshot, names)
+
+
+def _filled(found: _Found) -> _Found:
+    """Download the files that are not here, after a message on how much that is."""
+    item, absent = found.item, sum(found.absent.values())
+    if found.snapshot is None:
+        return found
+    to_fetch = f"{console.size(absent)} of it to fetch" if absent else "all of it here"
+    console.info(f"{item.field}, {item.name}: {console.size(item.bytes or 0)}, {to_fetch}")
+    try:
+        found.snapshot.bring(found.names)
+    except FieldError as fault:
+        return replace(found, item=replace(item, missing=True), fault=fault)
+    return replace(found, item=replace(item, fetched_bytes=absent))
 
 
 def _needs(recipe: Recipe) -> Iterator[tuple[Item, _Find | None]]:
@@ -169,15 +150,12 @@ def _item(field: str, name: str) -> Item:
     return Item(field, name, "local", folder=name) if Path(name).expanduser().is_dir() else Item(field, name, "hub")
 
 
-def _check_room(orders: Sequence[_Order]) -> None:
-    absent: dict[Path, int] = {}
-    for order in orders:
-        absent |= order.absent()  # a file that two need is fetched once
-    place = cache_place().absolute()
-    free = free_bytes(place)
-    if sum(absent.values()) > free:
+def _check_room(items: Sequence[_Found]) -> None:
+    absent = dict(pair for found in items for pair in found.absent.items())  # a file that two need is fetched once
+    place, needed = cache_place().absolute(), sum(absent.values())
+    if needed > (free := free_bytes(place)):
         raise InputError(
-            f"{console.size(sum(absent.values()))} are to be fetched, but the disk has {console.size(free)} free.",
+            f"{console.size(needed)} are to be fetched, but the disk has {console.size(free)} free.",
             where=str(place),
             remedy="Free some, or name a folder on another disk with HF_HOME.",
         )

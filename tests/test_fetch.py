@@ -104,10 +104,10 @@ def test_what_needs_no_fetching_is_said_so(tmp_path: Path) -> None:
     for name in ("train.jsonl", "validation.jsonl"):
         (tmp_path / name).touch()
 
-    fetched = fetch(load_recipe(tmp_path / "my.yaml"))
+    items, fault = fetch(load_recipe(tmp_path / "my.yaml"))
 
-    assert fetched.fault is None
-    assert [(item.field, item.name, item.origin) for item in fetched.items] == [
+    assert fault is None
+    assert [(item.field, item.name, item.origin) for item in items] == [
         ("base.model", "builtin:tiny-gpt2", "builtin"),
         ("data.train.path", str(tmp_path / "train.jsonl"), "local"),
         ("data.train.path", str(tmp_path / "validation.jsonl"), "local"),
@@ -122,11 +122,11 @@ def test_everything_that_is_missing_is_told_at_once_with_its_line(
     monkeypatch.chdir(tmp_path)
     Path("my.yaml").write_text(RECIPE, encoding="utf-8")
 
-    fetched = fetch(load_recipe(Path("my.yaml")))
+    items, fault = fetch(load_recipe(Path("my.yaml")))
 
-    assert [item.missing for item in fetched.items] == [True] * 3
-    assert fetched.fault is not None
-    assert fetched.fault.lines() == [
+    assert [item.missing for item in items] == [True] * 3
+    assert fault is not None
+    assert fault.lines() == [
         f"my.yaml:{line}: {field}: {name} is not on this machine, and HF_HUB_OFFLINE is set. "
         "Where there is a network, run `peftkit fetch my.yaml`."
         for line, field, name in (

@@ -42,16 +42,17 @@ def command(recipe: str, method: str | None, overrides: tuple[str, ...], as_json
     file = load_recipe(find_recipe(recipe), method=method, overrides=overrides)
 
     from peftkit.fetch import fetch
+    from peftkit.hub import cache_place
 
-    fetched = fetch(file)
+    items, fault = fetch(file)
     if as_json:
-        console.print_json({"items": [asdict(item) for item in fetched.items]})
+        console.print_json({"items": [asdict(item) for item in items]})
     else:
-        rows = [list(_row(item)) for item in fetched.items]
+        rows = [list(_row(item)) for item in items]
         console.print_table(None, ["field", "name", "commit", "size", "fetched"], rows)
-        console.info(f"what is fetched is in {fetched.place}")
-    if fetched.fault:
-        raise fetched.fault
+        console.info(f"what is fetched is in {cache_place()}")
+    if fault:
+        raise fault
 
 
 def _row(item: Item) -> Iterator[str]:

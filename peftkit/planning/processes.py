@@ -43,11 +43,11 @@ class Place:
     local_count: int = 1
 
     @classmethod
-    def told_by(cls, environment: Mapping[str, str] = os.environ) -> Place:
-        """The place that torchrun, or another launcher with its variables, has given to this process.
+    def from_environment(cls, environment: Mapping[str, str] = os.environ) -> Place:
+        """The place that torchrun, or another launcher with its variables, has assigned to this process.
 
         Raises:
-            InputError: a variable holds no number, or the launcher asks for another kind of run.
+            InputError: a variable is missing, or the launcher would shard the model by itself.
         """
         names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
         if int(environment.get("WORLD_SIZE", "1") or 1) <= 1:

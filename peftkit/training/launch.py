@@ -1,4 +1,4 @@
-"""peftkit commands in processes of their own: one after the other, or several that train one run together."""
+"""peftkit commands as child processes: one at a time, or several that train one run together."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ _LAUNCHER = -1
 _HOST = "127.0.0.1"
 _LOOK_SECONDS = 0.1
 _GRACE_SECONDS = 10.0
-"""How long the others may go on after one has failed: to say so in the run folder, or to be noticed as stuck."""
+"""How long the others may run after one has failed: enough to record it in the run folder."""
 
 _POLL_SECONDS = 0.5
 _DIE_WITH_PARENT = 1
@@ -77,7 +77,7 @@ def _start(arguments: Sequence[str], rank: int, count: int, port: int) -> subpro
 def _watched(
     children: Sequence[subprocess.Popen[bytes]], came: Sequence[int], launcher: Processes
 ) -> PeftkitError | None:
-    """Wait for all, but not for long once one has failed or a second signal has come; gives what the first tells."""
+    """Wait for all, but not for long after a failure or a second signal; returns the first failure."""
     first: PeftkitError | None = None
     deadline = math.inf
     while any([child.poll() is None for child in children]):  # noqa: C419  each is asked
@@ -92,7 +92,7 @@ def _watched(
 
 
 def _failure(children: Sequence[subprocess.Popen[bytes]], launcher: Processes) -> PeftkitError | None:
-    """What the first process that has failed means for the run; one that was killed has not told it."""
+    """The error of the first process that has failed; one that was killed has not recorded any."""
     rank, returned = next(((rank, child.returncode) for rank, child in enumerate(children) if child.returncode), (0, 0))
     if returned >= 0:
         return PeerError("", returned) if returned else None
@@ -106,14 +106,14 @@ def _failure(children: Sequence[subprocess.Popen[bytes]], launcher: Processes) -
 
 
 def run_apart(arguments: Sequence[str], end_when: Callable[[], bool] = lambda: False) -> int:
-    """Run a `peftkit` command and wait for it; its messages are seen, its result is not.
+    """Run a `peftkit` command and wait for it; its messages are shown, its stdout is not.
 
-    A signal to this process is passed on, so that a run is saved before both end; so it is where this process is
-    killed, on Linux.
+    A signal to this process is passed on, so that the run is saved before both end. On Linux, so is the end of this
+    process if it is killed.
 
     Args:
-        arguments: what stands after `peftkit`.
-        end_when: asked twice a second; once it says so, the command is told to stop in order.
+        arguments: the command line after `peftkit`.
+        end_when: called twice a second; once it returns True, the command gets SIGTERM.
 
     Returns:
         The command's exit status.
@@ -123,15 +123,15 @@ def run_apart(arguments: Sequence[str], end_when: Callable[[], bool] = lambda: F
     """
     process = start_apart(arguments, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE if console.is_heard() else None)
     with _relayed(process), passing_on([process]) as came:
-        told = False
+        ending = False
         while True:
             try:
                 status = process.wait(_POLL_SECONDS)
                 break
             except subprocess.TimeoutExpired:
-                if not told and end_when():
+                if not ending and end_when():
                     process.terminate()
-                    told = True
+                    ending = True
     if came:
         raise Stopped(came[0], f"stopped by {signal.Signals(came[0]).name}.")
     return status
@@ -144,7 +144,7 @@ def start_apart(
     stderr: int | None = None,
     environment: Mapping[str, str] | None = None,
 ) -> subprocess.Popen[bytes]:
-    """Start a `peftkit` command that is told to stop when this process is killed, on Linux."""
+    """Start a `peftkit` command, which on Linux gets SIGTERM when this process is killed."""
     libc: Any = ctypes.CDLL(None) if sys.platform == "linux" else None
     return subprocess.Popen(
         [sys.executable, "-m", "peftkit", *arguments],
@@ -152,7 +152,7 @@ def start_apart(
         stdout=stdout,
         stderr=stderr,
         env=environment,
-        process_group=0,  # Ctrl-C comes here alone, to be passed on once
+        process_group=0,  # Ctrl-C reaches this process alone, and is passed on once
         preexec_fn=(lambda: libc.prctl(_DIE_WITH_PARENT, signal.SIGTERM)) if libc else None,
     )
 
@@ -187,7 +187,7 @@ def _report(lines: Iterable[bytes]) -> None:
 
 @contextlib.contextmanager
 def passing_on(processes: Sequence[subprocess.Popen[bytes]]) -> Iterator[list[int]]:
-    """Hand signals to processes within the block; gives those that came."""
+    """Pass signals on to processes within the block; yields a list of those received."""
     came: list[int] = []
 
     def handle(number: int, frame: FrameType | None) -> None:

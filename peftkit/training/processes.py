@@ -1,7 +1,8 @@
-"""Processes that train one model together: they meet at a store, agree on numbers, and end as one.
+"""Processes that train one model together: they meet at a store, exchange values, and end as one.
 
-What the processes tell each other before and after training goes through the store that the launcher keeps: whoever
-waits there sees at once that another one has failed. Gradients, and the few numbers that a step needs from all, go
+What the processes exchange before and after training goes through the launcher's store: a process that waits there
+notices at once that another one has failed, which it would not in a process group's barrier, and waits for the
+tokenizing of another one without a timeout. Gradients, and the few numbers that a step needs from all processes, go
 through torch's process group.
 """
 
@@ -31,8 +32,8 @@ __all__ = ["ALONE", "Processes", "joined", "shared_store"]
 _PREFIX = "peftkit"
 _END = "end"  # how the run has ended
 _LOOK_SECONDS = 0.05
-_TOLD_SECONDS = 2.0
-"""How long a process that has lost another one waits to be told why."""
+_REASON_SECONDS = 2.0
+"""How long a process that has lost another one waits for the reason."""
 
 
 @dataclass(frozen=True)
@@ -44,12 +45,12 @@ class Processes:
 
     @property
     def count(self) -> int:
-        """All of them together."""
+        """How many there are, on all machines."""
         return self.place.count
 
     @property
     def is_main(self) -> bool:
-        """Whether this one writes and speaks."""
+        """Whether this process writes files and messages."""
         return self.place.is_main
 
     @property
@@ -57,16 +58,16 @@ class Processes:
         """Whether there are others."""
         return self.place.count > 1
 
-    def tell(self, name: str, value: Any) -> None:
-        """Let all others know a JSON value."""
+    def publish(self, name: str, value: Any) -> None:
+        """Make a JSON value available to the other processes."""
         if self.are_many:
             self.store.set(name, json.dumps(value))
 
-    def hear(self, name: str) -> Any:
-        """Wait for a value that another one tells, however long that takes.
+    def wait_for(self, name: str) -> Any:
+        """Wait for a value that another process publishes, however long that takes.
 
         Raises:
-            PeerError: the run has ended instead.
+            PeerError: another process has ended the run instead.
         """
         while not self.store.check([name]):
             if end := self._end(_LOOK_SECONDS):
@@ -75,29 +76,29 @@ class Processes:
 
     @contextlib.contextmanager
     def first_on_machine(self, name: str) -> Iterator[None]:
-        """Let one process of each machine do a block before the others, who find in the cache what it made.
+        """Run a block in one process of each machine before the others, which find its results in the cache.
 
         Raises:
             PeerError: the first one has failed.
         """
-        if self.store is None:  # nobody is there to wait for
+        if self.store is None:  # the only process, or one of a plan
             yield
             return
         machine = f"{name}-{self.place.rank - self.place.local_rank}"
         if self.place.local_rank:
-            self.hear(machine)
+            self.wait_for(machine)
         yield
-        self.tell(machine, None)
+        self.publish(machine, None)
 
     def connect(self, hardware: Hardware, timeout_seconds: float | None = None) -> None:
-        """Meet the others, to compute together from here on: by NCCL between GPUs, by gloo between CPUs.
+        """Open the process group: NCCL between GPUs, gloo between CPUs.
 
-        Without a time after which a process is taken for lost, it is torch's own for that backend.
+        A process that does not answer for `timeout_seconds` counts as lost; None is torch's default for the backend.
         """
         if self.are_many and not distributed.is_initialized():
-            self.tell(f"ready-{self.place.rank}", None)
-            for rank in range(self.count):  # where all wait, whoever fails is noticed
-                self.hear(f"ready-{rank}")
+            self.publish(f"ready-{self.place.rank}", None)
+            for rank in range(self.count):  # a failure is noticed at the store, and not in the group
+                self.wait_for(f"ready-{rank}")
             distributed.init_process_group(
                 "cuda:nccl,cpu:gloo" if hardware.device == "cuda" else "gloo",
                 store=self.store,
@@ -107,7 +108,7 @@ class Processes:
             )
 
     def device(self, hardware: Hardware) -> str:
-        """What torch calls the device of this process."""
+        """The device of this process, as torch names it."""
         return f"cuda:{self.place.local_rank}" if self.are_many and hardware.device == "cuda" else hardware.device
 
     def sums(self, *values: float) -> list[float]:
@@ -115,11 +116,11 @@ class Processes:
         return self._reduced(values, distributed.ReduceOp.SUM)
 
     def largest(self, *values: float) -> list[float]:
-        """The largest of each value."""
+        """The largest of each value over all processes."""
         return self._reduced(values, distributed.ReduceOp.MAX)
 
     def gathered(self, value: Any) -> list[Any]:
-        """What each process has, by rank."""
+        """The values of all processes, by rank."""
         if not self.are_many:
             return [value]
         found: list[Any] = [None] * self.count
@@ -132,16 +133,16 @@ class Processes:
             torch.manual_seed(int(torch.randint(2**62, ())) + self.place.rank)
 
     def of_main(self, value: Any) -> Any:
-        """What the main process has."""
+        """The value of the main process."""
         return self.gathered(value)[0] if self.are_many else value
 
     @contextlib.contextmanager
     def ending_as_one(self) -> Iterator[None]:
-        """Let an error in the block end the run in all processes: the first one tells it, the others are quiet.
+        """End the run in all processes at an error in the block: the process that fails first reports it, alone.
 
         Raises:
-            PeerError: another one has ended the run.
-            RunError: another one is lost.
+            PeerError: another process has ended the run.
+            RunError: another process was lost.
         """
         try:
             yield
@@ -162,13 +163,13 @@ class Processes:
         return reduced
 
     def _ending(self, error: BaseException) -> BaseException:
-        """What an error is to this process, after the others can know of it."""
+        """The error to raise in this process, once the others can find out about it."""
         lost = _is_of_connection(error)
-        end = self._end(_TOLD_SECONDS if lost else 0.0)
+        end = self._end(_REASON_SECONDS if lost else 0.0)
         if end and end["rank"] != self.place.rank:
             return PeerError(end["what"], end["status"])
         if isinstance(error, Stopped | KeyboardInterrupt):
-            return error  # the others have been told to stop, too
+            return error  # the others stop after the same step
         if lost:
             remedy = "What was saved is whole: go on with --resume."
             error = RunError("another process of the run was lost.", where="training", remedy=remedy)
@@ -179,35 +180,35 @@ class Processes:
         return error
 
     def end(self, what: str, status: int) -> dict[str, Any]:
-        """Say how the run has ended, if nobody has yet; gives what was said first."""
+        """Record how the run has ended, and return the first record, which may be that of another process."""
         end = {"rank": self.place.rank, "status": status, "what": redact(what)}
         with contextlib.suppress(distributed.DistError):  # the store may have ended with its process
             end = json.loads(self.store.compare_set(_END, "", json.dumps(end)))
         return end
 
     def _end(self, seconds: float) -> dict[str, Any] | None:
-        """How the run has ended, as far as that is told within some seconds."""
+        """How the run has ended; None if that is not recorded within `seconds`."""
         deadline = time.monotonic() + seconds
         with contextlib.suppress(distributed.DistError):
-            while not (told := self.store.check([_END])) and time.monotonic() < deadline:
+            while not (ended := self.store.check([_END])) and time.monotonic() < deadline:
                 time.sleep(_LOOK_SECONDS)
-            if told:
+            if ended:
                 end: dict[str, Any] = json.loads(self.store.get(_END))
                 return end
         return None
 
 
 ALONE = Processes()
-"""A process that trains by itself."""
+"""The only process of a run."""
 
 
 @contextlib.contextmanager
 def joined() -> Iterator[Processes]:
-    """Be one of the processes that a launcher has started, or the only one.
+    """Join the processes that a launcher has started; without a launcher, this is the only one.
 
-    All but the main process are quiet. A GPU is this process's own from here on.
+    From here on this process has a GPU of its own, where there are any.
     """
-    place = Place.told_by()
+    place = Place.from_environment()
     if place.count == 1:
         yield ALONE
         return
@@ -224,7 +225,7 @@ def joined() -> Iterator[Processes]:
 
 
 def shared_store(store: Any) -> Any:
-    """The part of a launcher's store where peftkit's processes meet."""
+    """The part of a launcher's store that peftkit uses."""
     return PrefixStore(_PREFIX, store)
 
 

@@ -99,7 +99,7 @@ def _carry_out(run: Run, live: LiveModel, options: RunOptions) -> None:
     with run.folder.recording(manifest), run.processes.ending_as_one(), run.file.locating():
         write_audit(run)
         write_samples_before(run, live.model)
-        run.processes.tell(_ORDERS, _orders(run))
+        run.processes.publish(_ORDERS, _orders(run))
         manifest.metrics = _train_what_fits(run, live, options)
         free_memory()  # of the optimizer
         manifest.data = run.data_record()  # of a stream, all of it is known now
@@ -124,7 +124,7 @@ def follow(file: RecipeFile, processes: Processes, stop: StopRequest = NEVER) ->
     run = prepare_run(file, processes)
     run.stop = stop
     model = run.load()
-    orders = processes.hear(_ORDERS)
+    orders = processes.wait_for(_ORDERS)
     run.run_id, run.folder, run.adopt = orders["run_id"], RunFolder(Path(orders["folder"])), orders["adopt"]
     run.file = run.file.with_training(orders["training"])
     if orders["step"] is not None:

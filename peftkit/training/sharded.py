@@ -1,6 +1,6 @@
-"""A model whose weights, gradients and optimizer state are spread over the processes that train it.
+"""A model whose weights, gradients and optimizer state are sharded over the processes that train it.
 
-Each process holds a part of each weight. The layers are gathered one at a time, when they compute, by torch's
+Each process holds a part of each weight. Layers are gathered one at a time, while they compute, by torch's
 `fully_shard` (FSDP2; Zhao et al. 2023), which leaves the modules their classes and names. accelerate's FSDP plugin
 would not do: between CPUs it is ignored without a word, and each process then holds the whole model.
 """
@@ -34,26 +34,26 @@ _MMAP_THRESHOLD = -3  # malloc.h
 class Shards(Weights):
     """The weights of a model of which each process holds a part.
 
-    The model that was given keeps its modules and loses its weights. In the main process it has them again where they
-    are saved, and after training.
+    The original model keeps its modules and loses its weights. In the main process it has them again while a
+    checkpoint is saved, and after training.
     """
 
     are_sharded = True
 
     def __init__(self, whole: Any, processes: Processes, hardware: Hardware) -> None:
-        """Prepare to spread the weights of `whole`, which is on the CPU; the processes are connected."""
+        """Prepare to shard the weights of `whole`, which is on the CPU; the process group is open."""
         super().__init__(deepcopy(whole, {id(weight): weight for weight in whole.parameters()}))  # not the weights
         self._whole = whole
         self._is_main = processes.is_main
         self._mesh = init_device_mesh(hardware.device, (processes.count,))
 
     def spread(self) -> None:
-        """Let each process keep its part of the weights, on its device."""
+        """Keep this process's part of the weights, on its device."""
         _give_back_freed_memory()
-        setattr(self.model, LABEL_LOSSES, label_losses(self.model))  # found out while the weights are whole
+        setattr(self.model, LABEL_LOSSES, label_losses(self.model))  # computed while the weights are whole
         for module in (*_layers(self.model), self.model):
             given = [weight for weight in module.parameters() if not isinstance(weight, DTensor)]
-            # between two passes no weight is whole, so that nothing can mistake one for a shard
+            # no weight is whole between two passes, so that none is taken for a shard
             fully_shard(module, mesh=self._mesh, reshard_after_forward=True)
             _empty(given)
         register_fsdp_forward_method(self.model, LABEL_LOSSES)
@@ -81,7 +81,7 @@ class Shards(Weights):
 
     @torch.no_grad()
     def load(self, folder: Path) -> None:
-        """Take this process's part of the weights of a checkpoint, which each process reads."""
+        """Load this process's part of the weights of a checkpoint, which each process reads."""
         trained = [pair for pair in self._pairs() if pair[1].requires_grad]
         for weight, shard in trained:
             weight.data = torch.empty(shard.shape, dtype=shard.dtype)
@@ -100,7 +100,7 @@ class Shards(Weights):
         return {**state, "state": whole}
 
     def load_state(self, optimizer: Any, state: dict[str, Any]) -> None:
-        """Let an optimizer go on from this process's part of a whole state."""
+        """Load this process's part of a whole state into an optimizer."""
         shards = [shard for group in optimizer.param_groups for shard in group["params"]]
         parts = {
             number: {name: _part_of(value, shards[number]) for name, value in values.items()}
@@ -114,7 +114,7 @@ class Shards(Weights):
         return [(whole[name], shard) for name, shard in self.model.named_parameters()]
 
     def _on_main(self, value: Any) -> Any:
-        """What all parts of a tensor make, on the CPU of the main process and nowhere else."""
+        """The whole tensor on the CPU of the main process; None in the others."""
         if not isinstance(value, DTensor):
             return value
         tensor = whole_tensor(value.detach())
@@ -122,11 +122,11 @@ class Shards(Weights):
 
 
 def _give_back_freed_memory() -> None:
-    """Let the C library return a large tensor's memory once it is freed, which a GNU one otherwise keeps on a heap.
+    """Make the C library return a large tensor's memory once it is freed, which glibc otherwise keeps on its heap.
 
     Layers of a GPT-2 of 57 million weights come and go: with it a process had 1.1 GB at most, without it 1.7.
     """
-    with contextlib.suppress(OSError, AttributeError):  # another system's library
+    with contextlib.suppress(OSError, AttributeError):  # not glibc
         ctypes.CDLL(None).mallopt(_MMAP_THRESHOLD, 1 << 20)
 
 
@@ -134,7 +134,7 @@ def check_types(model: Any) -> None:
     """See that a model's trained weights can be sharded.
 
     Raises:
-        FieldError: they are of several number types.
+        FieldError: they have several dtypes.
     """
     types = sorted({str(weight.dtype).removeprefix("torch.") for weight in model.parameters() if weight.requires_grad})
     if len(types) > 1:
@@ -146,19 +146,19 @@ def check_types(model: Any) -> None:
 
 
 def whole_tensor(tensor: Any) -> Any:
-    """What all parts of a tensor make, in each process; a tensor that has no parts is what it is."""
+    """The whole of a sharded tensor, in each process; any other tensor as it is."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
 def _layers(model: Any) -> list[nn.Module]:
-    """The layers of a model, each of which is gathered by itself; what is in none is gathered with the model."""
+    """The layers of a model, which are gathered one at a time; weights outside them are gathered with the model."""
     inner = model.get_base_model() if hasattr(model, "peft_config") else model
     kinds = set(inner._no_split_modules or ())
     return [module for module in inner.modules() if type(module).__name__ in kinds]
 
 
 def _part_of(value: Any, shard: Any) -> Any:
-    """This process's part of what belongs to a weight, number by number; anything else is the same for all."""
+    """This process's part of a tensor that is shaped as a weight; anything else is the same in all processes."""
     if not isinstance(value, torch.Tensor) or value.shape != shard.shape:
         return value
     return distribute_tensor(value, shard.device_mesh, shard.placements, src_data_rank=None)

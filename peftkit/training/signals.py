@@ -23,11 +23,11 @@ def _nothing() -> None:
 
 
 class StopRequest:
-    """Whether a run was told to stop. While it trains it is asked between steps; otherwise it stops where it is."""
+    """Whether a signal asks a run to stop: after the step while it trains, at once otherwise."""
 
     def __init__(self) -> None:
         self.number: int | None = None
-        """The signal that came."""
+        """The signal that was received, if any."""
 
         self._training = False
         self._before_leaving: Callable[[], None] = _nothing
@@ -35,7 +35,7 @@ class StopRequest:
 
     @contextlib.contextmanager
     def between_steps(self, before_leaving: Callable[[], None] = _nothing) -> Iterator[None]:
-        """Within the block, the first signal is kept until somebody asks for it.
+        """Within the block, the first signal only sets `number`, which the training loop reads between steps.
 
         Args:
             before_leaving: called before a second one ends the process at once.
@@ -47,9 +47,9 @@ class StopRequest:
             self._training, self._before_leaving = False, _nothing
 
     def handle(self, number: int, frame: FrameType | None) -> None:
-        """What a signal does."""
+        """Handle a signal: request the end of the run, or end the process at a second one."""
         del frame
-        if os.getpid() != self._process:  # a worker that was forked with this handler: the run decides
+        if os.getpid() != self._process:  # a worker that was forked with this handler; the run ends it
             if number != signal.SIGINT:
                 os._exit(128 + number)
             return
@@ -65,7 +65,7 @@ class StopRequest:
 
 
 NEVER: Final = StopRequest()
-"""Of a run that no signal stops."""
+"""For a run that no signal stops."""
 
 
 @contextlib.contextmanager

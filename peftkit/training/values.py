@@ -8,6 +8,7 @@ not open numpy's random state.
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -23,67 +24,55 @@ _STRUCTURE = "structure"
 
 
 def write_values(path: Path, value: Any) -> None:
-    """Write dictionaries, lists, tuples, tensors, arrays, texts and numbers to a file.
+    """Write dictionaries, lists, tuples, tensors, arrays, strings and numbers to a file.
+
+    A tensor that occurs several times, as the maps of 8-bit optimizers do, is in the file once.
 
     Raises:
         TypeError: there is something else in them.
     """
-    tensors = _Tensors()
-    structure = _packed(value, tensors)
-    save_file(tensors.stored(), path, metadata={_STRUCTURE: json.dumps(structure, allow_nan=False)})
+    named: dict[int, tuple[str, torch.Tensor]] = {}
+    structure = _packed(value, lambda tensor: named.setdefault(id(tensor), (str(len(named)), tensor))[0])
+    stored: dict[str, torch.Tensor] = {}
+    storages: set[int] = set()
+    for name, given in named.values():
+        tensor = given.detach().cpu().contiguous()
+        storage = tensor.untyped_storage()
+        is_own = storage.nbytes() == tensor.nbytes and storage.data_ptr() not in storages
+        stored[name] = tensor if is_own else tensor.clone()  # the library writes no tensors that share a storage
+        storages.add(storage.data_ptr())
+    save_file(stored, path, metadata={_STRUCTURE: json.dumps(structure, allow_nan=False)})
 
 
 def read_values(path: Path) -> Any:
-    """What was written to a file, its tensors on the CPU.
+    """The value in a file, its tensors on the CPU.
 
     Raises:
-        SafetensorError, ValueError, KeyError: it is no such file.
+        SafetensorError, ValueError, KeyError: the file is damaged, or is not one of these.
     """
     with safe_open(path, framework="pt") as file:
         structure = json.loads((file.metadata() or {})[_STRUCTURE])
         return _unpacked(structure, {name: file.get_tensor(name) for name in file.keys()})  # noqa: SIM118  no mapping
 
 
-class _Tensors:
-    """The tensors of a file by their names in it."""
-
-    def __init__(self) -> None:
-        self._named: dict[int, tuple[str, torch.Tensor]] = {}
-
-    def add(self, tensor: torch.Tensor) -> str:
-        """The name of a tensor; one that comes several times, as 8-bit optimizers' maps do, is in the file once."""
-        return self._named.setdefault(id(tensor), (str(len(self._named)), tensor))[0]
-
-    def stored(self) -> dict[str, torch.Tensor]:
-        """Each as a file holds it: on the CPU, in one piece, and with a storage of its own."""
-        stored: dict[str, torch.Tensor] = {}
-        storages: set[int] = set()
-        for name, given in self._named.values():
-            tensor = given.detach().cpu().contiguous()
-            storage = tensor.untyped_storage()
-            own = storage.nbytes() == tensor.nbytes and storage.data_ptr() not in storages
-            stored[name] = tensor if own else tensor.clone()
-            storages.add(storage.data_ptr())
-        return stored
-
-
-def _packed(value: Any, tensors: _Tensors) -> Any:
+def _packed(value: Any, name_of: Callable[[torch.Tensor], str]) -> Any:
+    """A value as JSON, in which tensors stand by their names in the file."""
     if isinstance(value, torch.Tensor) and value.layout == torch.strided:
-        return {_TENSOR: tensors.add(value)}
+        return {_TENSOR: name_of(value)}
     if isinstance(value, np.ndarray):
-        return {_ARRAY: tensors.add(torch.from_numpy(value.copy()))}
+        return {_ARRAY: name_of(torch.from_numpy(value.copy()))}
     if value is None or isinstance(value, bool | int | str):
         return value
     if isinstance(value, np.bool_ | np.integer | np.floating) and not isinstance(value, np.longdouble):
-        return _packed(value.item(), tensors)
+        return _packed(value.item(), name_of)
     if isinstance(value, float):
-        return {_FLOAT: value.hex()}  # exact, and of the infinite too
+        return {_FLOAT: value.hex()}  # exact, infinities and NaN included
     if isinstance(value, list):
-        return [_packed(item, tensors) for item in value]
+        return [_packed(item, name_of) for item in value]
     if isinstance(value, tuple):
-        return {_TUPLE: [_packed(item, tensors) for item in value]}
+        return {_TUPLE: [_packed(item, name_of) for item in value]}
     if isinstance(value, dict):
-        return {_PAIRS: [[_packed(key, tensors), _packed(item, tensors)] for key, item in value.items()]}
+        return {_PAIRS: [[_packed(key, name_of), _packed(item, name_of)] for key, item in value.items()]}
     raise TypeError(f"a {type(value).__name__} cannot be kept in a checkpoint")
 
 

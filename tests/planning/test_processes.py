@@ -22,12 +22,12 @@ TORCHRUN = {
 
 @pytest.mark.parametrize("environment", [{}, {"WORLD_SIZE": ""}, {"WORLD_SIZE": "1", "RANK": "0"}])
 def test_without_a_launcher_a_process_is_the_only_one(environment: dict[str, str]) -> None:
-    assert Place.told_by(environment) == Place(0, 1, 0, 1)
-    assert Place.told_by(environment).is_main
+    assert Place.from_environment(environment) == Place(0, 1, 0, 1)
+    assert Place.from_environment(environment).is_main
 
 
 def test_a_process_is_what_the_launcher_says() -> None:
-    place = Place.told_by(TORCHRUN)
+    place = Place.from_environment(TORCHRUN)
 
     assert place == Place(rank=5, count=8, local_rank=1, local_count=4)
     assert not place.is_main
@@ -43,14 +43,14 @@ def test_only_beside_a_main_process_is_one_quiet(environment: dict[str, str], ex
 
 def test_half_of_a_launcher_is_an_error_that_names_what_is_missing() -> None:
     with pytest.raises(InputError, match="WORLD_SIZE is 2, but LOCAL_RANK, MASTER_ADDR, MASTER_PORT is not set"):
-        Place.told_by({"WORLD_SIZE": "2", "RANK": "0"})
+        Place.from_environment({"WORLD_SIZE": "2", "RANK": "0"})
 
 
 @pytest.mark.parametrize("name", ["ACCELERATE_USE_FSDP", "ACCELERATE_USE_DEEPSPEED"])
 def test_a_launcher_that_would_shard_by_itself_is_refused(name: str) -> None:
     with pytest.raises(InputError, match=f"{name} is set.*Launch with --multi_gpu"):
-        Place.told_by({**TORCHRUN, name: "true"})
-    assert Place.told_by({**TORCHRUN, name: "false"}).count == 8
+        Place.from_environment({**TORCHRUN, name: "true"})
+    assert Place.from_environment({**TORCHRUN, name: "false"}).count == 8
 
 
 @pytest.mark.parametrize(

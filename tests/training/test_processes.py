@@ -44,24 +44,24 @@ def test_a_process_alone_sums_and_gathers_what_it_has() -> None:
         raise ValueError("as it is")
 
 
-def test_a_value_that_is_told_is_heard_by_who_waits_for_it(pair: Pair) -> None:
+def test_a_value_that_is_published_reaches_a_process_that_waits_for_it(pair: Pair) -> None:
     main, other = pair
     with ThreadPoolExecutor(1) as pool:
-        heard = pool.submit(other.hear, "orders")
-        main.tell("orders", {"step": 3})
+        received = pool.submit(other.wait_for, "orders")
+        main.publish("orders", {"step": 3})
 
-        assert heard.result(timeout=10) == {"step": 3}
+        assert received.result(timeout=10) == {"step": 3}
 
 
-def test_who_waits_is_told_that_the_run_has_ended(pair: Pair) -> None:
+def test_a_process_that_waits_notices_that_the_run_has_ended(pair: Pair) -> None:
     main, other = pair
     with ThreadPoolExecutor(1) as pool:
-        heard = pool.submit(other.hear, "orders")
+        received = pool.submit(other.wait_for, "orders")
         with pytest.raises(InputError), main.ending_as_one():
             raise InputError("is wrong.", where="recipe.yaml")
 
         with pytest.raises(PeerError, match=r"recipe\.yaml: is wrong\.") as caught:
-            heard.result(timeout=10)
+            received.result(timeout=10)
     assert (caught.value.exit_status, caught.value.lines()) == (2, [])
 
 
@@ -82,7 +82,7 @@ def test_one_process_of_a_machine_goes_before_the_others(pair: Pair) -> None:
     assert order == [0, 1]
 
 
-def test_of_two_errors_the_first_is_told_by_its_own_process(pair: Pair) -> None:
+def test_of_two_errors_the_first_is_reported_by_its_own_process(pair: Pair) -> None:
     main, other = pair
     console.hush()
 
@@ -96,8 +96,10 @@ def test_of_two_errors_the_first_is_told_by_its_own_process(pair: Pair) -> None:
     assert (caught.value.exit_status, caught.value.lines()) == (1, [])
 
 
-def test_a_process_that_nobody_heard_of_again_is_told_as_lost(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("peftkit.training.processes._TOLD_SECONDS", 0.1)
+def test_a_process_that_disappears_without_an_error_is_reported_as_lost(
+    pair: Pair, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("peftkit.training.processes._REASON_SECONDS", 0.1)
 
     with pytest.raises(RunError, match="another process of the run was lost"), pair[0].ending_as_one():
         raise RuntimeError("[gloo] Connection closed by peer")
@@ -110,7 +112,7 @@ def test_a_signal_is_no_error_that_others_end_with(pair: Pair) -> None:
         raise Stopped(15, "stopped by SIGTERM.")
 
 
-def test_what_is_told_holds_no_secret(pair: Pair) -> None:
+def test_what_is_published_holds_no_secret(pair: Pair) -> None:
     token = "hf_" + "a" * 34
     with pytest.raises(ValueError, match="hf_"), pair[0].ending_as_one():
         raise ValueError(token)
