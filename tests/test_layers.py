@@ -21,7 +21,8 @@ LAYERS = (
     {"adapters", "doctor", "fetch"},
     {"models", "data"},
     {"planning"},
-    {"recipe", "runs"},
+    {"runs"},
+    {"recipe"},
     {"compatibility", "console", "errors", "hub", "redaction", "shortage", "storage"} | {"data.formats", "metrics"},
 )
 """From the top down. Only the modules of the lowest layer import each other."""

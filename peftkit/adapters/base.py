@@ -12,8 +12,7 @@ from safetensors import SafetensorError
 from transformers.pytorch_utils import Conv1D
 
 from peftkit import console
-from peftkit.adapters.files import CONFIG_NAME, WEIGHTS_NAME, Adapter
-from peftkit.adapters.lora import meaning_of
+from peftkit.adapters.files import CONFIG_NAME, WEIGHTS_NAME, Adapter, meaning_of
 from peftkit.adapters.soundness import check_sound, unchecked
 from peftkit.errors import FieldError, TargetError, UnfetchedError
 from peftkit.models.attach import embedding_modules, tied_modules
@@ -125,7 +124,7 @@ def check_fit(adapter: Adapter, footing: Footing) -> None:
     place = str(adapter.folder / WEIGHTS_NAME)
     structure = footing.structure()
     tied = tied_modules(structure)
-    shared = next((module for module in meaning_of(adapter).factors if module in tied), None)
+    shared = next((module for module in meaning_of(adapter).updates if module in tied), None)
     if shared:
         raise TargetError(
             f"adapts {shared}, which is tied: input embedding and head are one matrix, and would no longer be.",

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from peftkit.adapters.lora import kinds_of
+from peftkit.adapters.files import kinds_of
 from peftkit.adapters.record import RECORD_NAME, Record
 from peftkit.metrics import in_group
+from peftkit.models.methods import method_named
 from peftkit.recipe.advice import shown
 from peftkit.recipe.explain import set_fields
 from peftkit.recipe.hyperparameters import Quantization
@@ -58,7 +59,8 @@ def _front_matter(record: Record, adapter: bool) -> list[str]:
     """What the hub reads."""
     base = record.base["model"]
     named = [f"base_model: {base}"] if base and not base.startswith(("builtin:", "/")) else []
-    library, tags = ("peft", ["lora", "peftkit"]) if adapter else ("transformers", ["peftkit"])
+    tag = method_named(record.recipe.method).tag
+    library, tags = ("peft", [tag, "peftkit"]) if adapter else ("transformers", ["peftkit"])
     lines = [
         f"library_name: {library}",
         *named,
@@ -71,12 +73,13 @@ def _front_matter(record: Record, adapter: bool) -> list[str]:
 
 def _what(record: Record, merged: bool) -> str:
     base = _base_name(record)
-    if record.recipe.method == "full":
+    adapter = method_named(record.recipe.method).adapter
+    if adapter is None:
         return f"Every weight of {base}, fine-tuned"
     quantised = " on its quantised weights" if record.recipe.base_quantization else ""
     if merged:
-        return f"{base} with a LoRA adapter merged into it, trained{quantised}"
-    return f"A LoRA adapter for {base}, trained{quantised}"
+        return f"{base} with {adapter} merged into it, trained{quantised}"
+    return f"{adapter[0].upper()}{adapter[1:]} for {base}, trained{quantised}"
 
 
 def _made(record: Record) -> Iterator[tuple[str, str]]:
@@ -86,7 +89,9 @@ def _made(record: Record) -> Iterator[tuple[str, str]]:
     yield "data", ", ".join(_data_name(source) for source in recipe.data.train_sources)
     yield "method", recipe.method
     if recipe.trains_adapter:
-        yield "LoRA", _lora(record)
+        method = method_named(recipe.method)
+        targets = (record.adapter_config or {}).get("target_modules") or []
+        yield method.name, method.summary(recipe.adapter, kinds_of(targets) if isinstance(targets, list) else [])
     if recipe.base_quantization:
         yield "base quantised to", _width(recipe.base_quantization)
     yield "base dtype", record.base_dtype
@@ -112,14 +117,6 @@ def _without_folders(value: Any) -> Any:
     if isinstance(value, dict):
         return {name: _without_folders(item) for name, item in value.items()}
     return value.rpartition("/")[2] if isinstance(value, str) and value.startswith("/") else value
-
-
-def _lora(record: Record) -> str:
-    lora = record.recipe.lora
-    kinds = [name for name, used in (("DoRA", lora.use_dora), ("rslora", lora.use_rslora)) if used]
-    targets = (record.adapter_config or {}).get("target_modules") or []
-    where = [f"on {', '.join(kinds_of(targets))}"] if isinstance(targets, list) and targets else []
-    return ", ".join([f"r {lora.r}", f"alpha {lora.lora_alpha:g}", *kinds, *where])
 
 
 def _measured(record: Record) -> Iterator[tuple[str, str]]:

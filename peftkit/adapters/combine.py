@@ -11,13 +11,13 @@ from typing import Any
 import numpy as np
 from safetensors.numpy import save_file
 
-from peftkit.adapters.files import CONFIG_NAME, WEIGHTS_NAME, Adapter, Floats, read_adapter
-from peftkit.adapters.lora import Factors, folded, meaning_of, part_of
+from peftkit.adapters.files import CONFIG_NAME, WEIGHTS_NAME, Adapter, Floats, meaning_of, part_of, read_adapter
 from peftkit.adapters.record import RECORD_NAME
 from peftkit.errors import TargetError
+from peftkit.models.methods.lora import Factors, folded
 from peftkit.storage import write_json
 
-__all__ = ["Compressed", "check_addable", "compress", "made_from", "sum_of", "write_adapter"]
+__all__ = ["Compressed", "check_addable", "compress", "made_from", "products_of", "sum_of", "write_adapter"]
 
 
 @dataclass(frozen=True)
@@ -41,11 +41,9 @@ def check_addable(adapters: Sequence[Adapter]) -> None:
     first = adapters[0]
     for adapter in adapters:
         meaning = meaning_of(adapter)
-        extra = "DoRA's magnitudes" if any(each.magnitude is not None for each in meaning.factors.values()) else None
-        if meaning.whole:
+        extra = next((each.beyond_product for each in meaning.updates.values() if each.beyond_product), None)
+        if extra is None and meaning.whole:
             extra = f"{next(iter(meaning.whole))}, which was trained whole"
-        if any(each.bias is not None for each in meaning.factors.values()):
-            extra = "biases of its own"
         if extra:
             raise TargetError(
                 f"has {extra}; a sum of adapters is exact only for their products.",
@@ -58,6 +56,20 @@ def check_addable(adapters: Sequence[Adapter]) -> None:
                 where=str(adapter.folder),
                 remedy="Only adapters that were trained on the same weights can be added.",
             )
+
+
+def products_of(adapter: Adapter) -> dict[str, Factors]:
+    """An adapter's updates, by module, where all of them are products of two matrices.
+
+    Raises:
+        TargetError: they are not.
+    """
+    updates = meaning_of(adapter).updates
+    products = {module: each for module, each in updates.items() if isinstance(each, Factors)}
+    if len(products) < len(updates):
+        what = f"is {adapter.method.adapter}, which has no ranks."
+        raise TargetError(what, where=str(adapter.folder), remedy="Only LoRA adapters can be added or shrunk.")
+    return products
 
 
 def sum_of(parts: Sequence[tuple[Mapping[str, Factors], float]]) -> dict[str, Factors]:
@@ -112,7 +124,9 @@ def write_adapter(
 
     The scaling is in the matrices: every module's `lora_alpha` is its rank. What was trained whole is carried over.
     """
-    tensors: dict[str, Floats] = {name: each.array() for name, each in like.tensors.items() if part_of(name)[1] is None}
+    tensors: dict[str, Floats] = {
+        name: each.array() for name, each in like.tensors.items() if part_of(name, like.method)[1] is None
+    }
     for module, each in factors.items():
         tensors |= each.tensors(module)
     save_file({name: np.ascontiguousarray(tensor) for name, tensor in tensors.items()}, folder / WEIGHTS_NAME)

@@ -6,15 +6,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-
-from peftkit.adapters.files import Adapter
-from peftkit.adapters.lora import Doubles, Factors, meaning_of, place_of
+from peftkit.adapters.files import Adapter, meaning_of, place_of
 
 __all__ = ["FieldDifference", "ModuleOverlap", "field_differences", "overlaps"]
-
-_NOISE = 1e-6
-"""Singular values below this share of the largest are rounding."""
 
 
 @dataclass(frozen=True)
@@ -33,13 +27,15 @@ class ModuleOverlap:
     module: str
     layer: int | None
     target: str
-    ranks: tuple[int, int]
+    ranks: tuple[int | None, int | None]
+    """None for an update that is no product of two matrices."""
+
     cosine: float | None
     """Of the angle between the two updates, taken as vectors: 1 the same direction, 0 none in common."""
 
     input_overlap: float | None
     """Share that the input directions they read have in common, from 0 to 1: the similarity of Hu et al. 2021,
-    section 7.2, at both full ranks. It and the next are None where an update is zero."""
+    section 7.2, at both full ranks. It and the next are None where an update is zero or no product."""
 
     output_overlap: float | None
     """The same of the output directions they write."""
@@ -63,37 +59,13 @@ def field_differences(first: Adapter, second: Adapter) -> list[FieldDifference]:
 
 def overlaps(first: Adapter, second: Adapter) -> list[ModuleOverlap]:
     """The modules that both adapters change."""
-    one, other = meaning_of(first).factors, meaning_of(second).factors
-    return [_overlap(name, one[name], other[name]) for name in one if name in other and _fit(one[name], other[name])]
-
-
-def _fit(one: Factors, other: Factors) -> bool:
-    return bool(one.a.shape[1] == other.a.shape[1] and one.b.shape[0] == other.b.shape[0])
-
-
-def _overlap(name: str, one: Factors, other: Factors) -> ModuleOverlap:
-    sizes = (_inner(one, one) * _inner(other, other)) ** 0.5
-    bases = [_directions(one), _directions(other)]
-    inputs, outputs = (_similarity(bases[0][side], bases[1][side]) for side in (0, 1))
-    cosine = _inner(one, other) / sizes if sizes else None
-    return ModuleOverlap(name, *place_of(name), (one.rank, other.rank), cosine, inputs, outputs)
-
-
-def _inner(one: Factors, other: Factors) -> float:
-    """The sum of the products of two updates' numbers, without making either: tr(A₁ᵀB₁ᵀB₂A₂)."""
-    return float(np.sum((one.b.T @ other.b) * (one.a @ other.a.T))) * one.scaling * other.scaling
-
-
-def _directions(factors: Factors) -> tuple[Doubles, Doubles]:
-    """Orthonormal input directions [in, k] and output directions [out, k] of an update; k is its true rank."""
-    left, values, right = factors.svd()
-    used = values > values.max(initial=0) * _NOISE
-    return right.T[:, used], left[:, used]
-
-
-def _similarity(one: Doubles, other: Doubles) -> float | None:
-    smaller = min(one.shape[1], other.shape[1])
-    return float(np.sum((one.T @ other) ** 2)) / smaller if smaller else None
+    one, other = meaning_of(first).updates, meaning_of(second).updates
+    pairs = ((name, one[name], other[name]) for name in one if name in other)
+    return [
+        ModuleOverlap(name, *place_of(name), (ours.rank, theirs.rank), overlap.cosine, overlap.inputs, overlap.outputs)
+        for name, ours, theirs in pairs
+        if (overlap := ours.overlap(theirs)) is not None
+    ]
 
 
 def _fields(prefix: str, values: dict[str, Any]) -> Iterator[tuple[str, Any]]:

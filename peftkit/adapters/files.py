@@ -6,27 +6,27 @@ import hashlib
 import math
 import re
 import shutil
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import safetensors
 
 from peftkit.adapters.record import Record
 from peftkit.errors import BaseError, TargetError
+from peftkit.models.methods import PREFIX, Floats, TrainingMethod, Update, kinds_of_adapters, method_of_type
 from peftkit.runs.folder import ADAPTER_FOLDER
 from peftkit.storage import read_json, sha256_of_json
 
 __all__ = [
-    "CONFIG_NAME", "TOKENIZER_FILES", "WEIGHTS_NAME", "Adapter", "Floats", "StoredTensor", "copy_tokenizer",
-    "has_tokenizer", "read_adapter",
+    "CONFIG_NAME", "TOKENIZER_FILES", "WEIGHTS_NAME", "Adapter", "Floats", "Meaning", "StoredTensor",
+    "copy_tokenizer", "has_tokenizer", "kinds_of", "meaning_of", "part_of", "place_of", "read_adapter",
 ]  # fmt: skip
 
 CONFIG_NAME = "adapter_config.json"
 WEIGHTS_NAME = "adapter_model.safetensors"
-Floats = npt.NDArray[np.float32]
 
 _NUMPY_TYPES = {"F64": np.float64, "F32": np.float32, "F16": np.float16, "BF16": np.uint16}
 
@@ -62,14 +62,21 @@ class StoredTensor:
 
 @dataclass(frozen=True)
 class Adapter:
-    """A LoRA adapter, and how it was made where that is recorded."""
+    """An adapter, and how it was made where that is recorded."""
 
     folder: Path
     config: dict[str, Any]
-    """PEFT's `LoraConfig`, as it is in the file."""
+    """PEFT's configuration, as it is in the file."""
 
     tensors: dict[str, StoredTensor]
     record: Record | None
+
+    @property
+    def method(self) -> TrainingMethod:
+        """The method that leaves such adapters."""
+        method = method_of_type(self.config["peft_type"])
+        assert method is not None  # reading it has checked that
+        return method
 
     @property
     def name(self) -> str:
@@ -93,11 +100,23 @@ class Adapter:
         return sum(len(tensor.data) for tensor in self.tensors.values())
 
 
+@dataclass(frozen=True)
+class Meaning:
+    """Everything that an adapter changes, by the base's own names."""
+
+    updates: dict[str, Update]
+    """By module."""
+
+    whole: dict[str, Floats]
+    """Parameters that were trained whole and take the place of the base's, by name: `modules_to_save`, biases, and
+    embeddings that grew with the vocabulary."""
+
+
 def read_adapter(folder: Path) -> Adapter:
     """Read an adapter that peftkit or PEFT wrote.
 
     Raises:
-        TargetError: it is not a LoRA adapter in safetensors, or is damaged.
+        TargetError: it is no adapter of a method of peftkit's, is not in safetensors, or is damaged.
     """
     config = _read_config(folder)
     if not (folder / WEIGHTS_NAME).is_file():
@@ -112,6 +131,44 @@ def read_adapter(folder: Path) -> Adapter:
     return Adapter(folder, config, _read_tensors(folder / WEIGHTS_NAME), Record.read(folder))
 
 
+def meaning_of(adapter: Adapter) -> Meaning:
+    """Sort an adapter's tensors by what they do.
+
+    Raises:
+        TargetError: a tensor is not known, or misses one that belongs to it.
+    """
+    method = adapter.method
+    parts: dict[str, dict[str, Floats]] = {}
+    whole: dict[str, Floats] = {}
+    for name, tensor in adapter.tensors.items():
+        module, part = part_of(name, method)
+        if part is None:
+            whole[module] = tensor.array()
+        else:
+            parts.setdefault(module, {})[part] = tensor.array()
+    return Meaning(method.updates(adapter.folder, adapter.config, parts), whole)
+
+
+def part_of(name: str, method: TrainingMethod) -> tuple[str, str | None]:
+    """Of a tensor in the file: its module and part there, or a whole parameter's name and None."""
+    inner = name.removeprefix(PREFIX)
+    for part in method.parts:
+        if inner.endswith(f".{part}"):
+            return inner.removesuffix(f".{part}"), part
+    return inner.replace(".base_layer.", "."), None
+
+
+def place_of(module: str) -> tuple[int | None, str]:
+    """The number of the layer that a module is in, and its name there."""
+    parts = re.fullmatch(r".*?\.(\d+)\.(.+)", module)
+    return (int(parts[1]), parts[2]) if parts else (None, module)
+
+
+def kinds_of(modules: Iterable[str]) -> list[str]:
+    """The names that modules have inside their layers, each once."""
+    return list(dict.fromkeys(place_of(module)[1] for module in modules))
+
+
 def _read_config(folder: Path) -> dict[str, Any]:
     place = folder / CONFIG_NAME
     if not place.is_file():
@@ -121,30 +178,14 @@ def _read_config(folder: Path) -> dict[str, Any]:
         kind = config["peft_type"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise TargetError("is damaged.", where=str(place), remedy="Copy the adapter again.") from error
-    if kind != "LORA":
-        raise TargetError(f"is of the kind {kind}.", where=str(folder), remedy="peftkit works with LoRA adapters.")
-    _check_settings(place, config)
+    method = method_of_type(kind)
+    if method is None:
+        remedy = f"peftkit works with {' and '.join(kinds_of_adapters())} adapters."
+        raise TargetError(f"is of the kind {kind}.", where=str(folder), remedy=remedy)
+    damaged = method.damaged(config)
+    if damaged:
+        raise TargetError(f"its {damaged[0]} is damaged.", where=str(place), remedy="Copy the adapter again.")
     return dict(config)
-
-
-def _check_settings(place: Path, config: dict[str, Any]) -> None:
-    """See that the settings that an update's size follows from are of their kinds."""
-    strange = [name for name in ("r", "lora_alpha") if not isinstance(config.get(name), int | float)]
-    for name in ("rank_pattern", "alpha_pattern"):
-        pattern = config.get(name) or {}
-        numbers = isinstance(pattern, dict) and all(isinstance(number, int | float) for number in pattern.values())
-        if not (numbers and all(_is_expression(key) for key in pattern)):
-            strange.append(name)
-    if strange:
-        raise TargetError(f"its {strange[0]} is damaged.", where=str(place), remedy="Copy the adapter again.")
-
-
-def _is_expression(text: str) -> bool:
-    try:
-        re.compile(text)
-    except re.error:
-        return False
-    return True
 
 
 def _read_tensors(place: Path) -> dict[str, StoredTensor]:

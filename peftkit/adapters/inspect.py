@@ -8,9 +8,9 @@ from pathlib import Path
 
 import numpy as np
 
-from peftkit.adapters.files import CONFIG_NAME, Adapter, Floats, read_adapter
-from peftkit.adapters.lora import Doubles, Factors, kinds_of, meaning_of, place_of
+from peftkit.adapters.files import CONFIG_NAME, Adapter, Floats, kinds_of, meaning_of, place_of, read_adapter
 from peftkit.errors import InputError, TargetError
+from peftkit.models.methods import Update
 from peftkit.runs.folder import ADAPTER_FOLDER
 
 __all__ = [
@@ -19,8 +19,6 @@ __all__ = [
 
 WeightOf = Callable[[str], Floats | None]
 """The base's parameter of a name, a module's weight as [out, in]; None where the base is not at hand."""
-
-_BLOCK_NUMBERS = 1 << 22
 
 _SUFFIXES = (".png", ".svg", ".pdf")
 
@@ -34,22 +32,24 @@ class ModuleUpdate:
     target: str
     """The module's name inside its layer."""
 
-    rank: int
-    scaling: float
-    norm: float
-    """Frobenius norm of ΔW."""
+    rank: int | None
+    """None, with the next one, where the update is no product of two matrices."""
+
+    scaling: float | None
+    norm: float | None
+    """Frobenius norm of ΔW; None where only the base would tell."""
 
     relative_norm: float | None
     """‖ΔW‖ / ‖W‖; None where the base is not at hand."""
 
-    effective_rank: float
+    effective_rank: float | None
     """Exponential of the entropy of the singular values (Roy and Vetterli 2007): about how many directions ΔW has."""
 
-    largest: float
+    largest: float | None
     """The largest number in ΔW, by its size."""
 
     untouched: bool
-    """B is all zeros, as it began: nothing was learnt here."""
+    """It is as it was before training: nothing was learned here."""
 
 
 @dataclass(frozen=True)
@@ -67,8 +67,8 @@ def inspect_modules(adapter: Adapter, weight_of: WeightOf) -> list[ModuleUpdate]
 
     Where the base is at hand, DoRA's is the whole change of the weight; otherwise it is that of its direction alone.
     """
-    factors = meaning_of(adapter).factors
-    return [_module(name, factors[name], weight_of(f"{name}.weight")) for name in sorted(factors, key=_natural)]
+    updates = meaning_of(adapter).updates
+    return [_module(name, updates[name], weight_of(f"{name}.weight")) for name in sorted(updates, key=_natural)]
 
 
 def inspect_whole(adapter: Adapter, weight_of: WeightOf) -> list[WholeUpdate]:
@@ -79,25 +79,20 @@ def inspect_whole(adapter: Adapter, weight_of: WeightOf) -> list[WholeUpdate]:
     ]
 
 
-def _module(name: str, factors: Factors, weight: Floats | None) -> ModuleUpdate:
+def _module(name: str, update: Update, weight: Floats | None) -> ModuleUpdate:
     layer, target = place_of(name)
-    _, values, _ = factors.svd()
-    if factors.magnitude is not None and weight is not None:
-        change = factors.adapted(weight) - weight
-        norm, largest = float(np.linalg.norm(change)), float(np.abs(change).max())
-    else:
-        norm, largest = float(np.linalg.norm(values)), _largest(factors)
+    size = update.size(weight)
     return ModuleUpdate(
         module=name,
         layer=layer,
         target=target,
-        rank=factors.rank,
-        scaling=factors.scaling,
-        norm=norm,
-        relative_norm=_relative(norm, weight),
-        effective_rank=_effective_rank(values),
-        largest=largest,
-        untouched=not factors.b.any(),
+        rank=update.rank,
+        scaling=size.scaling,
+        norm=size.norm,
+        relative_norm=None if size.norm is None else _relative(size.norm, weight),
+        effective_rank=size.effective_rank,
+        largest=size.largest,
+        untouched=update.untouched,
     )
 
 
@@ -112,21 +107,6 @@ def _relative_change(new: Floats, old: Floats | None) -> float | None:
 def _relative(norm: float, weight: Floats | None) -> float | None:
     size = float(np.linalg.norm(weight)) if weight is not None else 0.0
     return norm / size if size else None
-
-
-def _effective_rank(values: Doubles) -> float:
-    total = values.sum()
-    if not total:
-        return 0.0
-    shares = values[values > 0] / total
-    return float(np.exp(-(shares * np.log(shares)).sum()))
-
-
-def _largest(factors: Factors) -> float:
-    """The largest number of the product, which is made some rows at a time: of a large layer it is large itself."""
-    rows = max(1, _BLOCK_NUMBERS // factors.a.shape[1])
-    blocks = (factors.b[start : start + rows] @ factors.a for start in range(0, len(factors.b), rows))
-    return max(float(np.abs(block).max()) for block in blocks) * abs(factors.scaling)
 
 
 def _natural(name: str) -> tuple[tuple[int, str], ...]:
@@ -188,8 +168,8 @@ def _described(name: str, adapter: Adapter) -> Listing:
         adapter=name,
         base=record.base["model"] if record else adapter.config.get("base_model_name_or_path"),
         method=record.recipe.method if record else None,
-        ranks=sorted({factors.rank for factors in meaning.factors.values()}),
-        targets=kinds_of(meaning.factors),
+        ranks=sorted({each.rank for each in meaning.updates.values() if each.rank is not None}),
+        targets=kinds_of(meaning.updates),
         bytes=adapter.bytes,
         perplexity=metrics.get("perplexity"),
         base_perplexity=metrics.get("base_perplexity"),

@@ -17,9 +17,8 @@ from transformers import GenerationConfig
 from peftkit import console
 from peftkit.adapters.base import AS_RECORDED, Footing, GivenBase, check_fit, find_footing, model_footing, put_adapter
 from peftkit.adapters.card import model_card
-from peftkit.adapters.combine import check_addable, made_from, sum_of, write_adapter
+from peftkit.adapters.combine import check_addable, made_from, products_of, sum_of, write_adapter
 from peftkit.adapters.files import CONFIG_NAME, WEIGHTS_NAME, Adapter, copy_tokenizer, has_tokenizer, read_adapter
-from peftkit.adapters.lora import meaning_of
 from peftkit.adapters.merged_weights import MergedWeights
 from peftkit.adapters.proof import INT8_TOLERANCE, Agreement, compare_in_fresh_process, logits_of
 from peftkit.adapters.record import RECEIPT_NAME, RECORD_NAME, Record
@@ -129,7 +128,7 @@ def _parts(folders: Sequence[tuple[Path, float]], work: Path, given: GivenBase) 
         return _Parts(adapters[0], footings[0], first, adapters[0].record)
     check_addable(adapters)
     weights = [weight for _, weight in folders]
-    updates = [meaning_of(adapter).factors for adapter in adapters]
+    updates = [products_of(adapter) for adapter in adapters]
     total = sum_of(list(zip(updates, weights, strict=True)))
     combined = write_adapter(work, adapters[0], total, made_from(adapters, weights))
     return _Parts(combined, footings[0], first, combined.record)

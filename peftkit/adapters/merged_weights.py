@@ -12,8 +12,7 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from peftkit.adapters.base import Footing
-from peftkit.adapters.files import Adapter, Floats
-from peftkit.adapters.lora import Meaning, meaning_of
+from peftkit.adapters.files import Adapter, Floats, Meaning, meaning_of
 from peftkit.errors import RunError, TargetError
 from peftkit.models.dtypes import float32_modules
 from peftkit.models.quantise import Rounding
@@ -47,7 +46,7 @@ class MergedWeights:
         self.unties = any(_is_parted(meaning.whole, *pair, saved_modules) for pair in tied.items())
         """Whether the adapter gives input embedding and head, which the base ties, a matrix each."""
 
-        self._factors = meaning.factors
+        self._updates = meaning.updates
         self._whole = meaning.whole if self.unties else _shared(meaning.whole, pairs)
         self._sources = {weight.name: weight for weight in self._base.stored}
         if self.unties:
@@ -101,24 +100,25 @@ class MergedWeights:
 
     def _changed(self, tensor: torch.Tensor, module: str) -> torch.Tensor:
         """A weight, rounded as the base's quantisation does and with its update added."""
-        factors = self._factors.get(module)
+        update = self._updates.get(module)
         rounding = self._rounding if self._rounding and module in self._rounding else None
-        if factors is None and rounding is None:
+        if update is None and rounding is None:
             return tensor
         turned = is_transposed(self._modules[module])
         if rounding is not None:
             rounded = rounding.rounded(module, tensor.T if turned else tensor)
             tensor = rounded.T if turned else rounded
-        if factors is None:
+        if update is None:
             return tensor
-        return torch.from_numpy(factors.adapted(tensor.float().numpy(), turned=turned))
+        return torch.from_numpy(update.adapted(tensor.float().numpy(), turned=turned))
 
     def _shifted(self, tensor: torch.Tensor, module: str, kind: str) -> torch.Tensor:
-        """A bias with what an adapter's own adds to it."""
-        factors = self._factors.get(module)
-        if kind != "bias" or factors is None or factors.bias is None:
+        """A bias as a layer with the adapter adds it."""
+        update = self._updates.get(module)
+        if kind != "bias" or update is None:
             return tensor
-        return tensor.float() + torch.from_numpy(factors.bias) * factors.scaling
+        bias = update.adapted_bias(tensor.float().numpy())
+        return tensor if bias is None else torch.from_numpy(bias)
 
     def _planned(self, weight: StoredWeight) -> torch.Tensor:
         whole = self._whole.get(weight.parameter or "")
@@ -136,16 +136,16 @@ class MergedWeights:
     def _check(self, tied: Mapping[str, str]) -> None:
         """See that every change has its place among the base's tensors, of two tied ones in either."""
         there = {weight.parameter for weight in self._sources.values()}
-        for name in (*self._whole, *(f"{module}.weight" for module in (*self._factors, *(self._rounding or ())))):
+        for name in (*self._whole, *(f"{module}.weight" for module in (*self._updates, *(self._rounding or ())))):
             if name not in there and tied.get(name) not in there:
                 raise _not_there(name)
-        for module, factors in self._factors.items():
+        for module, update in self._updates.items():
             if not isinstance(self._modules[module], nn.Linear | Conv1D | nn.Embedding):
                 raise _not_there(f"{module}.weight", "is of a kind that peftkit does not merge")
-            if factors.bias is not None and f"{module}.bias" not in there:
+            if update.needs_bias and f"{module}.bias" not in there:
                 raise _not_there(f"{module}.bias")
-            if factors.magnitude is not None and factors.embedding:
-                raise _not_there(f"{module}.weight", "is an embedding with DoRA, which peftkit does not merge")
+            if update.unmergeable:
+                raise _not_there(f"{module}.weight", update.unmergeable)
 
 
 def _is_parted(whole: Mapping[str, Floats], name: str, partner: str, saved_modules: Iterable[str]) -> bool:

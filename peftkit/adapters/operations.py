@@ -11,15 +11,15 @@ from typing import Any
 from peftkit import console
 from peftkit.adapters.base import AS_RECORDED, Footing, GivenBase, check_fit, find_footing, put_adapter
 from peftkit.adapters.card import model_card
-from peftkit.adapters.combine import Compressed, check_addable, compress, made_from, sum_of, write_adapter
+from peftkit.adapters.combine import Compressed, check_addable, compress, made_from, products_of, sum_of, write_adapter
 from peftkit.adapters.compare import FieldDifference, ModuleOverlap, field_differences, overlaps
-from peftkit.adapters.files import Adapter, Floats, copy_tokenizer, has_tokenizer, read_adapter
+from peftkit.adapters.files import Adapter, Floats, copy_tokenizer, has_tokenizer, meaning_of, read_adapter
 from peftkit.adapters.inspect import ModuleUpdate, WholeUpdate, inspect_modules, inspect_whole
-from peftkit.adapters.lora import Factors, meaning_of
 from peftkit.adapters.proof import Agreement, compare, logits_of
 from peftkit.adapters.sample import SAMPLE_NAME, Sample
 from peftkit.adapters.soundness import check_sound, not_finite
 from peftkit.errors import PeftkitError, TargetError
+from peftkit.models.methods.lora import Factors
 from peftkit.models.weights import BaseWeights, is_transposed
 from peftkit.runs.folder import CARD_NAME
 from peftkit.shortage import memory_for
@@ -44,7 +44,10 @@ class AdapterReport:
     """Tensors with a NaN or an infinity."""
 
     untouched: list[str]
-    """Modules whose B is as it began."""
+    """Modules whose update is as it was before training."""
+
+    beginning: str
+    """What such an update is, as `its B is all zeros`."""
 
     modules: list[ModuleUpdate]
     whole: list[WholeUpdate]
@@ -113,7 +116,7 @@ def diff_adapters(first: Path, second: Path, given: GivenBase = AS_RECORDED) -> 
         raise TargetError(
             f"has another vocabulary than {first}.", where=str(second), remedy="Compare adapters of like bases."
         )
-    modules = [set(meaning_of(adapter).factors) for adapter in (one, other)]
+    modules = [set(meaning_of(adapter).updates) for adapter in (one, other)]
     return Difference(
         fields=field_differences(one, other),
         modules=overlaps(one, other),
@@ -134,7 +137,7 @@ def combine_adapters(parts: Sequence[tuple[Path, float]], output: Path, rank: in
         check_sound(adapter)
     check_addable(adapters)
     weights = [weight for _, weight in parts]
-    updates = [meaning_of(adapter).factors for adapter in adapters]
+    updates = [products_of(adapter) for adapter in adapters]
     total = sum_of(list(zip(updates, weights, strict=True)))
     made_of = made_from(adapters, weights)
     if rank is None:
@@ -150,7 +153,7 @@ def shrink_adapter(folder: Path, output: Path, rank: int, given: GivenBase = AS_
         TargetError: it cannot be opened, or has no higher rank.
     """
     adapter = read_adapter(folder)
-    factors = meaning_of(adapter).factors
+    factors = products_of(adapter)
     highest = max((each.rank for each in factors.values()), default=0)
     if rank >= highest:
         raise TargetError(f"has no rank above {highest}.", where=str(folder), remedy=f"Choose one below {highest}.")
@@ -209,6 +212,7 @@ def _report(
         use_dora=bool(adapter.config.get("use_dora")),
         not_finite=broken,
         untouched=[module.module for module in modules if module.untouched],
+        beginning=adapter.method.beginning,
         modules=modules,
         whole=whole,
         base_at_hand=base_at_hand,
@@ -232,7 +236,7 @@ def _combined(output: Path, written: Adapter, smaller: Compressed | None, logits
     worst = max(smaller.errors, key=lambda module: smaller.errors[module]) if smaller and smaller.errors else None
     return Combined(
         output=str(output),
-        ranks=sorted({factors.rank for factors in meaning_of(written).factors.values()}),
+        ranks=sorted({factors.rank for factors in products_of(written).values()}),
         bytes=written.bytes,
         error=smaller.error if smaller else None,
         worst_module=worst,

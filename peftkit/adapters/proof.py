@@ -97,8 +97,8 @@ def compare(found: Iterable[torch.Tensor], expected: Iterable[torch.Tensor], sam
     return _checked(_agreement(found, expected, sample))
 
 
-def check_effect(model: Any, expected: list[torch.Tensor], sample: Sample) -> None:
-    """See that the adapter changes what the base says.
+def check_effect(model: Any, expected: list[torch.Tensor], sample: Sample, strength: str) -> None:
+    """See that the adapter changes what the base says; `strength` is the recipe field that makes it stronger.
 
     Raises:
         RunError: it does not change one logit of the sample.
@@ -109,7 +109,7 @@ def check_effect(model: Any, expected: list[torch.Tensor], sample: Sample) -> No
         raise RunError(
             "the adapter has no effect: with it and without it, the model computes the same.",
             where="training",
-            remedy="Check training.learning_rate, lora.lora_alpha and the number of steps.",
+            remedy=f"Check training.learning_rate, {strength} and the number of steps.",
         )
 
 

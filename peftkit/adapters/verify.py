@@ -6,8 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from peftkit.adapters.base import AS_RECORDED, Footing, GivenBase, check_fit, find_footing, put_adapter
-from peftkit.adapters.files import Adapter, read_adapter
-from peftkit.adapters.lora import meaning_of
+from peftkit.adapters.files import Adapter, meaning_of, read_adapter
 from peftkit.adapters.proof import compare, logits_of
 from peftkit.adapters.sample import Sample
 from peftkit.adapters.soundness import config_changes, not_finite, tensor_changes
@@ -58,11 +57,11 @@ def _fingerprint(adapter: Adapter) -> Iterator[Check]:
 
 
 def _learnt(adapter: Adapter) -> Check:
-    factors = meaning_of(adapter).factors
-    untouched = [module for module, each in factors.items() if not each.b.any()]
-    if factors and len(untouched) == len(factors):
-        return Check("training", False, "every B is zero, as it began: nothing was learnt")
-    detail = f"{len(factors) - len(untouched)} of {len(factors)} modules have left their beginning"
+    updates = meaning_of(adapter).updates
+    untouched = [module for module, each in updates.items() if each.untouched]
+    if updates and len(untouched) == len(updates):
+        return Check("training", False, f"of every module, {adapter.method.beginning}, as before training")
+    detail = f"{len(updates) - len(untouched)} of {len(updates)} modules have left their beginning"
     return Check("training", True, detail)
 
 

@@ -119,7 +119,7 @@ def _inspect(adapter: Path, plot: Path | None, base: str | None, quantization: s
         console.print_text("")
         console.print_table(None, ["trained whole", "shape", "change"], [_whole_cells(whole) for whole in report.whole])
     for module in report.untouched:
-        console.warning(f"{module} is untouched: its B is all zeros.")
+        console.warning(f"{module} is untouched: {report.beginning}.")
     for name in report.not_finite:
         console.warning(f"{name} holds values that are not finite.")
 
@@ -128,12 +128,12 @@ def _update_cells(module: ModuleUpdate) -> list[str]:
     return [
         "" if module.layer is None else str(module.layer),
         module.target,
-        str(module.rank),
-        f"{module.scaling:.3g}",
-        f"{module.norm:.4g}",
+        "none" if module.rank is None else str(module.rank),
+        "none" if module.scaling is None else f"{module.scaling:.3g}",
+        "?" if module.norm is None else f"{module.norm:.4g}",
         "?" if module.relative_norm is None else f"{module.relative_norm:.2%}",
-        f"{module.effective_rank:.1f}",
-        f"{module.largest:.3g}",
+        "none" if module.effective_rank is None else f"{module.effective_rank:.1f}",
+        "?" if module.largest is None else f"{module.largest:.3g}",
     ]
 
 
@@ -187,7 +187,7 @@ def _diff(first: Path, second: Path, base: str | None, quantization: str | None,
     Example:
       peftkit adapters diff runs/first runs/second
     """
-    from peftkit.adapters.lora import kinds_of
+    from peftkit.adapters.files import kinds_of
     from peftkit.adapters.operations import diff_adapters
     from peftkit.adapters.target import find_adapter
     from peftkit.models.base import take_quiet

@@ -14,16 +14,14 @@ from peftkit.errors import InputError, nearest
 from peftkit.metrics import in_group
 from peftkit.recipe.library import find_recipe
 from peftkit.recipe.loader import load_recipe
-from peftkit.recipe.schema import Method
+from peftkit.recipe.methods import COMPARED, METHODS, Method
 
 __all__ = ["command"]
-
-_METHODS: tuple[Method, ...] = get_args(Method)
 
 
 @click.command("compare")
 @click.argument("recipe")
-@click.option("--methods", metavar="METHOD,…", default=",".join(_METHODS), show_default=True, help="Which to compare.")
+@click.option("--methods", metavar="METHOD,…", default=",".join(COMPARED), show_default=True, help="Which to compare.")
 @click.option(
     "--seeds", type=click.IntRange(min=1), default=1, show_default=True, help="Runs of each, with other seeds."
 )
@@ -98,13 +96,13 @@ def command(
 
 def _methods(text: str) -> tuple[Method, ...]:
     for name in _listed(text):
-        if name not in _METHODS:
-            guess = nearest(name, _METHODS)
-            remedy = f"Did you mean {guess}?" if guess else f"There are: {', '.join(_METHODS)}."
+        if name not in METHODS:
+            guess = nearest(name, METHODS)
+            remedy = f"Did you mean {guess}?" if guess else f"There are: {', '.join(METHODS)}."
             raise InputError(f"there is no method {name}.", where="--methods", remedy=remedy)
-    found = tuple(method for method in _METHODS if method in _listed(text))
+    found: tuple[Method, ...] = tuple(method for method in get_args(Method) if method in _listed(text))
     if not found:
-        raise InputError("names no method.", where="--methods", remedy=f"There are: {', '.join(_METHODS)}.")
+        raise InputError("names no method.", where="--methods", remedy=f"There are: {', '.join(METHODS)}.")
     return found
 
 

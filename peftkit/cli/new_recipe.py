@@ -4,21 +4,21 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import click
 
 from peftkit import console
 from peftkit.data.formats import AUTO, FORMATS
 from peftkit.errors import TargetError
-from peftkit.recipe.literals import Method
+from peftkit.recipe.methods import METHODS
 
 __all__ = ["command"]
 
 _GB = 10**9
 _SIZE = click.FloatRange(min=0, min_open=True)
 _FORMATS = click.Choice([AUTO, *FORMATS])
-_METHODS = click.Choice(["auto", *get_args(Method)])
+_METHODS = click.Choice(["auto", *METHODS])
 
 
 @click.command("new")

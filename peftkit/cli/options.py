@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar, get_args
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from peftkit.recipe.literals import Method
+from peftkit.recipe.methods import METHODS
 
 if TYPE_CHECKING:
     from peftkit.adapters.base import GivenBase
@@ -61,8 +61,8 @@ def as_json(function: Function) -> Function:
 
 
 def method(function: Function) -> Function:
-    """`--method`: which of the three."""
-    kind = click.Choice(get_args(Method))
+    """`--method`: which of them."""
+    kind = click.Choice(list(METHODS))
     return click.option("--method", type=kind, help="Instead of the recipe's own method.")(function)
 
 

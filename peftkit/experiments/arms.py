@@ -10,7 +10,7 @@ from pathlib import Path
 
 from peftkit.errors import InputError
 from peftkit.recipe.loader import RecipeFile, load_recipe
-from peftkit.recipe.schema import UNUSED_SECTIONS, Method
+from peftkit.recipe.methods import Method, unused_sections
 
 __all__ = ["Arm", "Cell", "arms_of", "with_rate"]
 
@@ -75,7 +75,7 @@ def arms_of(
         raise InputError("training.seed is varied by --seeds.", where="--vary", remedy="Give --seeds.")
     arms: list[Arm] = []
     for method in methods:
-        unused = tuple(f"{section}." for section in UNUSED_SECTIONS.get(method, ()))
+        unused = tuple(f"{section}." for section in unused_sections(method))
         fields = [name for name in vary if not name.startswith(unused)]
         arms.extend(
             _arm(recipe, method, overrides, dict(zip(fields, values, strict=True)))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import get_args
 
 from peftkit import console
 from peftkit.adapters.merge import MergeReceipt, merge
@@ -16,7 +15,8 @@ from peftkit.experiments.compare import CompareOptions, compare
 from peftkit.models.base import locate_base
 from peftkit.recipe.library import find_recipe
 from peftkit.recipe.loader import load_recipe
-from peftkit.recipe.schema import Base, Data, Method
+from peftkit.recipe.methods import COMPARED
+from peftkit.recipe.schema import Base, Data
 from peftkit.report.page import write_report
 from peftkit.runs.comparison import Comparison, Entry
 from peftkit.runs.folder import RunFolder
@@ -57,7 +57,7 @@ def quickstart(output: Path) -> Quickstart:
     """
     RunFolder(output).check_free()
     place = find_recipe(_RECIPE)
-    comparison = compare(place, CompareOptions(methods=get_args(Method), generates=True), output)
+    comparison = compare(place, CompareOptions(methods=COMPARED, generates=True), output)
     base, *_ = (entry for entry in comparison.entries if entry.method is None)
     trained = [entry for entry in comparison.entries if entry.method]
     for entry in trained:

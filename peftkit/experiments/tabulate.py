@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import fmean, variance
-from typing import Any, Final
+from typing import Any
 
 from scipy.special import stdtrit
 
@@ -16,7 +16,8 @@ from peftkit.metrics import METRICS, in_group
 from peftkit.recipe.advice import shown
 from peftkit.recipe.advised import usual_rate
 from peftkit.recipe.hyperparameters import Quantization
-from peftkit.recipe.schema import Method, Recipe
+from peftkit.recipe.methods import METHODS, Method
+from peftkit.recipe.schema import Recipe
 from peftkit.report.content import read_metrics
 from peftkit.runs.comparison import Against, Comparison, Entry, Expected, Statistic
 from peftkit.runs.folder import RunFolder
@@ -32,9 +33,6 @@ _RISE = 0.02
 
 _SMALL = 100_000_000
 """Models with fewer parameters than this take higher rates, and nothing is said of them."""
-
-_RARELY: Final[dict[Method, tuple[float, float]]] = {"full": (1e-6, 1e-4), "lora": (5e-5, 2e-3), "qlora": (5e-5, 2e-3)}
-"""For each method: below and above which a rate is rarely the best."""
 
 
 @dataclass(frozen=True)
@@ -181,7 +179,7 @@ def welch_interval(ours: Sequence[float], theirs: Sequence[float]) -> tuple[floa
 
 def rate_concern(method: Method, learning_rate: float, total_parameters: int) -> str | None:
     """What to say of a rate that is far from what a method is usually trained with; None where there is nothing."""
-    low, high = _RARELY[method]
+    low, high = METHODS[method].rarely
     if total_parameters < _SMALL or low <= learning_rate <= high:
         return None
     side = "low" if learning_rate < low else "high"

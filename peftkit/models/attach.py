@@ -1,8 +1,9 @@
-"""LoRA adapters on a base: which modules they go on, and whether they do anything."""
+"""Adapters on a base: the modules that they change, and the parameters that are trained and that there are."""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,29 +14,36 @@ from transformers.pytorch_utils import Conv1D
 from peftkit.errors import FieldError
 from peftkit.models.dtypes import hold_in_float32
 from peftkit.models.quantise import quantised_modules
-from peftkit.recipe.hyperparameters import Lora
 
 __all__ = [
-    "adapter_has_effect",
-    "attach_adapter",
+    "adapted",
+    "count_embeddings",
     "count_parameters",
     "embedding_modules",
+    "inner_model",
     "resolve_targets",
     "tied_modules",
 ]
 
-AUTO_TARGETS = {"gpt2": ["c_attn"], "llama": ["q_proj", "v_proj"], "gpt_neox": ["query_key_value"]}
-"""The attention's input projections, which the LoRA paper adapts (Hu et al. 2021, section 7.1). GPT-2 holds query, key
-and value in one matrix."""
-_FALLBACK = ("q_proj", "v_proj")
-_TARGETS = "lora.target_modules"
 
-
-def resolve_targets(structure: Any, target_modules: str | list[str]) -> list[str]:
+def resolve_targets(
+    structure: Any,
+    target_modules: str | list[str],
+    auto: Mapping[str, list[str]],
+    fallback: Sequence[str],
+    field: str,
+) -> list[str]:
     """The full names of the modules that get an adapter, from the model's structure alone (the meta device will do).
 
     A name matches a module that is called so, or whose path ends in it; one string other than `auto` and `all-linear`
     is a regular expression over whole paths.
+
+    Args:
+        structure: the model.
+        target_modules: what the recipe says.
+        auto: the names that `auto` stands for, by the type of model.
+        fallback: names that it stands for in other models, as far as they have them.
+        field: of the recipe, for messages.
 
     Raises:
         FieldError: a name or the expression matches nothing, or matches the tied embedding or head.
@@ -47,73 +55,76 @@ def resolve_targets(structure: Any, target_modules: str | list[str]) -> list[str
     if target_modules == "all-linear":
         return adaptable
     if target_modules == "auto":
-        wanted = AUTO_TARGETS.get(structure.config.model_type) or [
-            name for name in _FALLBACK if any(_matches(module, name) for module in adaptable)
+        wanted = auto.get(structure.config.model_type) or [
+            name for name in fallback if any(_matches(module, name) for module in adaptable)
         ]
         if not wanted:
             raise FieldError(
-                _TARGETS, f"auto knows no targets for {structure.config.model_type}.", remedy=_choices(adaptable)
+                field, f"auto knows no targets for {structure.config.model_type}.", remedy=_choices(adaptable)
             )
         target_modules = wanted
     names = [*linear, *(name for name in tied if name not in linear)]
-    chosen = _select(names, target_modules, adaptable)
+    chosen = _select(names, target_modules, adaptable, field)
     for name in chosen:
         if name in tied:
             raise FieldError(
-                _TARGETS,
+                field,
                 f"{name} is tied: input embedding and head are one matrix, so an adapter on it cannot be merged.",
                 remedy=_choices(adaptable),
             )
     return chosen
 
 
-def _select(names: list[str], target_modules: str | list[str], adaptable: list[str]) -> list[str]:
+def _select(names: list[str], target_modules: str | list[str], adaptable: list[str], field: str) -> list[str]:
     """The names that a regular expression matches whole, or that a list's entries end; every entry must match."""
     if isinstance(target_modules, str):
         try:
             chosen = [name for name in names if re.fullmatch(target_modules, name)]
         except re.error as error:
-            raise FieldError(_TARGETS, f"is no regular expression: {error}.", remedy=_choices(adaptable)) from error
+            raise FieldError(field, f"is no regular expression: {error}.", remedy=_choices(adaptable)) from error
         if not chosen:
-            raise FieldError(_TARGETS, f"{target_modules!r} matches no module.", remedy=_choices(adaptable))
+            raise FieldError(field, f"{target_modules!r} matches no module.", remedy=_choices(adaptable))
         return chosen
     for pattern in target_modules:
         if not any(_matches(name, pattern) for name in names):
-            raise FieldError(_TARGETS, f"{pattern!r} matches no module.", remedy=_choices(adaptable))
+            raise FieldError(field, f"{pattern!r} matches no module.", remedy=_choices(adaptable))
     if not target_modules:
-        raise FieldError(_TARGETS, "is empty.", remedy=_choices(adaptable))
+        raise FieldError(field, "is empty.", remedy=_choices(adaptable))
     return [name for name in names if any(_matches(name, pattern) for pattern in target_modules)]
 
 
-def attach_adapter(model: Any, lora: Lora, targets: list[str], base_folder: Path) -> Any:
-    """Put new LoRA adapters on the target modules and freeze the rest; the caller has set the seed.
+def adapted(model: Any, kind: Any, targets: list[str], base_folder: Path, **settings: Any) -> Any:
+    """Put a new adapter on the target modules and freeze the rest; the caller has set the seed.
 
-    All that is trained is float32 whatever the base is held in. PEFT looks into `base_folder` at every checkpoint,
-    and would ask the hub about a name that is no folder.
+    All that is trained is float32 whatever dtype the base has. PEFT looks into `base_folder` at every checkpoint, and
+    would ask the hub about a name that is no folder.
+
+    Args:
+        model: the base.
+        kind: PEFT's class of the adapter's configuration.
+        targets: full names of modules.
+        base_folder: where the base was opened from.
+        settings: what else the configuration is made of.
     """
-    from peft import LoraConfig, TaskType, get_peft_model
+    from peft import TaskType, get_peft_model
 
     first = model.get_submodule(targets[0])
-    arguments = lora.model_dump(exclude={"target_modules"})
-    config = LoraConfig(
-        **arguments,
+    config = kind(
+        **settings,
         target_modules=targets,
         task_type=TaskType.CAUSAL_LM,
         fan_in_fan_out=Conv1D in (type(first), getattr(first, "source_cls", None)),  # what a quantised layer was
     )
-    adapted = get_peft_model(model, config)
-    adapted.peft_config["default"].base_model_name_or_path = str(base_folder)
+    found = get_peft_model(model, config)
+    found.peft_config["default"].base_model_name_or_path = str(base_folder)
     # PEFT sees to the adapter's weights, and not to biases and modules_to_save
-    hold_in_float32(adapted, [name for name, weight in adapted.named_parameters() if weight.requires_grad])
-    return adapted
+    hold_in_float32(found, [name for name, weight in found.named_parameters() if weight.requires_grad])
+    return found
 
 
-def adapter_has_effect(model: Any) -> bool:
-    """Whether any trained adapter changes what its module computes: LoRA's B starts at zero and must have left it."""
-    trained = [
-        parameter for name, parameter in model.named_parameters() if "lora_B" in name or "lora_embedding_B" in name
-    ]
-    return any(bool(torch.count_nonzero(parameter)) for parameter in trained)
+def inner_model(model: Any) -> Any:
+    """The language model itself, inside its adapter where it has one."""
+    return model.get_base_model() if hasattr(model, "peft_config") else model
 
 
 def embedding_modules(structure: Any) -> list[str]:

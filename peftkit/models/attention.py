@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from peftkit import console
+from peftkit.models.attach import inner_model
 from peftkit.models.isolation import check_isolation
 from peftkit.models.shared_mask import SHARED_MASK
 from peftkit.models.varlen import VARLEN, fits_varlen, has_varlen
@@ -29,7 +30,7 @@ def use_attention(model: Any, hardware: Hardware, base_dtype: Dtype, precision: 
     Raises:
         FieldError: the architecture lets packed documents see each other, whatever computes its attention.
     """
-    base = _base(model)
+    base = inner_model(model)
     choices = choose_attention(hardware, base_dtype, precision, packed=True, **kernels_of(base)).choice
     before = base.config._attn_implementation
     for attention in choices[:-1]:
@@ -54,7 +55,7 @@ def use_attention(model: Any, hardware: Hardware, base_dtype: Dtype, precision: 
 
 def kernels_of(model: Any) -> dict[str, bool]:
     """Whether a model can use `varlen`, `flash` (the package flash-attn) and `flex`, with what is installed."""
-    base = _base(model)
+    base = inner_model(model)
     drops = any(getattr(base.config, name, 0.0) for name in _DROPOUT)  # flex attention has no dropout
     return {
         "varlen": has_varlen() and fits_varlen(base),
@@ -65,7 +66,7 @@ def kernels_of(model: Any) -> dict[str, bool]:
 
 def takes_bounds(model: Any) -> bool:
     """Whether a model's attention wants to know where the packed documents of a batch begin."""
-    return bool(_base(model).config._attn_implementation == VARLEN)
+    return bool(inner_model(model).config._attn_implementation == VARLEN)
 
 
 @contextmanager
@@ -75,7 +76,7 @@ def plain_attention(model: Any) -> Iterator[None]:
     Kernels for packed documents know neither padding on the left nor a cache, and flex attention compiles for minutes
     at each new length. A model that packing has not changed stays as it is.
     """
-    base = _base(model)
+    base = inner_model(model)
     before = base.config._attn_implementation
     if before not in _FOR_PACKING:
         yield
@@ -85,10 +86,6 @@ def plain_attention(model: Any) -> Iterator[None]:
         yield
     finally:
         base.set_attn_implementation(before)
-
-
-def _base(model: Any) -> Any:
-    return model.get_base_model() if hasattr(model, "get_base_model") else model
 
 
 def _set(base: Any, name: str) -> None:

@@ -10,6 +10,7 @@ import torch
 from torch.nn import functional
 
 from peftkit.errors import FieldError
+from peftkit.models.attach import inner_model
 from peftkit.models.dtypes import computing
 from peftkit.models.start import positions
 from peftkit.models.varlen import BOUNDS, VARLEN, bounds_of
@@ -76,7 +77,7 @@ def _probe(
     any weight.
     """
     inputs = {"input_ids": ids[None], "position_ids": places[None]}
-    base = model.get_base_model() if hasattr(model, "get_base_model") else model
+    base = inner_model(model)
     if base.config._attn_implementation == VARLEN:
         inputs[BOUNDS] = bounds_of(places[None])  # as a batch has it
     with torch.enable_grad(), _embeddings(base) as embedded, computing(model, precision):
@@ -108,6 +109,6 @@ def _gpus(model: Any) -> list[torch.device]:
 
 def _is_rounded(model: Any, precision: ChosenPrecision) -> bool:
     """Whether the model computes with fewer bits than float32 has."""
-    base = model.get_base_model() if hasattr(model, "get_base_model") else model
+    base = inner_model(model)
     held = {parameter.dtype for parameter in model.parameters() if parameter.is_floating_point()}
     return precision != "fp32" or held != {torch.float32} or bool(getattr(base, "is_loaded_in_8bit", False))

@@ -25,6 +25,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 from transformers.modeling_utils import AttentionInterface
 
+from peftkit.models.attach import inner_model
 from peftkit.models.dtypes import without_autocast
 from peftkit.models.lora_kernel import use_lora_kernel
 from peftkit.planning.hardware import Hardware
@@ -45,7 +46,7 @@ def use_fast_kernels(model: Any, hardware: Hardware) -> None:
 
     Nothing that is saved changes: neither weights nor configuration.
     """
-    inner = model.get_base_model() if hasattr(model, "peft_config") else model
+    inner = inner_model(model)
     on_cpu = hardware.device == "cpu"  # a GPU has fused kernels for dropout and attention
     for parent in list(model.modules()):
         use_lora_kernel(parent)

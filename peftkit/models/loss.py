@@ -14,6 +14,7 @@ from torch import nn
 from torch.nn import functional
 from transformers.modeling_outputs import CausalLMOutput
 
+from peftkit.models.attach import inner_model
 from peftkit.models.dtypes import computing, exact_residual
 from peftkit.models.linear_cross_entropy import Head, summed_loss, token_losses
 from peftkit.models.varlen import BOUNDS
@@ -69,7 +70,7 @@ def compute_loss_at_labels(model: Any, label_smoothing: float = 0.0) -> bool:
     Returns:
         Whether it was done: only for a model whose logits are a plain linear head's.
     """
-    inner = _causal_model(model)
+    inner = inner_model(model)
     if not _has_plain_head(inner):
         return False
     stock = getattr(inner.forward, _STOCK, inner.forward)  # a model that is trained again has it already
@@ -135,7 +136,7 @@ def row_losses(
 
 def label_losses(model: Any) -> Callable[[dict[str, torch.Tensor]], torch.Tensor]:
     """What gives the loss in nats of each labelled token of a batch, [labels], float32, for a model."""
-    inner = _causal_model(model)
+    inner = inner_model(model)
     return partial(_losses_from_hidden if _has_plain_head(inner) else _losses_from_logits, inner)
 
 
@@ -177,11 +178,6 @@ def _moved(batch: dict[str, Any], device: torch.device) -> dict[str, torch.Tenso
     """The tensors of a batch on a device; a CUDA device copies them by itself while the host continues."""
     tensors = {name: values for name, values in batch.items() if isinstance(values, torch.Tensor)}
     return {name: values.to(device, non_blocking=device.type == "cuda") for name, values in tensors.items()}
-
-
-def _causal_model(model: Any) -> Any:
-    """The language model itself, inside its adapter where it has one."""
-    return model.get_base_model() if hasattr(model, "peft_config") else model
 
 
 def _body(inner: Any) -> Any:

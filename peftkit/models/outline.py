@@ -12,7 +12,7 @@ from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 from transformers.modeling_utils import AttentionInterface
 
-from peftkit.models.attach import embedding_modules
+from peftkit.models.attach import embedding_modules, inner_model
 from peftkit.models.dtypes import pretending_autocast
 from peftkit.models.kernels import use_fast_kernels
 from peftkit.models.linear_cross_entropy import VOCABULARY_MULTIPLE
@@ -48,7 +48,7 @@ def weight_bytes(structure: Any, quantization: Quantization | None) -> int:
 
 
 def _is_rounded(structure: Any, name: str) -> bool:
-    inner = structure.get_base_model() if hasattr(structure, "peft_config") else structure
+    inner = inner_model(structure)
     return not any(name == kept or name.endswith(f".{kept}") for kept in embedding_modules(inner))
 
 
@@ -59,7 +59,7 @@ def activation_bytes(model: Any, rows: int, tokens: int, precision: ChosenPrecis
     and is used up.
     """
     use_fast_kernels(model, hardware)
-    inner = model.get_base_model() if hasattr(model, "peft_config") else model
+    inner = inner_model(model)
     keeps_dropped = hardware.device == "cpu"
     AttentionInterface.register(_NAME, _Attention(keeps_dropped))
     inner.set_attn_implementation(_NAME)

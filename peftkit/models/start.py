@@ -10,10 +10,10 @@ from typing import Any
 import torch
 
 from peftkit.errors import FieldError
-from peftkit.models.attach import attach_adapter, resolve_targets
 from peftkit.models.base import LocatedBase, locate_base
 from peftkit.models.dtypes import hold
 from peftkit.models.initialise import initialise_model, train_tokenizer
+from peftkit.models.methods import method_named
 from peftkit.models.quantise import load_base
 from peftkit.planning.precision import Dtype
 from peftkit.recipe.schema import Base, Init, Recipe
@@ -50,12 +50,11 @@ class Start:
                 model: Any = initialise_model(recipe.base.init or Init(), self.tokenizer, recipe.base.dropout)
                 return model.to(device)
         base = load_base(self.located, self.config, recipe.base_quantization, base_dtype, device)
-        if not recipe.trains_adapter:
-            return base
-        if recipe.training.activation_checkpointing:
+        if recipe.trains_adapter and recipe.training.activation_checkpointing:
             base.enable_input_require_grads()  # frozen inputs would cut the graph at the first checkpoint
-        with memory_for("the adapter", where="lora", remedy="Lower lora.r, or use a smaller base."):
-            return attach_adapter(base, recipe.lora, self.targets, self.located.folder)
+        method = method_named(recipe.method)
+        with memory_for("the adapter", where=recipe.traits.section or "method", remedy=method.smaller):
+            return method.attach(base, recipe.adapter, self.targets, self.located.folder)
 
     def outline(self, recipe: Recipe, base_dtype: Dtype) -> Any:
         """The model that `load` gives, without weights, on the meta device; a quantised base is whole in it."""
@@ -63,9 +62,7 @@ class Start:
             if self.located is None:
                 return initialise_model(recipe.base.init or Init(), self.tokenizer, recipe.base.dropout)
             base = hold(self.located.structure(deepcopy(self.config)), base_dtype)
-            if not recipe.trains_adapter:
-                return base
-            return attach_adapter(base, recipe.lora, self.targets, self.located.folder)
+            return method_named(recipe.method).attach(base, recipe.adapter, self.targets, self.located.folder)
 
     def record(self) -> dict[str, Any]:
         """What a manifest says about the base."""
@@ -82,7 +79,8 @@ def pretrained_start(recipe: Recipe) -> Start:
     outline = locate_base(recipe.base, weights=False)
     config = outline.config(recipe.base.dropout)
     _check_length(recipe, positions(config))
-    targets = resolve_targets(outline.structure(config), recipe.lora.target_modules) if recipe.trains_adapter else []
+    method = method_named(recipe.method)
+    targets = method.targets(outline.structure(config), recipe.adapter) if recipe.trains_adapter else []
     located = locate_base(recipe.base)
     return Start(located.tokenizer(), targets, located, config)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final, Literal
 
-from peftkit.recipe.schema import Method
+from peftkit.recipe.methods import METHODS, Method
 
 __all__ = ["BATCH", "Choice", "choose_method", "in_words", "length_for", "rows_that_fit"]
 
@@ -19,6 +19,7 @@ _USABLE = 0.9
 """Of the memory, the share that one process may fill."""
 
 _GB = 10**9
+_FAIR: Final = "lora"  # a fair guess for a base whose size is not known
 
 
 @dataclass(frozen=True)
@@ -26,6 +27,8 @@ class _Way:
     """How weights are held, and what that takes."""
 
     method: Method
+    """The one that is chosen for it, unless another that holds the base alike is wanted."""
+
     bytes_each: float
     """For one parameter of the base."""
 
@@ -64,19 +67,25 @@ def choose_method(parameters: int | None, memory_bytes: float, *, half: bool, wa
         half: whether the machine computes in bfloat16, so that a base may be held in it.
         wanted: the method, if that is settled.
     """
-    ways = [way for way in _WAYS if (half or way.dtype == "auto") and wanted in (None, way.method)]
+    ways = [way for way in _WAYS if (half or way.dtype == "auto") and (wanted is None or _alike(way.method, wanted))]
     room = memory_bytes * _ROOM
     if parameters is None:
-        way = next((way for way in ways if way.method == "lora"), ways[0])
+        way = next((way for way in ways if way.method == _FAIR), ways[0])
         held = f"{memory_bytes / _GB:.3g} GB hold up to {room / way.bytes_each / _GB:.2g} billion parameters so"
-        return Choice(way.method, way.dtype, f"the base's size is not known here; {held}: {way.what}", None)
+        return Choice(wanted or way.method, way.dtype, f"the base's size is not known here; {held}: {way.what}", None)
     way = next((way for way in ways if parameters * way.bytes_each <= room), ways[-1])
     held_bytes = parameters * way.bytes_each
     fits = held_bytes <= room
     verdict = "fit into" if fits else "do not fit into"
     needed = f"{in_words(parameters)} parameters at {way.bytes_each:g} bytes"
     why = f"{needed} ({way.what}) {verdict} {_ROOM:.0%} of {memory_bytes / _GB:.3g} GB"
-    return Choice(way.method, way.dtype, why, held_bytes, fits)
+    return Choice(wanted or way.method, way.dtype, why, held_bytes, fits)
+
+
+def _alike(method: Method, other: Method) -> bool:
+    """Whether two methods hold the base's weights alike: trained, frozen, or quantised."""
+    one, two = METHODS[method], METHODS[other]
+    return (one.section is None, one.quantizes) == (two.section is None, two.quantizes)
 
 
 def rows_that_fit(row_bytes: float, memory_bytes: float, held_bytes: float) -> int:

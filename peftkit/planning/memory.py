@@ -213,18 +213,18 @@ def _changes(step: StepMemory, recipe: Recipe) -> Iterator[Fit]:
         yield Fit(text, step.peak_bytes(rows))
     if not training.activation_checkpointing:
         yield _fit_or_one_row(step, "training.activation_checkpointing=true", checkpointing=True)
-    if step.processes > 1 and not step.is_sharded and recipe.method != "qlora":
+    if step.processes > 1 and not step.is_sharded and not recipe.traits.quantizes:
         yield _fit_or_one_row(replace(step, is_sharded=True), "training.fsdp=true")
     small = replace(step, optim=EIGHT_BIT)
-    if recipe.method == "full" and not step.is_sharded and small.peak_bytes(0) < step.peak_bytes(0):
+    if not recipe.trains_adapter and not step.is_sharded and small.peak_bytes(0) < step.peak_bytes(0):
         yield _fit_or_one_row(small, f"training.optim={EIGHT_BIT}")
     if recipe.base.init is not None:
         return  # a new base has nothing that an adapter could be put on
     adapter = int(step.total * _ADAPTER_SHARE)
-    if recipe.method == "full":
+    if not recipe.trains_adapter:
         yield _fit_or_one_row(step, "method=lora", trained=adapter)
-    if recipe.method != "qlora":
-        trained = adapter if recipe.method == "full" else step.trainable
+    if not recipe.traits.quantizes:
+        trained = step.trainable if recipe.trains_adapter else adapter
         layers = (step.total - step.embeddings) * bytes_of_a_weight(recipe.quantization)
         rounded = int(layers) + step.embeddings * _FLOAT
         change = "method=qlora with training.fsdp=false" if step.is_sharded else "method=qlora"

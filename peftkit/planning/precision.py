@@ -7,7 +7,8 @@ from typing import Literal
 from peftkit.errors import FieldError
 from peftkit.planning.hardware import Decision, Hardware, set_by_recipe
 from peftkit.recipe.hyperparameters import Training
-from peftkit.recipe.schema import Method, Precision
+from peftkit.recipe.methods import METHODS, Method
+from peftkit.recipe.schema import Precision
 
 __all__ = ["ChosenPrecision", "Dtype", "choose_base_dtype", "choose_precision", "choose_tf32", "dtype_of"]
 
@@ -71,7 +72,7 @@ def choose_base_dtype(
     that are not quantised, and what the others compute in.
     """
     name = "base weights"
-    if method == "full":
+    if METHODS[method].section is None:
         return Decision(name, "float32", "they are trained; in bf16 three of four would not move")
     if wanted != "auto":
         return Decision(name, wanted, "the recipe sets base.dtype")

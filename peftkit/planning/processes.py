@@ -165,8 +165,8 @@ def check_sharding(recipe: Recipe, processes: int, precision: ChosenPrecision) -
         return
     training = recipe.training
     extras: dict[str, Any] = training.model_extra or {}
-    if recipe.method == "qlora":
-        what = "cannot shard the quantised weights of method: qlora."
+    if recipe.traits.quantizes:
+        what = f"cannot shard the quantised weights of method: {recipe.method}."
         raise FieldError("training.fsdp", what, remedy="Set it to false for qlora, or use method: lora.")
     if precision == "fp16":
         what = "cannot be used with fp16, whose gradients would be scaled for each part by itself."

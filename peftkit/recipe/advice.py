@@ -6,17 +6,13 @@ import json
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias, get_args
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 if TYPE_CHECKING:
     from peftkit.recipe.schema import Recipe
 
-__all__ = ["KINDS", "Advice", "Between", "Kind", "Measure", "OneOf", "Usual", "Verdict", "kind_of", "shown"]
+__all__ = ["Advice", "Between", "Measure", "OneOf", "Usual", "Verdict", "kind_of", "shown"]
 
-Kind = Literal["full", "lora", "qlora", "new"]
-"""What is trained: the method, or `new` for every weight of a base made from `base.init`."""
-
-KINDS: Final[tuple[Kind, ...]] = get_args(Kind)
 _SMALL = 1e-3  # numbers below are read more easily with an exponent
 Verdict = Literal["usual", "below", "above", "other"]
 
@@ -30,8 +26,8 @@ class Between:
     source: str
     """Who used it, and where that is written."""
 
-    kinds: tuple[Kind, ...] = KINDS
-    """What it is said of."""
+    kinds: tuple[str, ...] = ()
+    """What it is said of: methods, or `new` for every weight of a base made from `base.init`; empty for all."""
 
     def verdict(self, value: Any) -> Verdict:
         """Where a number lies."""
@@ -52,7 +48,7 @@ class OneOf:
 
     values: tuple[Any, ...]
     source: str
-    kinds: tuple[Kind, ...] = KINDS
+    kinds: tuple[str, ...] = ()
 
     def verdict(self, value: Any) -> Verdict:
         """Whether a value is one of them."""
@@ -98,16 +94,16 @@ class Advice:
         ways = {"higher": self.higher, "lower": self.lower, **self.named}
         return {way: effect for way, effect in ways.items() if effect}
 
-    def usual_for(self, kind: Kind) -> Usual | None:
+    def usual_for(self, kind: str) -> Usual | None:
         """The usual values for what is trained; None where nothing is usual."""
-        return next((usual for usual in self.usual if kind in usual.kinds), None)
+        return next((usual for usual in self.usual if not usual.kinds or kind in usual.kinds), None)
 
     def usual_texts(self) -> list[str]:
         """Each usual range or choice with its source, and what it is said of where that is not everything."""
         unit = f"{self.measure.name} " if self.measure else ""
         texts = []
         for usual in self.usual:
-            of = "" if usual.kinds == KINDS else f"{', '.join(usual.kinds)}: "
+            of = f"{', '.join(usual.kinds)}: " if usual.kinds else ""
             texts.append(f"{of}{unit}{usual} ({usual.source})")
         return texts or ["nothing: it depends on the run"]
 
@@ -116,7 +112,7 @@ class Advice:
         return [*(("usual", text) for text in self.usual_texts()), *self.effects.items()]
 
 
-def kind_of(recipe: Recipe) -> Kind:
+def kind_of(recipe: Recipe) -> str:
     """What a recipe trains."""
     return "new" if recipe.base.init else recipe.method
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Final
 
-from peftkit.recipe.advice import Advice, Between, Kind, Measure, OneOf
+from peftkit.recipe.advice import Advice, Between, Measure, OneOf
+from peftkit.recipe.methods import METHODS
 
 if TYPE_CHECKING:
     from peftkit.recipe.schema import Recipe
@@ -18,7 +19,6 @@ _GPT3 = "Brown et al. 2020, appendix B"
 _LORA = "Hu et al. 2021, table 11"
 _QLORA = "Dettmers et al. 2023, appendix B.2"
 _ALPACA = "Taori et al. 2023"
-_PEFT = "PEFT's documentation of LoraConfig"
 
 
 def _warmup_share(recipe: Recipe) -> float | None:
@@ -30,11 +30,12 @@ _BATCH = Measure("effective batch on one device", lambda recipe: recipe.training
 _USUAL_BATCH = Between(8, 128, f"8 in {_LORA}; 16 to 32 in {_BERT}; 128 in {_ALPACA}")
 
 _RATES: Final = (
-    Between(2e-5, 5e-5, _BERT, ("full",)),
-    Between(1e-4, 5e-4, "Hu et al. 2021, appendix D", ("lora",)),
-    Between(1e-4, 2e-4, "Dettmers et al. 2023, appendix B", ("qlora",)),
+    *(traits.rates for traits in METHODS.values()),
     Between(6e-5, 6e-4, "Brown et al. 2020, table 2.1", ("new",)),
 )
+_METHOD_FIELDS: Mapping[str, Advice] = {
+    f"{traits.section}.{name}": advice for traits in METHODS.values() for name, advice in traits.advice.items()
+}
 
 _BASE: Mapping[str, Advice] = {
     "base.dropout": Advice(
@@ -74,60 +75,6 @@ _BASE: Mapping[str, Advice] = {
         (Between(32000, 50257, "32,000 in Touvron et al. 2023 (Llama 2), section 2.2; 50,257 in Radford et al. 2019"),),
         higher="fewer tokens for a text, and larger embeddings, whose rare tokens small data does not train",
         lower="more tokens for a text, and smaller embeddings; right where there is little data",
-    ),
-}
-
-_LORA_FIELDS: Mapping[str, Advice] = {
-    "lora.r": Advice(
-        (Between(4, 64, "4 to 16 for GPT-2 medium in Hu et al. 2021, appendix H.2; 64 in Dettmers et al. 2023, B.2"),),
-        higher="the adapter can learn more, and takes more memory and disk, in proportion",
-        lower="a smaller adapter that can learn less; Hu et al. 2021, table 6, lose little down to 1",
-    ),
-    "lora.lora_alpha": Advice(
-        (Between(0.25, 8, f"16 for r 64 in {_QLORA}; 32 for r 4 in {_LORA}"),),
-        higher="larger changes of the base from the same adapter, much as a higher learning rate",
-        lower="smaller changes of the base, much as a lower learning rate",
-        measure=Measure("lora_alpha / r", lambda recipe: recipe.lora.lora_alpha / recipe.lora.r),
-    ),
-    "lora.lora_dropout": Advice(
-        (Between(0, 0.1, f"0.1 in {_LORA}; 0.1 up to 13B parameters and 0.05 above in {_QLORA}"),),
-        higher="less overfitting on small data, and slower learning",
-        lower="faster learning, and more overfitting where data is small or seen often",
-    ),
-    "lora.target_modules": Advice(
-        (
-            OneOf(
-                ("auto",),
-                "attention alone, as in Hu et al. 2021, section 4.2; c_attn holds key, query and value",
-                ("lora",),
-            ),
-            OneOf(("auto", "all-linear"), f"every linear layer in {_QLORA}", ("qlora",)),
-        ),
-        named={
-            "all-linear": "every layer but the head learns: needed to match full fine-tuning in "
-            "Dettmers et al. 2023, figure 2; more memory",
-        },
-    ),
-    "lora.bias": Advice(
-        (OneOf(("none",), "Hu et al. 2021, section 4.2, train no biases"),),
-        named={
-            "all": f"every bias learns too; the base is no longer the same with the adapter off ({_PEFT})",
-            "lora_only": f"biases of the adapted layers learn too; the base changes with the adapter off ({_PEFT})",
-        },
-    ),
-    "lora.use_rslora": Advice(
-        (OneOf((False,), _PEFT),),
-        named={"true": "high ranks go on learning, which `lora_alpha / r` stops (Kalajdzievski 2023)"},
-    ),
-    "lora.use_dora": Advice(
-        (OneOf((False,), _PEFT),),
-        named={"true": "better at low ranks in Liu et al. 2024; slower, with more memory"},
-    ),
-    "lora.modules_to_save": Advice(
-        (OneOf((None,), _PEFT),),
-        named={
-            "a list": "as for a head or embeddings of new tokens; the adapter grows by these modules' whole weights"
-        },
     ),
 }
 
@@ -193,7 +140,7 @@ _TRAINING: Mapping[str, Advice] = {
         measure=_BATCH,
     ),
     "training.num_train_epochs": Advice(
-        (Between(2, 5, f"2 to 4 in {_BERT}; 3 in {_ALPACA}; 5 in {_LORA}", ("full", "lora", "qlora")),),
+        (Between(2, 5, f"2 to 4 in {_BERT}; 3 in {_ALPACA}; 5 in {_LORA}", tuple(METHODS)),),
         higher="more is learned of the training data, by heart too: watch the validation loss",
         lower="less time and less overfitting; small data may not be learned",
     ),
@@ -277,9 +224,9 @@ _TRAINING: Mapping[str, Advice] = {
     ),
 }
 
-ADVICE: Final[Mapping[str, Advice]] = {**_BASE, **_LORA_FIELDS, **_QUANTIZATION, **_DATA, **_TRAINING}
+ADVICE: Final[Mapping[str, Advice]] = {**_BASE, **_METHOD_FIELDS, **_QUANTIZATION, **_DATA, **_TRAINING}
 
 
-def usual_rate(kind: Kind) -> Between:
+def usual_rate(kind: str) -> Between:
     """The learning rates that are usual for what is trained."""
     return next(rates for rates in _RATES if kind in rates.kinds)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Literal, TypeAlias
 from pydantic import Field, model_validator
 
 from peftkit.metrics import in_group
+from peftkit.recipe.methods import Method
 from peftkit.recipe.section import Section, disagree
 
 __all__ = ["Expectation", "Generation"]
@@ -56,7 +57,7 @@ class Expectation(Section):
     high: float | None = None
     """Highest value that is as expected. Unset: any."""
 
-    methods: list[Literal["full", "lora", "qlora"]] | None = None
+    methods: list[Method] | None = None
     """The methods that it is said of. Unset: all."""
 
     source: str

@@ -11,7 +11,8 @@ from peftkit.recipe.advised import ADVICE
 from peftkit.recipe.document import Path, dotted
 from peftkit.recipe.fields import RecipeField
 from peftkit.recipe.loader import RecipeFile
-from peftkit.recipe.schema import UNUSED_SECTIONS, Recipe
+from peftkit.recipe.methods import unused_sections
+from peftkit.recipe.schema import Recipe
 from peftkit.recipe.section import Section, as_section
 
 __all__ = ["Explained", "explain_field", "explain_recipe", "set_fields", "why_idle"]
@@ -124,7 +125,7 @@ def why_idle(values: Mapping[str, Any], field: str) -> str | None:
     training, quantization = values.get("training") or {}, values.get("quantization") or {}
     has_steps = (training.get("max_steps") or -1) != -1
     optimizer = str(training.get("optim"))
-    if section in UNUSED_SECTIONS.get(method, ()):
+    if section in unused_sections(method):
         return f"not used by method: {method}"
     if field == "training.num_train_epochs" and has_steps:
         return "not used: max_steps says where the run ends"

@@ -27,7 +27,8 @@ from peftkit.recipe.libraries import (
     LibraryValues,
     listed_versions,
 )
-from peftkit.recipe.schema import UNUSED_SECTIONS, Recipe
+from peftkit.recipe.methods import unused_sections
+from peftkit.recipe.schema import Recipe
 from peftkit.recipe.section import LibrarySection
 
 __all__ = ["check_installed", "installed_arguments", "installed_listing", "installed_values"]
@@ -41,7 +42,7 @@ def check_installed(recipe: Recipe) -> None:
     """
     for home in type(recipe).model_fields:
         section = getattr(recipe, home)
-        if not isinstance(section, LibrarySection) or home in UNUSED_SECTIONS.get(recipe.method, ()):
+        if not isinstance(section, LibrarySection) or home in unused_sections(recipe.method):
             continue
         for name in section.model_extra or {}:
             known = installed_arguments(section.library)

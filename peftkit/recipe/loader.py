@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from io import StringIO
 from pathlib import Path, PurePath
-from typing import Any, get_args
+from typing import Any
 
 from pydantic import ValidationError
 from ruamel.yaml import YAML
@@ -17,14 +17,15 @@ from peftkit.errors import FieldError, Problem, RecipeError, nearest
 from peftkit.recipe.document import Document, dotted, parse_document, read_source
 from peftkit.recipe.document import Path as Field
 from peftkit.recipe.layers import Layers, Origin, Override, absolute_paths, parse_override
+from peftkit.recipe.methods import METHODS, unused_sections
 from peftkit.recipe.problems import describe, found
 from peftkit.recipe.references import reference_errors
-from peftkit.recipe.schema import UNUSED_SECTIONS, Method, Recipe
+from peftkit.recipe.schema import Recipe
 from peftkit.redaction import holds_secret
 
 __all__ = ["RecipeFile", "load_recipe", "parse_recipe"]
 
-_METHODS: tuple[str, ...] = get_args(Method)
+_METHODS: tuple[str, ...] = tuple(METHODS)
 
 
 @dataclass(frozen=True)
@@ -71,7 +72,7 @@ class RecipeFile:
         """What the recipe says that cannot act in this run."""
         return [
             f"{section} is checked, and not used by method: {self.recipe.method}."
-            for section in UNUSED_SECTIONS.get(self.recipe.method, ())
+            for section in unused_sections(self.recipe.method)
             if (section,) in self.layers.origins
         ]
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Final, Literal, TypeAlias
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
 
 from pydantic import Field, model_validator
 
@@ -10,10 +10,10 @@ from peftkit.data.formats import AUTO, FORMATS
 from peftkit.metrics import METRICS
 from peftkit.recipe.evidence import Expectation, Generation
 from peftkit.recipe.hyperparameters import Lora, Quantization, Training
-from peftkit.recipe.literals import Method
+from peftkit.recipe.methods import METHODS, Method, Traits
 from peftkit.recipe.section import Section, disagree
 
-__all__ = ["UNUSED_SECTIONS", "Base", "Data", "Format", "Init", "Method", "Precision", "Recipe", "Source"]
+__all__ = ["Base", "Data", "Format", "Init", "Method", "Precision", "Recipe", "Source"]
 
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
 Positive = Annotated[int, Field(gt=0)]
@@ -21,9 +21,6 @@ if TYPE_CHECKING:
     Format: TypeAlias = str
 else:
     Format = Literal[(AUTO, *FORMATS)]
-
-UNUSED_SECTIONS: Final[dict[str, tuple[str, ...]]] = {"full": ("lora", "quantization"), "lora": ("quantization",)}
-"""The sections of a recipe that a method does not use."""
 
 
 class Init(Section):
@@ -307,7 +304,7 @@ class Recipe(Section):
     @model_validator(mode="after")
     def _parts_agree(self) -> Recipe:
         found: list[tuple[str, str]] = []
-        if self.base.init and self.method != "full":
+        if self.base.init and self.trains_adapter:
             found.append(("base.init", "makes a new base, which only method: full can train. Use it, or base.model."))
         if self.training.eval_strategy != "no" and self.data.validation is None:
             found.append(("training.eval_strategy", "needs data.validation. Add it, or set eval_strategy: no."))
@@ -339,9 +336,19 @@ class Recipe(Section):
     @property
     def trains_adapter(self) -> bool:
         """Whether the run ends in an adapter rather than a whole model."""
-        return self.method != "full"
+        return self.traits.section is not None
+
+    @property
+    def traits(self) -> Traits:
+        """What has to be known of the method."""
+        return METHODS[self.method]
+
+    @property
+    def adapter(self) -> Any:
+        """The section with the settings of the adapter; None where the weights themselves are trained."""
+        return getattr(self, self.traits.section) if self.traits.section else None
 
     @property
     def base_quantization(self) -> Quantization | None:
         """How the base is quantised while training; None where it is not."""
-        return self.quantization if self.method == "qlora" else None
+        return self.quantization if self.traits.quantizes else None

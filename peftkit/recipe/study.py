@@ -24,8 +24,9 @@ from peftkit.errors import Problem, RecipeError
 from peftkit.recipe.document import Document, parse_document, read_source
 from peftkit.recipe.layers import Layers
 from peftkit.recipe.loader import RecipeFile, load_recipe
+from peftkit.recipe.methods import sections, unused_sections
 from peftkit.recipe.problems import describe
-from peftkit.recipe.schema import UNUSED_SECTIONS, Recipe
+from peftkit.recipe.schema import Recipe
 from peftkit.recipe.section import Section, disagree
 
 __all__ = ["Range", "Scalar", "Searched", "Span", "Study", "holds", "load_study", "read_study", "settings"]
@@ -33,7 +34,7 @@ __all__ = ["Range", "Scalar", "Searched", "Span", "Study", "holds", "load_study"
 Scalar: TypeAlias = str | bool | int | float | None
 Number: TypeAlias = float | int
 
-_VARIED = ("training", "lora", "quantization", "method", "precision")
+_VARIED = ("training", *sections(), "quantization", "method", "precision")
 _VARIED_FIELDS = ("base.dropout",)
 _KEPT = {
     "data": "The trials are compared on the same data.",
@@ -166,7 +167,7 @@ class Searched:
 
     def unused_by(self, method: Any) -> tuple[str, ...]:
         """How the fields begin that a trial's method, or else the recipe's, does not use."""
-        return tuple(f"{section}." for section in UNUSED_SECTIONS.get(method or self.file.recipe.method, ()))
+        return tuple(f"{section}." for section in unused_sections(method or self.file.recipe.method))
 
 
 _UNSET: Any = object()

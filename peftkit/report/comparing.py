@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import asdict
 
 from peftkit.metrics import METRICS, UNKNOWN, in_group, small
+from peftkit.recipe.methods import title_of
 from peftkit.report.content import ComparisonContent, RunContent
-from peftkit.report.facts import METHODS
 from peftkit.runs.comparison import Comparison, Entry, Statistic
 
 __all__ = [
@@ -118,7 +118,7 @@ def runs_table(runs: list[RunContent]) -> Table:
     rows = []
     for run in runs:
         values = {**asdict(run.manifest.metrics), "output_bytes": run.output_bytes}
-        method = METHODS.get(run.manifest.method, run.manifest.method)
+        method = title_of(run.manifest.method)
         rows.append(
             [run.name, method, run.manifest.status, *(each.text(values[name]) for name, each in metrics.items())]
         )

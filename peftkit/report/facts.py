@@ -9,11 +9,11 @@ from typing import Any
 from peftkit.metrics import METRICS, count, duration, in_group, plain, share, size, small
 from peftkit.recipe.advice import shown
 from peftkit.recipe.explain import set_fields
+from peftkit.recipe.methods import title_of
 from peftkit.report.content import RunContent
 
 __all__ = [
     "EVALUATION_COLUMNS",
-    "METHODS",
     "Row",
     "Rows",
     "audit_table",
@@ -27,9 +27,6 @@ __all__ = [
     "sources",
 ]
 
-METHODS = {"full": "Full fine-tuning", "lora": "LoRA", "qlora": "QLoRA"}
-"""What the methods are called at the start of a sentence."""
-
 TIMES = "\N{MULTIPLICATION SIGN}"
 _EVALUATED = ("eval_loss", "perplexity")
 EVALUATION_COLUMNS = ["step", "epoch", *(METRICS[name].label for name in _EVALUATED), "after"]
@@ -41,7 +38,7 @@ def sentence(run: RunContent) -> str:
     """What the run did, in one sentence."""
     manifest, metrics = run.manifest, run.manifest.metrics
     base = manifest.base.get("model") or "a new model"
-    method = METHODS.get(manifest.method, manifest.method)
+    method = title_of(manifest.method)
     if metrics.trainable_parameters is None:
         return f"{method} of {base}: the run is {manifest.status}."
     taught = f"{count(metrics.trainable_parameters)} of {count(metrics.total_parameters)} parameters"

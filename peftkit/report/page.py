@@ -15,6 +15,7 @@ from peftkit.adapters.inspect import inspect_modules
 from peftkit.adapters.record import RECEIPT_NAME
 from peftkit.errors import InputError, TargetError
 from peftkit.metrics import size, small
+from peftkit.recipe.methods import title_of
 from peftkit.redaction import redact
 from peftkit.report import comparing, facts
 from peftkit.report.content import ComparisonContent, LayerUpdate, RunContent, read_comparison, read_run
@@ -74,7 +75,9 @@ def _with_updates(run: RunContent, path: Path) -> RunContent:
     if not (path / ADAPTER_FOLDER / WEIGHTS_NAME).is_file():
         return run  # moved away: the manifest still says what it was
     modules = inspect_modules(read_adapter(path / ADAPTER_FOLDER), lambda _: None)
-    return replace(run, updates=[LayerUpdate(each.layer, each.target, each.norm) for each in modules])
+    return replace(
+        run, updates=[LayerUpdate(each.layer, each.target, each.norm) for each in modules if each.norm is not None]
+    )
 
 
 def _receipt(merged: Path, path: Path, run: RunContent) -> dict[str, Any]:
@@ -186,7 +189,7 @@ def _view(run: RunContent, key: str) -> dict[str, Any]:
 
 
 def _method(run: RunContent) -> str:
-    return facts.METHODS.get(run.manifest.method, run.manifest.method)
+    return title_of(run.manifest.method)
 
 
 def _shortened(text: str) -> str:

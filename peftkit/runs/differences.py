@@ -8,15 +8,16 @@ from dataclasses import dataclass
 from typing import Any
 
 from peftkit.errors import ChangedError
+from peftkit.recipe.methods import METHODS, sections
 from peftkit.runs.manifest import RunManifest
 
 __all__ = ["Difference", "act_on_optimizer", "check_differences", "input_differences", "recipe_differences"]
 
 _HARMLESS = ("output", "description", "generation", "expect")
 """What has no part in training."""
-_FIXED = ("method", "base.init", "training.optim", "lora")
+_FIXED = ("method", "base.init", "training.optim", *sections())
 """What the state of a run is made of: with another of these, its checkpoints do not fit."""
-_NOT_FIXED = ("lora.lora_alpha", "lora.lora_dropout")
+_NOT_FIXED = tuple(f"{traits.section}.{name}" for traits in METHODS.values() for name in traits.mutable)
 _SEEDS = ("training.seed", "training.data_seed")
 _LONGEST = 60
 _DIGITS = 12  # of a hash, enough to tell two apart

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from peftkit.recipe.methods import METHODS
 from peftkit.runs.checkpoints import find_checkpoints
 from peftkit.runs.folder import CARD_NAME, RunFolder, is_held
 from peftkit.runs.manifest import RunManifest
@@ -68,7 +69,7 @@ def _checkpoints(folder: RunFolder, manifest: RunManifest) -> Iterator[Check]:
 
 
 def _output(folder: RunFolder, manifest: RunManifest) -> Path:
-    return folder.model if manifest.method == "full" else folder.adapter
+    return folder.adapter if METHODS[manifest.method].section else folder.model
 
 
 def _verdict(name: str, faults: list[str | None] | list[str], files: int | None = None) -> Check:

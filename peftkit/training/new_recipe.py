@@ -22,8 +22,9 @@ from peftkit.recipe.advised import ADVICE, usual_rate
 from peftkit.recipe.fields import find_fields
 from peftkit.recipe.library import find_recipe
 from peftkit.recipe.loader import load_recipe, parse_recipe
+from peftkit.recipe.methods import METHODS, Method
 from peftkit.recipe.references import BUILTIN_PREFIX
-from peftkit.recipe.schema import Format, Method, Source
+from peftkit.recipe.schema import Format, Source
 from peftkit.storage import write_text
 from peftkit.training.survey import SurveyedBase, SurveyedData, survey_base, survey_data
 
@@ -66,7 +67,7 @@ def write_new_recipe(answers: Answers, destination: Path, hardware: Hardware) ->
         "name": Reasoned(recipe_name(destination.stem)),
         "method": Reasoned(choice.method, choice.why),
         "base": _base(base, choice, folder),
-        **({"lora": _lora(choice.method)} if choice.method != "full" else {}),
+        **_adapter(choice.method),
         "data": {**_data(data, folder), "max_length": Reasoned(length, why_length)},
         "training": {
             **_training(base, choice.method),
@@ -99,10 +100,18 @@ def _base(base: SurveyedBase, choice: Choice, folder: Path) -> Draft:
     return found
 
 
-def _lora(method: Method) -> Draft:
-    targets = "all-linear" if method == "qlora" else _default("lora.target_modules")
-    values = {"r": _default("lora.r"), "lora_alpha": _default("lora.lora_alpha"), "target_modules": targets}
-    return {name: Reasoned(value, _usual(f"lora.{name}", method)) for name, value in values.items()}
+def _adapter(method: Method) -> Draft:
+    """The section with the settings of the adapter; nothing where the weights themselves are trained."""
+    section, drafted = METHODS[method].section, METHODS[method].drafted
+    if section is None:
+        return {}
+    paths = {name: f"{section}.{name}" for name in drafted}
+    return {
+        section: {
+            name: Reasoned(_default(path) if drafted[name] is None else drafted[name], _usual(path, method))
+            for name, path in paths.items()
+        }
+    }
 
 
 def _data(data: SurveyedData, folder: Path) -> Draft:

@@ -25,6 +25,7 @@ from peftkit.errors import MemoryRunError, RunError
 from peftkit.evaluation.generation import Sample as Generated
 from peftkit.evaluation.generation import begin_samples, complete_samples
 from peftkit.models.kernels import use_fast_kernels
+from peftkit.models.methods import method_named
 from peftkit.runs.folder import CARD_NAME
 from peftkit.shortage import memory_for
 from peftkit.storage import atomic_folder, folder_hashes, read_json, write_json, write_text
@@ -79,8 +80,9 @@ def export_run(run: Run, model: Any, sample: Sample) -> list[torch.Tensor]:
     record = Record(recipe, manifest.base, run.base_dtype, manifest.data, asdict(manifest.metrics), manifest.versions)
     with _memory_for_verification(run):
         expected = logits_of(model, sample, exact=True)
-        if recipe.trains_adapter and recipe.lora.bias == "none":  # trained biases stay in the base, even when disabled
-            check_effect(model, expected, sample)
+        method = method_named(recipe.method)
+        if recipe.trains_adapter and method.can_be_disabled(recipe.adapter):
+            check_effect(model, expected, sample, method.strength)
         export(model, run.start.tokenizer, run.output, record, sample)
     return expected
 
@@ -151,7 +153,7 @@ def _portable(adapter_config: dict[str, Any], base: str | None) -> dict[str, Any
     order changes from one process to the next.
     """
     ordered = {
-        key: sorted(value) if key in ("target_modules", "exclude_modules") and isinstance(value, list) else value
+        key: sorted(value) if isinstance(value, list) and all(isinstance(each, str) for each in value) else value
         for key, value in sorted(adapter_config.items())
     }
     return {**ordered, "base_model_name_or_path": base}

@@ -9,7 +9,7 @@ import tempfile
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import psutil
 
@@ -27,7 +27,7 @@ from peftkit.planning.memory import CONTEXT_BYTES, WORKSPACE_BYTES, StepMemory, 
 from peftkit.planning.plan import Plan, disk_need
 from peftkit.planning.processes import Place, share_of
 from peftkit.recipe.loader import RecipeFile
-from peftkit.recipe.schema import Method
+from peftkit.recipe.methods import COMPARED
 from peftkit.runs.folder import RunFolder
 from peftkit.storage import free_bytes
 from peftkit.training.memory import memory_limit
@@ -88,7 +88,7 @@ def plan_methods(arguments: Sequence[str]) -> list[Plan]:
         RunError: one of them failed, and has said why.
     """
     plans: list[Plan] = []
-    for method in get_args(Method):
+    for method in COMPARED:
         command = [sys.executable, "-m", "peftkit", "plan", *arguments, "--method", method, "--json"]
         heard = subprocess.PIPE if plans else None  # what is said of the data is the same each time
         if plans:
@@ -121,7 +121,7 @@ def estimate(run: Run, limit_bytes: int | None = None) -> Plan:
     tokens = operations = None
     if run.data.train.length is not None:  # of a stream, nobody knows
         tokens = round(counts.tokens * schedule.steps / schedule.steps_per_epoch)
-        operations = _operations(model, tokens, trains_all=recipe.method == "full") // run.processes.count
+        operations = _operations(model, tokens, trains_all=not recipe.trains_adapter) // run.processes.count
     peak = sum(memory.values())
     return Plan(
         method=recipe.method,

@@ -21,6 +21,7 @@ from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from peftkit.errors import FieldError
+from peftkit.models.attach import inner_model
 from peftkit.models.loss import LABEL_LOSSES, label_losses
 from peftkit.planning.hardware import Hardware
 from peftkit.training.processes import Processes
@@ -152,7 +153,7 @@ def whole_tensor(tensor: Any) -> Any:
 
 def _layers(model: Any) -> list[nn.Module]:
     """The layers of a model, which are gathered one at a time; weights outside them are gathered with the model."""
-    inner = model.get_base_model() if hasattr(model, "peft_config") else model
+    inner = inner_model(model)
     kinds = set(inner._no_split_modules or ())
     return [module for module in inner.modules() if type(module).__name__ in kinds]
 

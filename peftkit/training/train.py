@@ -13,9 +13,10 @@ from transformers import PrinterCallback, set_seed
 
 from peftkit.data.collator import Collator
 from peftkit.errors import MemoryRunError, RunError
-from peftkit.models.attach import adapter_has_effect, count_parameters
+from peftkit.models.attach import count_parameters, inner_model
 from peftkit.models.attention import takes_bounds
 from peftkit.models.kernels import use_fast_kernels
+from peftkit.models.methods import TrainingMethod, method_named
 from peftkit.planning.decisions import Attention
 from peftkit.runs.checkpoints import Checkpoint
 from peftkit.runs.folder import RunFolder
@@ -52,7 +53,8 @@ def train(model: Any, run: Run) -> RunMetrics:
     with products_as_before(), _own_forward(model):
         run.processes.connect(run.hardware, (run.recipe.training.model_extra or {}).get("ddp_timeout"))
         trainable, total = count_parameters(model)
-        marks = _small_weights(model)
+        method = method_named(run.recipe.method)
+        before = method.state(model)
         trainer = build_trainer(model, run)
         progress = trainer.progress
         report = ProgressReport(f"training {run.recipe.method}", trainer)
@@ -66,7 +68,7 @@ def train(model: Any, run: Run) -> RunMetrics:
             report.close()
             trainer.weights.unite()
             if run.processes.is_main:
-                _check_learnt(model, marks)
+                _check_learnt(model, method, before)
             after = _final_evaluation(trainer) if run.data.validation else {}
         finally:
             report.close()
@@ -96,7 +98,7 @@ def _peak_of_all(run: Run, progress: Progress) -> int:
 @contextlib.contextmanager
 def _own_forward(model: Any) -> Iterator[None]:
     """Give a model its own `forward` back in the end: training has put autocast and a loss in its place."""
-    modules = [model, model.get_base_model()] if hasattr(model, "peft_config") else [model]
+    modules = list(dict.fromkeys([model, inner_model(model)]))
     before = [vars(module).get("forward") for module in modules]
     try:
         yield
@@ -232,16 +234,7 @@ def _finite(value: float | None) -> float | None:
     return value if value is not None and math.isfinite(value) else None
 
 
-def _small_weights(model: Any) -> dict[str, torch.Tensor]:
-    """Copies of the trained weights that are vectors, which are few: enough to see whether training moved anything."""
-    return {
-        name: parameter.detach().clone()
-        for name, parameter in model.named_parameters()
-        if parameter.requires_grad and parameter.dim() == 1
-    }
-
-
-def _check_learnt(model: Any, before: dict[str, torch.Tensor]) -> None:
+def _check_learnt(model: Any, method: TrainingMethod, before: dict[str, Any]) -> None:
     """See that the trained weights are numbers, and are not those that training started from."""
     trained = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
     broken = next((name for name, parameter in trained.items() if not bool(torch.isfinite(parameter).all())), None)
@@ -249,12 +242,7 @@ def _check_learnt(model: Any, before: dict[str, torch.Tensor]) -> None:
         raise RunError(
             f"{broken} holds values that are not finite.", where="training", remedy="Lower training.learning_rate."
         )
-    moved = (
-        adapter_has_effect(model)
-        if hasattr(model, "peft_config")
-        else any(not torch.equal(trained[name], weights) for name, weights in before.items())
-    )
-    if not moved:
+    if not method.has_effect(model, before):
         raise RunError(
             "no weight has moved: the result would be the untouched base.",
             where="training",

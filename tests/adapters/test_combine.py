@@ -10,11 +10,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from peftkit.adapters.combine import check_addable, compress, made_from, sum_of
+from peftkit.adapters.combine import check_addable, compress, made_from, products_of, sum_of
 from peftkit.adapters.combine import write_adapter as write_combined
 from peftkit.adapters.files import Floats, read_adapter
-from peftkit.adapters.lora import Factors, meaning_of
 from peftkit.errors import TargetError
+from peftkit.models.methods.lora import Factors
 
 WriteAdapter = Callable[..., Path]
 NOTHING = np.zeros((5, 6), np.float32)
@@ -79,7 +79,7 @@ def test_what_is_written_is_read_again_with_every_modules_own_rank(write_adapter
 
     written = write_combined(tmp_path / "made", like, sum_of([(made, 1.0)]), [])
 
-    found = meaning_of(written).factors
+    found = products_of(written)
     assert written.config["rank_pattern"] == {"h.11.proj": 3}
     assert {name: each.scaling for name, each in found.items()} == dict.fromkeys(made, 1.0)
     for name, each in made.items():
@@ -88,7 +88,7 @@ def test_what_is_written_is_read_again_with_every_modules_own_rank(write_adapter
 
 def test_the_record_of_a_sum_names_its_parts(runs: dict[str, Path], tmp_path: Path) -> None:
     adapter = read_adapter(runs["lora"] / "adapter")
-    total = sum_of([(meaning_of(adapter).factors, 0.5), (meaning_of(adapter).factors, 0.25)])
+    total = sum_of([(products_of(adapter), 0.5), (products_of(adapter), 0.25)])
 
     written = write_combined(tmp_path, adapter, total, made_from([adapter, adapter], [0.5, 0.25]))
 

@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from peftkit.adapters.combine import products_of
 from peftkit.adapters.files import Floats, read_adapter
 from peftkit.adapters.inspect import inspect_modules, inspect_whole
-from peftkit.adapters.lora import meaning_of
 
 WriteAdapter = Callable[..., Path]
 MODULE = "base_model.model.h.0.proj"
@@ -27,7 +27,7 @@ def base(name: str) -> Floats | None:
 
 def test_norms_and_the_largest_number_are_those_of_the_product(write_adapter: WriteAdapter) -> None:
     adapter = read_adapter(write_adapter())
-    factors = meaning_of(adapter).factors["h.0.proj"]
+    factors = products_of(adapter)["h.0.proj"]
     product = factors.scaling * factors.b @ factors.a
 
     first, second = inspect_modules(adapter, base)
@@ -71,7 +71,7 @@ def test_doras_update_is_the_whole_change_of_the_weight(write_adapter: WriteAdap
     adapter = read_adapter(
         write_adapter(tensors={f"{MODULE}.lora_magnitude_vector": np.ones(5, np.float32)}, use_dora=True)
     )
-    factors = meaning_of(adapter).factors["h.0.proj"]
+    factors = products_of(adapter)["h.0.proj"]
     weight = base("proj.weight")
     assert weight is not None
 

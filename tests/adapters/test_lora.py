@@ -13,9 +13,10 @@ from peft import LoraConfig, get_peft_model
 from peft.tuners.lora import LoraLayer
 from torch import nn
 
-from peftkit.adapters.files import read_adapter
-from peftkit.adapters.lora import folded, kinds_of, meaning_of, place_of
+from peftkit.adapters.combine import products_of
+from peftkit.adapters.files import kinds_of, meaning_of, place_of, read_adapter
 from peftkit.errors import TargetError
+from peftkit.models.methods.lora import folded
 
 WriteAdapter = Callable[..., Path]
 
@@ -51,7 +52,7 @@ def test_a_layer_with_the_update_has_the_weight_that_peft_merges(kind: str, tmp_
             parameter.data += torch.randn_like(parameter)
     adapted.save_pretrained(tmp_path)
 
-    factors = meaning_of(read_adapter(tmp_path)).factors
+    factors = products_of(read_adapter(tmp_path))
     layers = {name: module for name, module in model.named_modules() if isinstance(module, LoraLayer)}
 
     assert set(factors) == set(layers)
@@ -70,7 +71,7 @@ def test_a_layer_with_the_update_has_the_weight_that_peft_merges(kind: str, tmp_
 
 
 def test_the_svd_is_that_of_the_product(write_adapter: WriteAdapter) -> None:
-    factors = meaning_of(read_adapter(write_adapter())).factors["h.0.proj"]
+    factors = products_of(read_adapter(write_adapter()))["h.0.proj"]
 
     left, values, right = factors.svd()
 
@@ -80,7 +81,7 @@ def test_the_svd_is_that_of_the_product(write_adapter: WriteAdapter) -> None:
 
 
 def test_folding_multiplies_the_scaling_in(write_adapter: WriteAdapter) -> None:
-    factors = meaning_of(read_adapter(write_adapter())).factors["h.0.proj"]
+    factors = products_of(read_adapter(write_adapter()))["h.0.proj"]
     nothing = np.zeros((5, 6), np.float32)
 
     assert folded(factors).scaling == 1

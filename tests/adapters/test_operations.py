@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from peftkit.adapters.base import AS_RECORDED, GivenBase
+from peftkit.adapters.combine import products_of
 from peftkit.adapters.files import read_adapter
-from peftkit.adapters.lora import meaning_of
 from peftkit.adapters.operations import combine_adapters, diff_adapters, inspect_adapter, shrink_adapter
 from peftkit.adapters.proof import compare, logits_of
 from peftkit.adapters.sample import Sample
@@ -109,7 +109,7 @@ def test_a_sum_says_what_the_sum_of_the_updates_says(pair: list[Path], tmp_path:
 def test_a_compressed_sum_says_how_far_it_is_off(pair: list[Path], tmp_path: Path) -> None:
     made = combine_adapters([(pair[0], 1.0), (pair[1], 1.0)], tmp_path / "sum", rank=3)
 
-    exact = meaning_of(read_adapter(pair[0])).factors["transformer.h.0.attn.c_attn"]
+    exact = products_of(read_adapter(pair[0]))["transformer.h.0.attn.c_attn"]
     assert exact.rank == 4
     assert made.error is not None
     assert 0 < made.error < 1
@@ -136,7 +136,7 @@ def test_shrinking_dora_keeps_its_magnitudes(recipe_path: Path, tmp_path: Path) 
 
     made = shrink_adapter(tmp_path / "run" / "adapter", tmp_path / "small", 3)
 
-    before, after = (meaning_of(read_adapter(tmp_path / name)).factors for name in ("run/adapter", "small"))
+    before, after = (products_of(read_adapter(tmp_path / name)) for name in ("run/adapter", "small"))
     for name, factors in before.items():
         assert torch.equal(torch.from_numpy(factors.magnitude), torch.from_numpy(after[name].magnitude))
     assert made.logits is not None

@@ -10,7 +10,8 @@ import torch
 from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig
 
 from peftkit.errors import FieldError
-from peftkit.models.attach import adapter_has_effect, attach_adapter, count_parameters, resolve_targets
+from peftkit.models.attach import count_parameters
+from peftkit.models.methods.lora import METHOD
 from peftkit.recipe.hyperparameters import Lora
 
 
@@ -25,6 +26,10 @@ def small(kind: str = "gpt2", **changes: Any) -> Any:
             vocab_size=32, bos_token_id=0, eos_token_id=0, **changes)  # fmt: skip
     with torch.device("meta"):
         return AutoModelForCausalLM.from_config(config)
+
+
+def resolve_targets(structure: Any, wanted: Any) -> list[str]:
+    return METHOD.targets(structure, Lora(target_modules=wanted))
 
 
 def test_auto_is_gpt2s_attention_input() -> None:
@@ -76,12 +81,12 @@ def test_an_untied_head_may_have_an_adapter() -> None:
 
 def test_a_new_adapter_has_no_effect_until_its_b_moves() -> None:
     model = AutoModelForCausalLM.from_config(small().config)
-    adapted = attach_adapter(model, Lora(r=2), resolve_targets(model, "auto"), Path("somewhere"))
+    adapted = METHOD.attach(model, Lora(r=2), resolve_targets(model, "auto"), Path("somewhere"))
 
-    before = adapter_has_effect(adapted)
+    before = METHOD.has_effect(adapted, {})
     next(weight for name, weight in adapted.named_parameters() if "lora_B" in name).data.fill_(0.1)
 
     assert not before
-    assert adapter_has_effect(adapted)
+    assert METHOD.has_effect(adapted, {})
     assert count_parameters(adapted)[0] == 2 * (2 * 8 + 2 * 24)
     assert adapted.peft_config["default"].base_model_name_or_path == "somewhere"

@@ -9,10 +9,10 @@ import torch
 from torch.nn import functional
 from transformers import AutoModelForCausalLM, AutoTokenizer, Gemma2Config, GPT2Config, LlamaConfig, set_seed
 
-from peftkit.models.attach import attach_adapter, resolve_targets
 from peftkit.models.base import LocatedBase, locate_base
 from peftkit.models.dtypes import computing, float32_modules, hold
 from peftkit.models.loss import evaluate_loss, row_losses
+from peftkit.models.methods.lora import METHOD
 from peftkit.models.quantise import load_base
 from peftkit.recipe.hyperparameters import Lora, Quantization
 from peftkit.recipe.schema import Base
@@ -95,7 +95,7 @@ def test_a_quantised_base_computes_in_fp16_and_keeps_its_norms_exact(base: Locat
 def test_all_that_is_trained_is_float32(lora: Lora, dtype: str, base: LocatedBase) -> None:
     model = base.load(base.config(), dtype)
 
-    model = attach_adapter(model, lora, resolve_targets(model, "all-linear"), base.folder)
+    model = METHOD.attach(model, lora, METHOD.targets(model, Lora(target_modules="all-linear")), base.folder)
 
     trained = {name: weight for name, weight in model.named_parameters() if weight.requires_grad}
     assert {weight.dtype for weight in trained.values()} == {torch.float32}

@@ -14,9 +14,9 @@ from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 from transformers.modeling_utils import AttentionInterface
 
 from peftkit.errors import FieldError
-from peftkit.models.attach import attach_adapter
 from peftkit.models.base import locate_base
 from peftkit.models.isolation import check_isolation
+from peftkit.models.methods.lora import METHOD
 from peftkit.planning.precision import ChosenPrecision
 from peftkit.recipe.hyperparameters import Lora
 from peftkit.recipe.schema import Base
@@ -71,7 +71,7 @@ def test_neither_weights_nor_gradients_nor_random_numbers_are_changed(model: Any
 def test_an_adapter_keeps_packed_documents_apart(model: Any, tmp_path: Path) -> None:
     lora = Lora(r=4, lora_dropout=0.1)
 
-    check_isolation(attach_adapter(model, lora, ["transformer.h.0.attn.c_attn"], tmp_path))
+    check_isolation(METHOD.attach(model, lora, ["transformer.h.0.attn.c_attn"], tmp_path))
 
 
 def test_a_forward_pass_that_mixes_documents_is_found(model: Any) -> None:

@@ -10,8 +10,8 @@ import torch
 from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig, PhiConfig
 from transformers.trainer_pt_utils import LabelSmoother
 
-from peftkit.models.attach import attach_adapter, resolve_targets
 from peftkit.models.loss import compute_loss_at_labels
+from peftkit.models.methods.lora import METHOD
 from peftkit.recipe.hyperparameters import Lora
 
 SHAPES = {
@@ -30,7 +30,8 @@ def model_of(kind: str, adapted: bool, tmp_path: Any) -> Any:
     config = copy.deepcopy(SHAPES[kind])
     model = AutoModelForCausalLM.from_config(config)
     if adapted:
-        model = attach_adapter(model, Lora(r=2, lora_dropout=0.0), resolve_targets(model, "auto"), tmp_path)
+        lora = Lora(r=2, lora_dropout=0.0)
+        model = METHOD.attach(model, lora, METHOD.targets(model, lora), tmp_path)
         for name, weight in model.named_parameters():
             if "lora_B" in name:
                 torch.nn.init.normal_(weight, std=0.1)

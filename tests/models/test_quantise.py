@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 import torch
 
-from peftkit.models.attach import attach_adapter
 from peftkit.models.base import LocatedBase, locate_base
+from peftkit.models.methods.lora import METHOD
 from peftkit.models.quantise import Rounding, load_quantised, quantised_modules
 from peftkit.recipe.hyperparameters import Lora, Quantization
 from peftkit.recipe.schema import Base
@@ -73,7 +73,7 @@ def test_evaluation_leaves_a_quantised_model_able_to_train(base: LocatedBase) ->
 @pytest.mark.parametrize("way", ["nf4", "int8"])
 def test_dora_trains_on_a_quantised_base(way: str, base: LocatedBase) -> None:
     quantised = load_quantised(base, base.config(), WAYS[way][0], "float32", "cpu")
-    adapted = attach_adapter(quantised, Lora(use_dora=True), ["transformer.h.0.attn.c_attn"], base.folder)
+    adapted = METHOD.attach(quantised, Lora(use_dora=True), ["transformer.h.0.attn.c_attn"], base.folder)
     first = logits(adapted)
 
     adapted.train()

@@ -6,10 +6,11 @@ import re
 
 import pytest
 
-from peftkit.recipe.advice import KINDS, Between, shown
+from peftkit.recipe.advice import Between, shown
 from peftkit.recipe.advised import ADVICE, usual_rate
 from peftkit.recipe.fields import documented_fields
 from peftkit.recipe.hyperparameters import Lora, Quantization, Training
+from peftkit.recipe.methods import KINDS
 from peftkit.recipe.schema import Init
 
 _OF_THE_RUN = {"per_device_eval_batch_size", "logging_steps", "eval_strategy", "save_strategy", "save_total_limit"}
@@ -50,7 +51,7 @@ def test_advice_says_what_other_values_do(field: str) -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_there_is_a_usual_learning_rate_for_all_that_is_trained(kind: str) -> None:
-    rates = usual_rate(kind)  # type: ignore[arg-type]  # KINDS holds nothing else
+    rates = usual_rate(kind)
 
     assert rates.low <= rates.middle < rates.high
 

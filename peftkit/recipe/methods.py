@@ -1,0 +1,168 @@
+"""The methods that a recipe can name: what each is called, the section it uses, and what is usual for it.
+
+This is the one list of methods. Their code is in `peftkit/models/methods/`. Nothing here needs pydantic: the command
+line offers the names before a recipe is loaded.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Final, Literal, get_args
+
+from peftkit.recipe.advice import Advice, Between, Measure, OneOf
+
+__all__ = ["COMPARED", "KINDS", "METHODS", "Method", "Traits", "sections", "title_of", "unused_sections"]
+
+Method = Literal["full", "lora", "qlora"]
+
+
+@dataclass(frozen=True)
+class Traits:
+    """What has to be known of a method without its code."""
+
+    code: str
+    """The module of `peftkit.models.methods` that implements it."""
+
+    title: str
+    """Its name at the start of a sentence."""
+
+    rates: Between
+    """Learning rates that it is usually trained with."""
+
+    rarely: tuple[float, float]
+    """Below the first and above the second, a learning rate is rarely the best."""
+
+    section: str | None = None
+    """The recipe section with the settings of its adapter; None where the weights themselves are trained."""
+
+    quantizes: bool = False
+    """Whether the frozen base is quantised."""
+
+    compared: bool = True
+    """Whether `compare` and `plan --all-methods` include it unless asked otherwise."""
+
+    advice: Mapping[str, Advice] = field(default_factory=dict)
+    """What is known of each field of the section."""
+
+    mutable: tuple[str, ...] = ()
+    """Fields of the section with which checkpoints still fit when they change."""
+
+    drafted: Mapping[str, Any] = field(default_factory=dict)
+    """Fields of the section that a new recipe writes out, with their values; None for the default."""
+
+
+_LORA = "Hu et al. 2021, table 11"
+_QLORA = "Dettmers et al. 2023, appendix B.2"
+_PEFT = "PEFT's documentation of LoraConfig"
+
+_LORA_ADVICE: Mapping[str, Advice] = {
+    "r": Advice(
+        (Between(4, 64, "4 to 16 for GPT-2 medium in Hu et al. 2021, appendix H.2; 64 in Dettmers et al. 2023, B.2"),),
+        higher="the adapter can learn more, and takes more memory and disk, in proportion",
+        lower="a smaller adapter that can learn less; Hu et al. 2021, table 6, lose little down to 1",
+    ),
+    "lora_alpha": Advice(
+        (Between(0.25, 8, f"16 for r 64 in {_QLORA}; 32 for r 4 in {_LORA}"),),
+        higher="larger changes of the base from the same adapter, much as a higher learning rate",
+        lower="smaller changes of the base, much as a lower learning rate",
+        measure=Measure("lora_alpha / r", lambda recipe: recipe.lora.lora_alpha / recipe.lora.r),
+    ),
+    "lora_dropout": Advice(
+        (Between(0, 0.1, f"0.1 in {_LORA}; 0.1 up to 13B parameters and 0.05 above in {_QLORA}"),),
+        higher="less overfitting on small data, and slower learning",
+        lower="faster learning, and more overfitting where data is small or seen often",
+    ),
+    "target_modules": Advice(
+        (
+            OneOf(
+                ("auto",),
+                "attention alone, as in Hu et al. 2021, section 4.2; c_attn holds key, query and value",
+                ("lora",),
+            ),
+            OneOf(("auto", "all-linear"), f"every linear layer in {_QLORA}", ("qlora",)),
+        ),
+        named={
+            "all-linear": "every layer but the head learns: needed to match full fine-tuning in "
+            "Dettmers et al. 2023, figure 2; more memory",
+        },
+    ),
+    "bias": Advice(
+        (OneOf(("none",), "Hu et al. 2021, section 4.2, train no biases"),),
+        named={
+            "all": f"every bias learns too; the base is no longer the same with the adapter off ({_PEFT})",
+            "lora_only": f"biases of the adapted layers learn too; the base changes with the adapter off ({_PEFT})",
+        },
+    ),
+    "use_rslora": Advice(
+        (OneOf((False,), _PEFT),),
+        named={"true": "high ranks go on learning, which `lora_alpha / r` stops (Kalajdzievski 2023)"},
+    ),
+    "use_dora": Advice(
+        (OneOf((False,), _PEFT),),
+        named={"true": "better at low ranks in Liu et al. 2024; slower, with more memory"},
+    ),
+    "modules_to_save": Advice(
+        (OneOf((None,), _PEFT),),
+        named={
+            "a list": "as for a head or embeddings of new tokens; the adapter grows by these modules' whole weights"
+        },
+    ),
+}
+
+METHODS: Final[Mapping[str, Traits]] = {
+    "full": Traits(
+        code="full",
+        title="Full fine-tuning",
+        rates=Between(2e-5, 5e-5, "Devlin et al. 2019, appendix A.3", ("full",)),
+        rarely=(1e-6, 1e-4),
+    ),
+    "lora": Traits(
+        code="lora",
+        title="LoRA",
+        rates=Between(1e-4, 5e-4, "Hu et al. 2021, appendix D", ("lora",)),
+        rarely=(5e-5, 2e-3),
+        section="lora",
+        advice=_LORA_ADVICE,
+        mutable=("lora_alpha", "lora_dropout"),
+        drafted={"r": None, "lora_alpha": None, "target_modules": None},
+    ),
+    "qlora": Traits(
+        code="lora",
+        title="QLoRA",
+        rates=Between(1e-4, 2e-4, "Dettmers et al. 2023, appendix B", ("qlora",)),
+        rarely=(5e-5, 2e-3),
+        section="lora",
+        quantizes=True,
+        advice=_LORA_ADVICE,
+        mutable=("lora_alpha", "lora_dropout"),
+        drafted={"r": None, "lora_alpha": None, "target_modules": "all-linear"},
+    ),
+}
+
+COMPARED: Final[tuple[Method, ...]] = tuple(method for method in get_args(Method) if METHODS[method].compared)
+"""The methods that are put side by side unless asked otherwise."""
+
+KINDS: Final = (*METHODS, "new")
+"""What can be trained: each method, and every weight of a base that is made from `base.init`."""
+
+
+def sections() -> tuple[str, ...]:
+    """The recipe sections that methods have for their adapters."""
+    return tuple(dict.fromkeys(traits.section for traits in METHODS.values() if traits.section))
+
+
+def unused_sections(method: str) -> tuple[str, ...]:
+    """The sections of a recipe that a method does not use; none for a method that is not known."""
+    if method not in METHODS:
+        return ()
+    traits = METHODS[method]
+    return (
+        *(section for section in sections() if section != traits.section),
+        *(() if traits.quantizes else ("quantization",)),
+    )
+
+
+def title_of(method: str) -> str:
+    """What a method is called at the start of a sentence; its own name where it is not known."""
+    return METHODS[method].title if method in METHODS else method
