@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -20,12 +20,13 @@ from peftkit.errors import PeftkitError, RunError
 from peftkit.hub import cache_place
 from peftkit.models.base import locate_base
 from peftkit.models.device import detect_hardware
-from peftkit.models.quantise import load_quantised, native_library
+from peftkit.models.quantization import Backend, backend_of
 from peftkit.models.varlen import has_varlen
 from peftkit.planning.decisions import decide
 from peftkit.planning.hardware import Decision, Hardware
 from peftkit.planning.precision import choose_precision, dtype_of
 from peftkit.recipe.hyperparameters import Quantization
+from peftkit.recipe.quantizers import PRESETS, QUANTIZERS
 from peftkit.recipe.schema import Base
 from peftkit.redaction import redact
 from peftkit.runs.versions import Library, installed_versions, supported_pythons
@@ -36,7 +37,6 @@ __all__ = ["Check", "Report", "examine", "reach_hub", "room_at"]
 _EMBEDDED = Base(model="builtin:tiny-gpt2")
 _PATIENCE_SECONDS = 3.0
 Answer = TypeVar("Answer")
-_QLORA = "Only method: qlora needs it; python -m bitsandbytes tells more."
 
 
 @dataclass(frozen=True)
@@ -90,16 +90,11 @@ def examine(libraries: Sequence[Library]) -> Report:
     """Try what the three methods need, on the embedded base; `libraries` are those that are installed."""
     hardware = detect_hardware()
     quantises = hardware.device != "mps"  # there, bitsandbytes goes without kernels of its own
-    widths = {"4": Quantization(), "8": Quantization(load_in_4bit=False, load_in_8bit=True)}
     checks = [
         _try("use these libraries", lambda: _fitting(libraries)),
         _try("train on a device", lambda: _describe(hardware)),
         _try("open the embedded base", _open_base),
-        _try("call bitsandbytes", native_library, needed=False, advice=_QLORA),
-        *(
-            _try(f"quantise to {bits} bits", partial(_quantise, hardware, to), needed=quantises, advice=_QLORA)
-            for bits, to in widths.items()
-        ),
+        *(check for name in QUANTIZERS for check in _quantizes(name, hardware, needed=quantises)),
         _try("keep tokenised data", _describe_cache),
         _try("keep fetched models", lambda: room_at(cache_place()), needed=False),
         _try("write here", lambda: room_at(Path.cwd()), needed=False),
@@ -146,10 +141,24 @@ def _open_base() -> str:
     return f"{base.reference}, {model.num_parameters():,} parameters"
 
 
-def _quantise(hardware: Hardware, quantization: Quantization) -> str:
+def _quantizes(name: str, hardware: Hardware, *, needed: bool) -> Iterator[Check]:
+    """Call a library that quantises and try what it is for; a library of an extra may be missing."""
+    quantizer = QUANTIZERS[name]
+    if quantizer.extra and find_spec(quantizer.package) is None:
+        return
+    first = Quantization.model_validate(PRESETS[next(iter(quantizer.presets))])
+    backend = backend_of(first)
+    yield _try(f"call {name}", backend.library, needed=False, advice=backend.advice)
+    for what, preset in quantizer.tried.items():
+        to = Quantization.model_validate(PRESETS[preset])
+        check = partial(_quantise, backend, hardware, to)
+        yield _try(what, check, needed=needed and not quantizer.extra, advice=backend.advice)
+
+
+def _quantise(backend: Backend, hardware: Hardware, quantization: Quantization) -> str:
     base = locate_base(_EMBEDDED)
     dtype = dtype_of(choose_precision("auto", hardware).choice)
-    model = load_quantised(base, base.config(), quantization, dtype, hardware.device)
+    model = backend.load(base, base.config(), quantization, dtype, hardware.device)
     logits = model(input_ids=torch.arange(8, device=model.device)[None]).logits
     if not bool(torch.isfinite(logits).all()):
         raise RunError("its logits are not finite")

@@ -18,7 +18,7 @@ from peftkit.errors import FieldError, TargetError, UnfetchedError
 from peftkit.models.attach import embedding_modules, tied_modules
 from peftkit.models.base import LocatedBase, locate_base
 from peftkit.models.dtypes import hold_in_float32
-from peftkit.models.quantise import load_base
+from peftkit.models.quantization import load_base
 from peftkit.recipe.hyperparameters import Quantization
 from peftkit.recipe.schema import Base
 from peftkit.runs.folder import RunFolder

@@ -9,9 +9,9 @@ from peftkit.adapters.files import kinds_of
 from peftkit.adapters.record import RECORD_NAME, Record
 from peftkit.metrics import in_group
 from peftkit.models.methods import method_named
+from peftkit.models.quantization import backend_of
 from peftkit.recipe.advice import shown
 from peftkit.recipe.explain import set_fields
-from peftkit.recipe.hyperparameters import Quantization
 from peftkit.recipe.schema import Source
 
 __all__ = ["model_card", "proof_rows"]
@@ -93,7 +93,8 @@ def _made(record: Record) -> Iterator[tuple[str, str]]:
         targets = (record.adapter_config or {}).get("target_modules") or []
         yield method.name, method.summary(recipe.adapter, kinds_of(targets) if isinstance(targets, list) else [])
     if recipe.base_quantization:
-        yield "base quantised to", _width(recipe.base_quantization)
+        held = recipe.base_quantization
+        yield "base quantised to", backend_of(held).describe(held)[1]
     yield "base dtype", record.base_dtype
     yield "batch size", str(recipe.training.effective_batch)
     if record.made_from:
@@ -164,10 +165,3 @@ def _data_name(source: Source) -> str:
     if source.path is not None:
         return ", ".join(_without_folders([source.path] if isinstance(source.path, str) else source.path))
     return " ".join(part for part in (source.dataset, source.name) if part)
-
-
-def _width(quantization: Quantization) -> str:
-    if quantization.load_in_8bit:
-        return "8 bits, LLM.int8()"
-    double = ", scales quantised too" if quantization.bnb_4bit_use_double_quant else ""
-    return f"4 bits, {quantization.bnb_4bit_quant_type.upper()}{double}"

@@ -20,12 +20,12 @@ from peftkit.adapters.card import model_card
 from peftkit.adapters.combine import check_addable, made_from, products_of, sum_of, write_adapter
 from peftkit.adapters.files import CONFIG_NAME, WEIGHTS_NAME, Adapter, copy_tokenizer, has_tokenizer, read_adapter
 from peftkit.adapters.merged_weights import MergedWeights
-from peftkit.adapters.proof import INT8_TOLERANCE, Agreement, compare_in_fresh_process, logits_of
+from peftkit.adapters.proof import Agreement, compare_in_fresh_process, logits_of
 from peftkit.adapters.record import RECEIPT_NAME, RECORD_NAME, Record
 from peftkit.adapters.sample import SAMPLE_NAME, Sample
 from peftkit.adapters.shards import write_shards
 from peftkit.errors import RunError, TargetError
-from peftkit.models.quantise import compute_in_float32
+from peftkit.models.quantization import backend_of, compute_in_float32
 from peftkit.recipe.schema import Base
 from peftkit.runs.folder import CARD_NAME
 from peftkit.runs.versions import installed_versions
@@ -207,9 +207,8 @@ def _tolerance(footing: Footing, settings: MergeSettings) -> float | None:
     """
     if (footing.quantization or footing.dtype != "float32") and settings.onto == "original":
         return None
-    if footing.quantization and footing.quantization.load_in_8bit:
-        return max(INT8_TOLERANCE, MERGE_DTYPES[settings.dtype])
-    return MERGE_DTYPES[settings.dtype]
+    held = footing.quantization
+    return max(backend_of(held).tolerance(held) if held else 0.0, MERGE_DTYPES[settings.dtype])
 
 
 def _named(folder: Path, weight: float) -> dict[str, Any]:

@@ -15,8 +15,9 @@ from peftkit.adapters.base import Footing
 from peftkit.adapters.files import Adapter, Floats, Meaning, meaning_of
 from peftkit.errors import RunError, TargetError
 from peftkit.models.dtypes import float32_modules
-from peftkit.models.quantise import Rounding
+from peftkit.models.quantization import backend_of
 from peftkit.models.weights import BaseWeights, StoredWeight, is_transposed
+from peftkit.recipe.quantizers import check_available
 
 __all__ = ["MergedWeights"]
 
@@ -36,9 +37,11 @@ class MergedWeights:
         self._dtype = dtype
         self._held: torch.dtype | None = None if original else getattr(torch, footing.dtype)
         self._exact = frozenset(float32_modules(structure, footing.dtype))
-        self._rounding: Rounding | None = None
+        self._rounding: dict[str, Any] = {}
         if footing.quantization and not original:
-            self._rounding = Rounding(footing.structure(), footing.quantization, footing.dtype)
+            check_available(footing.quantization.backend)
+            self._backend = backend_of(footing.quantization)
+            self._rounding = self._backend.prepared(footing.structure(), footing.quantization, footing.dtype)
         meaning = meaning_of(adapter) if adapter else Meaning({}, {})
         saved_modules = (adapter.config.get("modules_to_save") if adapter else None) or []
         tied: dict[str, str] = getattr(structure, "all_tied_weights_keys", None) or {}
@@ -101,12 +104,12 @@ class MergedWeights:
     def _changed(self, tensor: torch.Tensor, module: str) -> torch.Tensor:
         """A weight, rounded as the base's quantisation does and with its update added."""
         update = self._updates.get(module)
-        rounding = self._rounding if self._rounding and module in self._rounding else None
-        if update is None and rounding is None:
+        layer = self._rounding.get(module)
+        if update is None and layer is None:
             return tensor
         turned = is_transposed(self._modules[module])
-        if rounding is not None:
-            rounded = rounding.rounded(module, tensor.T if turned else tensor)
+        if layer is not None:
+            rounded = self._backend.rounded(layer, tensor.T if turned else tensor)
             tensor = rounded.T if turned else rounded
         if update is None:
             return tensor
@@ -136,7 +139,7 @@ class MergedWeights:
     def _check(self, tied: Mapping[str, str]) -> None:
         """See that every change has its place among the base's tensors, of two tied ones in either."""
         there = {weight.parameter for weight in self._sources.values()}
-        for name in (*self._whole, *(f"{module}.weight" for module in (*self._updates, *(self._rounding or ())))):
+        for name in (*self._whole, *(f"{module}.weight" for module in (*self._updates, *self._rounding))):
             if name not in there and tied.get(name) not in there:
                 raise _not_there(name)
         for module, update in self._updates.items():

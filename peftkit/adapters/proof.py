@@ -28,11 +28,7 @@ from peftkit.models.dtypes import computing
 from peftkit.shortage import figures, says_out_of_memory
 from peftkit.storage import read_json
 
-__all__ = ["INT8_TOLERANCE", "Agreement", "check_effect", "compare", "compare_in_fresh_process", "logits_of"]
-
-INT8_TOLERANCE = 0.1
-"""Relative difference of logits that is accepted of an 8-bit base. LLM.int8() rounds what it multiplies to a 127th of
-the largest (Dettmers et al. 2022), so the last bit of a float may decide about a whole step."""
+__all__ = ["Agreement", "check_effect", "compare", "compare_in_fresh_process", "logits_of"]
 
 _LOGITS_NAME = "logits.safetensors"
 _NO_LABEL = -100

@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from peftkit.recipe.methods import METHODS
+from peftkit.recipe.quantizers import PRESETS
 
 if TYPE_CHECKING:
     from peftkit.adapters.base import GivenBase
 
 __all__ = [
-    "QUANTIZATIONS",
     "arguments_of",
     "as_json",
     "base",
@@ -24,15 +24,6 @@ __all__ = [
     "output",
     "overrides",
 ]
-
-QUANTIZATIONS: dict[str, dict[str, Any]] = {
-    "nf4-double": {},
-    "nf4": {"bnb_4bit_use_double_quant": False},
-    "fp4": {"bnb_4bit_quant_type": "fp4", "bnb_4bit_use_double_quant": False},
-    "fp4-double": {"bnb_4bit_quant_type": "fp4"},
-    "int8": {"load_in_8bit": True},
-}
-"""Names for what a recipe's `quantization` section says."""
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
@@ -81,7 +72,7 @@ def base(function: Function) -> Function:
     """`--base` and `--quantization`: what an adapter stands on, where its record does not say so."""
     place = "The base's folder or name: if it has moved, or if peftkit did not make the adapter."
     held = "How the base was quantised, if peftkit did not make the adapter."
-    function = click.option("--quantization", type=click.Choice(list(QUANTIZATIONS)), help=held)(function)
+    function = click.option("--quantization", type=click.Choice(list(PRESETS)), help=held)(function)
     return click.option("--base", metavar="MODEL", help=place)(function)
 
 
@@ -90,7 +81,7 @@ def given_base(base: str | None, quantization: str | None) -> GivenBase:
     from peftkit.adapters.base import GivenBase
     from peftkit.recipe.hyperparameters import Quantization
 
-    chosen = Quantization.model_validate(QUANTIZATIONS[quantization]) if quantization else None
+    chosen = Quantization.model_validate(PRESETS[quantization]) if quantization else None
     return GivenBase(base, chosen)
 
 

@@ -13,9 +13,9 @@ from scipy.special import stdtrit
 
 from peftkit.experiments.arms import Arm
 from peftkit.metrics import METRICS, in_group
+from peftkit.models.quantization import backend_of
 from peftkit.recipe.advice import shown
 from peftkit.recipe.advised import usual_rate
-from peftkit.recipe.hyperparameters import Quantization
 from peftkit.recipe.methods import METHODS, Method
 from peftkit.recipe.schema import Recipe
 from peftkit.report.content import read_metrics
@@ -123,16 +123,12 @@ def _bases(table: Table, base_evaluation: Path | None) -> list[Entry]:
         held = arm.file.recipe.base_quantization
         changes = {name: value for name, value in arm.changes.items() if name.startswith(_OF_THE_BASE)}
         settings = "".join(f" {name.rpartition('.')[2]}={value}" for name, value in changes.items())
-        name = f"base in {_quantised(held)}{settings}" if held else f"base{settings}"
+        name = f"base in {backend_of(held).describe(held)[0]}{settings}" if held else f"base{settings}"
         metrics = {"eval_loss": statistic([math.log(before)]), "perplexity": statistic([before])}
         if base_evaluation and not held:
             metrics |= {key: statistic([value]) for key, value in _text_scores(base_evaluation).items()}
         found.setdefault(name, Entry(name, None, dict(changes), [], metrics))
     return sorted(found.values(), key=lambda entry: entry.name)
-
-
-def _quantised(held: Quantization) -> str:
-    return "int8" if held.load_in_8bit else held.bnb_4bit_quant_type
 
 
 def _warnings(arm: Arm, table: Table) -> Iterator[str]:

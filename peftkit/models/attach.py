@@ -13,7 +13,7 @@ from transformers.pytorch_utils import Conv1D
 
 from peftkit.errors import FieldError
 from peftkit.models.dtypes import hold_in_float32
-from peftkit.models.quantise import quantised_modules
+from peftkit.models.quantization import quantised_modules
 
 __all__ = [
     "adapted",
@@ -142,7 +142,7 @@ def count_parameters(model: Any) -> tuple[int, int]:
     """Trainable parameters and all parameters; a quantised weight counts as the numbers it stands for."""
     trainable = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
     packed = {
-        id(module.weight): module.in_features * module.out_features for module in quantised_modules(model).values()
+        id(module.weight): module.in_features * module.out_features for module, _ in quantised_modules(model).values()
     }
     total = sum(packed.get(id(parameter), parameter.numel()) for parameter in model.parameters())
     return trainable, total

@@ -15,7 +15,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from peftkit.models.quantise import quantised_modules
+from peftkit.models.quantization import quantised_modules
 
 __all__ = ["WIDENED_BYTES", "exact_float32"]
 
@@ -27,31 +27,14 @@ WIDENED_BYTES = 1 << 26
 def exact_float32(model: Any) -> Iterator[None]:
     """Let a model compute in float32 within the block; its weights stay as they are, and are widened as they are used.
 
-    Of a quantised layer, the frozen bias is the base's own: bitsandbytes rounds the live one while it trains.
+    Of a quantised layer, the frozen bias is the base's own: a library may round the live one while it trains.
     """
-    quantised = set(quantised_modules(model).values())
+    quantised = dict(quantised_modules(model).values())
     with ExitStack() as stack:
         for module in model.modules():
-            stack.enter_context(_dequantised_in_float32(module) if module in quantised else _widened(module))
+            backend = quantised.get(module)
+            stack.enter_context(backend.exact(module) if backend else _widened(module))
         yield
-
-
-@contextmanager
-def _dequantised_in_float32(module: Any) -> Iterator[None]:
-    state = getattr(module.weight, "quant_state", None)
-    before = module.compute_dtype if hasattr(module, "compute_dtype") else None, state.dtype if state else None
-    bias = module.bias
-    if state is not None:
-        module.compute_dtype = state.dtype = torch.float32
-    if bias is not None:
-        own = bias if bias.requires_grad else getattr(module, "bias_of_base", bias)
-        module._parameters["bias"] = own.detach().to(bias.device).float()
-    try:
-        yield
-    finally:
-        if state is not None:
-            module.compute_dtype, state.dtype = before
-        module._parameters["bias"] = bias
 
 
 @contextmanager

@@ -16,8 +16,9 @@ from peftkit.models.attach import embedding_modules, inner_model
 from peftkit.models.dtypes import pretending_autocast
 from peftkit.models.kernels import use_fast_kernels
 from peftkit.models.linear_cross_entropy import VOCABULARY_MULTIPLE
+from peftkit.models.quantization import backend_of
 from peftkit.planning.hardware import Device, Hardware
-from peftkit.planning.memory import bytes_of_a_weight, fixed_and_row
+from peftkit.planning.memory import fixed_and_row
 from peftkit.planning.precision import ChosenPrecision, dtype_of
 from peftkit.recipe.hyperparameters import Quantization
 
@@ -40,10 +41,11 @@ def weight_bytes(structure: Any, quantization: Quantization | None) -> int:
     """Bytes of a model's weights in the number types that it is held in, its linear layers as they are quantised."""
     held = {id(parameter): parameter.numel() * parameter.element_size() for parameter in structure.parameters()}
     if quantization is not None:
+        each = backend_of(quantization).bytes_of_a_weight(quantization)
         for name, module in structure.named_modules():
             weight = getattr(module, "weight", None)
             if weight is not None and weight.dim() == 2 and not weight.requires_grad and _is_rounded(structure, name):
-                held[id(weight)] = int(weight.numel() * bytes_of_a_weight(quantization))
+                held[id(weight)] = int(weight.numel() * each)
     return sum(held.values())
 
 

@@ -6,12 +6,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
-from peftkit.recipe.hyperparameters import Quantization
 from peftkit.recipe.schema import Recipe
 
 __all__ = [
-    "CONTEXT_BYTES", "EIGHT_BIT", "WORKSPACE_BYTES", "Fit", "GpuMemory", "StepMemory", "bytes_of_a_weight",
-    "fitting_batch", "fixed_and_row", "halved_batch", "optimizer_bytes", "what_fits",
+    "CONTEXT_BYTES", "EIGHT_BIT", "WORKSPACE_BYTES", "Fit", "GpuMemory", "StepMemory", "fitting_batch",
+    "fixed_and_row", "halved_batch", "optimizer_bytes", "what_fits",
 ]  # fmt: skip
 
 CONTEXT_BYTES = 720_000_000
@@ -24,9 +23,6 @@ _MOST_CONTEXT_BYTES = 1_000_000_000
 _FLOAT = 4
 _ADAPTER_SHARE = 0.01
 """Of a model's weights, about what an adapter of the usual rank adds (Hu et al. 2021, table 2: 0.01 to 0.3 percent)."""
-_BYTES_4_BIT = 0.5 + 4 / 64
-_BYTES_4_BIT_TWICE = 0.5 + 1 / 64 + 4 / (64 * 256)
-"""Of a weight in 4 bits: half a byte, a scale for each 64, and the scale of 256 scales (Dettmers et al. 2023)."""
 _SLACK = 1.1  # what a step needs beside what is kept for the backward pass
 
 EIGHT_BIT = "adamw_bnb_8bit"
@@ -34,13 +30,6 @@ EIGHT_BIT = "adamw_bnb_8bit"
 
 _STATES = {"adafactor": 0, "sgd": 0, "adagrad": 1, "rmsprop": 1, "lion": 1, "ademamix": 3}
 """Numbers that an optimizer keeps for each trained weight, by how its name begins, where these are not AdamW's two."""
-
-
-def bytes_of_a_weight(quantization: Quantization) -> float:
-    """What a weight of a quantised layer takes, with its share of the scales."""
-    if quantization.load_in_8bit:
-        return 1.0
-    return _BYTES_4_BIT_TWICE if quantization.bnb_4bit_use_double_quant else _BYTES_4_BIT
 
 
 @dataclass(frozen=True)
@@ -107,6 +96,9 @@ class StepMemory:
 
     processes: int = 1
     """That train together, each with rows of its own."""
+
+    quantised_bytes: float = 1.0
+    """Of one weight, if the linear layers were quantised as the recipe says."""
 
     is_sharded: bool = False
     """Whether they hold the weights, their gradients and the optimizer's state together (FSDP)."""
@@ -225,7 +217,7 @@ def _changes(step: StepMemory, recipe: Recipe) -> Iterator[Fit]:
         yield _fit_or_one_row(step, "method=lora", trained=adapter)
     if not recipe.traits.quantizes:
         trained = step.trainable if recipe.trains_adapter else adapter
-        layers = (step.total - step.embeddings) * bytes_of_a_weight(recipe.quantization)
+        layers = (step.total - step.embeddings) * step.quantised_bytes
         rounded = int(layers) + step.embeddings * _FLOAT
         change = "method=qlora with training.fsdp=false" if step.is_sharded else "method=qlora"
         yield _fit_or_one_row(replace(step, is_sharded=False), change, base=rounded, trained=trained)

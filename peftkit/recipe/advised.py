@@ -79,6 +79,10 @@ _BASE: Mapping[str, Advice] = {
 }
 
 _QUANTIZATION: Mapping[str, Advice] = {
+    "quantization.backend": Advice(
+        (OneOf(("bitsandbytes",), "the library of Dettmers et al. 2023"),),
+        named={"another": "other rounding of the weights and other kernels: compare its perplexity and its speed"},
+    ),
     "quantization.load_in_4bit": Advice(
         (OneOf((True,), "Dettmers et al. 2023, section 3"),),
         named={"true": "about half a byte for each weight", "false": "needs load_in_8bit: a byte for each weight"},

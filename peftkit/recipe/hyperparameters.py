@@ -9,6 +9,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 from peftkit.errors import nearest
 from peftkit.recipe.libraries import BITSANDBYTES_CONFIG, LORA_CONFIG, OPTIMIZERS, SCHEDULERS, TRAINING_ARGUMENTS
 from peftkit.recipe.names import LORA_INITS_BEYOND, LORA_OWNED, QUANTIZATION_OWNED, TRAINING_REFUSED
+from peftkit.recipe.quantizers import QUANTIZERS
 from peftkit.recipe.section import LibrarySection, disagree
 
 __all__ = ["Lora", "Quantization", "Training"]
@@ -18,12 +19,12 @@ Share = Annotated[float, Field(ge=0, lt=1)]
 Interval = Literal["no", "steps", "epoch"]
 
 
-def _one_of(name: str, valid: tuple[str, ...]) -> str:
-    """Check a value against the names that the library has."""
+def _one_of(name: str, valid: tuple[str, ...], what: str = "Transformers' names") -> str:
+    """Check a value against the names that there are."""
     if name not in valid:
         guess = nearest(name, valid)
         hint = f"Did you mean {guess}?" if guess else f"There are: {', '.join(valid)}."
-        raise ValueError(f"{name!r} is not one of Transformers' names. {hint}")
+        raise ValueError(f"{name!r} is not one of {what}. {hint}")
     return name
 
 
@@ -33,6 +34,10 @@ def _optimizer(name: str) -> str:
 
 def _scheduler(name: str) -> str:
     return _one_of(name, SCHEDULERS.listed())
+
+
+def _quantizer(name: str) -> str:
+    return _one_of(name, tuple(QUANTIZERS), "the libraries' names")
 
 
 _FULL_SHARD = ("full_shard", "full_shard auto_wrap")
@@ -196,6 +201,10 @@ class Quantization(LibrarySection):
     library = BITSANDBYTES_CONFIG
     owned = QUANTIZATION_OWNED
 
+    backend: Annotated[str, AfterValidator(_quantizer)] = "bitsandbytes"
+    """Library that quantises. `bitsandbytes` is always there; another one is installed by the extra of its name, and
+    takes no other arguments than `load_in_4bit` and `load_in_8bit`."""
+
     load_in_4bit: bool | None = None
     """Hold the base's linear layers in 4 bits. Unset: true unless `load_in_8bit` is."""
 
@@ -219,4 +228,13 @@ class Quantization(LibrarySection):
     def _one_width(self) -> Quantization:
         if self.load_in_4bit == self.load_in_8bit:
             raise ValueError("Set exactly one of load_in_4bit and load_in_8bit.")
+        width, widths = 8 if self.load_in_8bit else 4, QUANTIZERS[self.backend].widths
+        if width not in widths:
+            what = f"{self.backend} cannot: it holds weights in {' or '.join(map(str, widths))} bits."
+            disagree((f"load_in_{width}bit", f"{what} Set load_in_{widths[0]}bit: true."))
+        if self.model_extra and self.backend != "bitsandbytes":
+            stray = sorted(self.model_extra)
+            disagree(
+                *((name, f"is bitsandbytes' own, and {self.backend} does not take it. Remove it.") for name in stray)
+            )
         return self

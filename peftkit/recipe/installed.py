@@ -28,6 +28,7 @@ from peftkit.recipe.libraries import (
     listed_versions,
 )
 from peftkit.recipe.methods import unused_sections
+from peftkit.recipe.quantizers import check_available
 from peftkit.recipe.schema import Recipe
 from peftkit.recipe.section import LibrarySection
 
@@ -49,6 +50,8 @@ def check_installed(recipe: Recipe) -> None:
             _check(
                 f"{home}.{name}", next(iter(spelled({name: None}, known))), known, "argument", section.library.package
             )
+    if recipe.base_quantization:
+        check_available(recipe.base_quantization.backend)
     package = TRAINING_ARGUMENTS.package
     _check("training.optim", recipe.training.optim, installed_values(OPTIMIZERS), "optimizer", package)
     schedule = recipe.training.lr_scheduler_type

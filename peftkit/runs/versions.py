@@ -16,13 +16,15 @@ from packaging.version import Version
 import peftkit
 from peftkit.compatibility import EXTRAS
 from peftkit.errors import RunError
+from peftkit.recipe.quantizers import QUANTIZERS
 
 __all__ = [
     "LOWEST", "NEWEST", "PACKAGES", "Library", "check_complete", "examine_library", "installed_libraries",
     "installed_versions", "pinned_versions", "supported_pythons", "version_of",
 ]  # fmt: skip
 
-PACKAGES = ("torch", "transformers", "peft", "bitsandbytes", "accelerate", "datasets", "tokenizers", "safetensors")
+_QUANTIZERS = tuple(quantizer.package for quantizer in QUANTIZERS.values())
+PACKAGES = ("torch", "transformers", "peft", *_QUANTIZERS, "accelerate", "datasets", "tokenizers", "safetensors")
 """The libraries whose version can change what a run computes."""
 
 State = Literal["tested", "supported", "newer", "unknown", "unfit", "missing"]
@@ -164,9 +166,10 @@ def _required() -> Iterator[Requirement]:
         lines = requires("peftkit") or []
     except PackageNotFoundError:
         return
+    extras = (*EXTRAS, *(quantizer.extra for quantizer in QUANTIZERS.values() if quantizer.extra))
     for line in lines:
         wanted = Requirement(line)
-        if _applies(wanted, "") or (version_of(wanted.name) and any(_applies(wanted, extra) for extra in EXTRAS)):
+        if _applies(wanted, "") or (version_of(wanted.name) and any(_applies(wanted, extra) for extra in extras)):
             yield wanted
 
 

@@ -13,7 +13,7 @@ import torch
 
 from peftkit.adapters.card import model_card
 from peftkit.adapters.files import CONFIG_NAME, read_adapter
-from peftkit.adapters.proof import INT8_TOLERANCE, check_effect, compare, compare_in_fresh_process, logits_of
+from peftkit.adapters.proof import check_effect, compare, compare_in_fresh_process, logits_of
 from peftkit.adapters.record import RECORD_NAME, Record
 from peftkit.adapters.sample import SAMPLE_NAME, Sample
 from peftkit.adapters.target import open_adapter
@@ -26,6 +26,7 @@ from peftkit.evaluation.generation import Sample as Generated
 from peftkit.evaluation.generation import begin_samples, complete_samples
 from peftkit.models.kernels import use_fast_kernels
 from peftkit.models.methods import method_named
+from peftkit.models.quantization import backend_of
 from peftkit.runs.folder import CARD_NAME
 from peftkit.shortage import memory_for
 from peftkit.storage import atomic_folder, folder_hashes, read_json, write_json, write_text
@@ -105,8 +106,9 @@ def verify_output(run: Run, device: str, expected: list[torch.Tensor], sample: S
             agreement = compare(logits_of(opened, sample, exact=True), expected, sample)
         else:
             agreement = compare_in_fresh_process(place, expected, sample)
-    in_8_bit = recipe.base_quantization is not None and recipe.base_quantization.load_in_8bit
-    tolerance = INT8_TOLERANCE if in_8_bit else _TOLERANCE if recipe.trains_adapter else _ELSEWHERE_TOLERANCE
+    held = recipe.base_quantization
+    of_base = backend_of(held).tolerance(held) if held else 0.0
+    tolerance = max(of_base, _TOLERANCE if recipe.trains_adapter else _ELSEWHERE_TOLERANCE)
     if agreement.relative_error > tolerance:
         raise RunError(
             f"what was saved computes other logits than what was trained: {agreement.relative_error:.1e} off.",

@@ -20,6 +20,7 @@ from peftkit.models.attention import kernels_of
 from peftkit.models.exact import WIDENED_BYTES
 from peftkit.models.linear_cross_entropy import logits_bytes
 from peftkit.models.outline import activation_parts, loss_parts, weight_bytes
+from peftkit.models.quantization import backend_of
 from peftkit.planning.decisions import decide
 from peftkit.planning.duration import Schedule, computed_duration, duration, operations_of_a_token
 from peftkit.planning.hardware import Hardware
@@ -179,6 +180,7 @@ def _step_memory(run: Run, model: Any, limit_bytes: int) -> StepMemory:
         end_bytes=0 if run.is_sharded else WIDENED_BYTES + logits_bytes(vocabulary, SAMPLE_TOKENS),
         processes=processes,
         is_sharded=run.is_sharded,
+        quantised_bytes=backend_of(recipe.quantization).bytes_of_a_weight(recipe.quantization),
         runtime_bytes=_resident_bytes() + saved if on_cpu else CONTEXT_BYTES + WORKSPACE_BYTES,
     )
 

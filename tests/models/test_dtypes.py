@@ -13,7 +13,7 @@ from peftkit.models.base import LocatedBase, locate_base
 from peftkit.models.dtypes import computing, float32_modules, hold
 from peftkit.models.loss import evaluate_loss, row_losses
 from peftkit.models.methods.lora import METHOD
-from peftkit.models.quantise import load_base
+from peftkit.models.quantization import load_base
 from peftkit.recipe.hyperparameters import Lora, Quantization
 from peftkit.recipe.schema import Base
 

@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig, PhiConfi
 
 from peftkit.models import exact
 from peftkit.models.exact import exact_float32
-from peftkit.models.quantise import quantised_modules
+from peftkit.models.quantization import quantised_modules
 from peftkit.recipe.loader import load_recipe
 from peftkit.training.prepare import prepare_run
 
@@ -62,12 +62,14 @@ def test_a_frozen_bias_that_was_rounded_in_place_is_the_bases_own_meanwhile(reci
     with exact_float32(model):
         expected = logits_of(model)
 
-    for module in quantised_modules(model).values():
+    for module, _ in quantised_modules(model).values():
         module.compute_dtype = torch.bfloat16  # as on a GPU, with biases that were loaded in float32
     logits_of(model)
-    rounded = [module.bias for module in quantised_modules(model).values()]
+    rounded = [module.bias for module, _ in quantised_modules(model).values()]
 
     assert {bias.dtype for bias in rounded} == {torch.bfloat16}
     with exact_float32(model):
         assert torch.equal(logits_of(model), expected)
-    assert all(module.bias is bias for module, bias in zip(quantised_modules(model).values(), rounded, strict=True))
+    assert all(
+        module.bias is bias for (module, _), bias in zip(quantised_modules(model).values(), rounded, strict=True)
+    )

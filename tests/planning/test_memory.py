@@ -26,6 +26,7 @@ FULL = StepMemory(
     rows=8,
     layers=12,
     limit_bytes=10_000 * MB,
+    quantised_bytes=0.5 + 1 / 64 + 4 / (64 * 256),  # NF4 with scales quantised too
 )
 """A step of a model with a hundred million weights, all of them trained: 1,600 MB for these, and 110 for each row."""
 

@@ -9,7 +9,8 @@ import torch
 
 from peftkit.models.base import LocatedBase, locate_base
 from peftkit.models.methods.lora import METHOD
-from peftkit.models.quantise import Rounding, load_quantised, quantised_modules
+from peftkit.models.quantization import quantised_modules
+from peftkit.models.quantization.bitsandbytes import BACKEND
 from peftkit.recipe.hyperparameters import Lora, Quantization
 from peftkit.recipe.schema import Base
 
@@ -35,14 +36,14 @@ def logits(model: Any) -> torch.Tensor:
 @pytest.mark.parametrize("way", WAYS)
 def test_a_dequantised_base_computes_what_the_quantised_one_does(way: str, base: LocatedBase) -> None:
     quantization, bound = WAYS[way]
-    quantised = load_quantised(base, base.config(), quantization, "float32", "cpu")
+    quantised = BACKEND.load(base, base.config(), quantization, "float32", "cpu")
     expected = logits(quantised)
 
     structure, plain = base.structure(base.config()), base.load(base.config(), "float32")
-    rounding = Rounding(structure, quantization, "float32")
-    for module in rounding:
+    layers = BACKEND.prepared(structure, quantization, "float32")
+    for module, layer in layers.items():
         weight = plain.get_submodule(module).weight.data  # of a Conv1D: the transpose of a Linear's
-        weight.copy_(rounding.rounded(module, weight.T).T)
+        weight.copy_(BACKEND.rounded(layer, weight.T).T)
     found = logits(plain)
     original = logits(base.load(base.config(), "float32"))
 
@@ -52,14 +53,14 @@ def test_a_dequantised_base_computes_what_the_quantised_one_does(way: str, base:
 
 
 def test_every_layer_but_embeddings_and_head_is_quantised(base: LocatedBase) -> None:
-    quantised = load_quantised(base, base.config(), Quantization(), "float32", "cpu")
+    quantised = BACKEND.load(base, base.config(), Quantization(), "float32", "cpu")
 
     assert len(quantised_modules(quantised)) == 16
     assert quantised.lm_head.weight is quantised.transformer.wte.weight
 
 
 def test_evaluation_leaves_a_quantised_model_able_to_train(base: LocatedBase) -> None:
-    quantised = load_quantised(base, base.config(), Quantization(), "float32", "cpu")
+    quantised = BACKEND.load(base, base.config(), Quantization(), "float32", "cpu")
     before = logits(quantised)
 
     quantised.train()
@@ -72,7 +73,7 @@ def test_evaluation_leaves_a_quantised_model_able_to_train(base: LocatedBase) ->
 
 @pytest.mark.parametrize("way", ["nf4", "int8"])
 def test_dora_trains_on_a_quantised_base(way: str, base: LocatedBase) -> None:
-    quantised = load_quantised(base, base.config(), WAYS[way][0], "float32", "cpu")
+    quantised = BACKEND.load(base, base.config(), WAYS[way][0], "float32", "cpu")
     adapted = METHOD.attach(quantised, Lora(use_dora=True), ["transformer.h.0.attn.c_attn"], base.folder)
     first = logits(adapted)
 
