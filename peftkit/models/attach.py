@@ -21,6 +21,7 @@ __all__ = [
     "count_parameters",
     "embedding_modules",
     "inner_model",
+    "matches",
     "resolve_targets",
     "tied_modules",
 ]
@@ -56,7 +57,7 @@ def resolve_targets(
         return adaptable
     if target_modules == "auto":
         wanted = auto.get(structure.config.model_type) or [
-            name for name in fallback if any(_matches(module, name) for module in adaptable)
+            name for name in fallback if any(matches(module, name) for module in adaptable)
         ]
         if not wanted:
             raise FieldError(
@@ -86,11 +87,11 @@ def _select(names: list[str], target_modules: str | list[str], adaptable: list[s
             raise FieldError(field, f"{target_modules!r} matches no module.", remedy=_choices(adaptable))
         return chosen
     for pattern in target_modules:
-        if not any(_matches(name, pattern) for name in names):
+        if not any(matches(name, pattern) for name in names):
             raise FieldError(field, f"{pattern!r} matches no module.", remedy=_choices(adaptable))
     if not target_modules:
         raise FieldError(field, "is empty.", remedy=_choices(adaptable))
-    return [name for name in names if any(_matches(name, pattern) for pattern in target_modules)]
+    return [name for name in names if any(matches(name, pattern) for pattern in target_modules)]
 
 
 def adapted(model: Any, kind: Any, targets: list[str], base_folder: Path, **settings: Any) -> Any:
@@ -159,7 +160,8 @@ def _name_of(structure: Any, wanted: Any) -> str | None:
     return next((name for name, module in structure.named_modules() if module is wanted), None)
 
 
-def _matches(name: str, pattern: str) -> bool:
+def matches(name: str, pattern: str) -> bool:
+    """Whether a module is called so, or its path ends in it."""
     return name == pattern or name.endswith(f".{pattern}")
 
 

@@ -9,7 +9,7 @@ from pydantic import Field, model_validator
 from peftkit.data.formats import AUTO, FORMATS
 from peftkit.metrics import METRICS
 from peftkit.recipe.evidence import Expectation, Generation
-from peftkit.recipe.hyperparameters import Lora, Quantization, Training
+from peftkit.recipe.hyperparameters import Base, Init, Lora, Quantization, Training
 from peftkit.recipe.methods import METHODS, Method, Traits
 from peftkit.recipe.section import Section, disagree
 
@@ -21,64 +21,6 @@ if TYPE_CHECKING:
     Format: TypeAlias = str
 else:
     Format = Literal[(AUTO, *FORMATS)]
-
-
-class Init(Section):
-    """The shape of a new GPT-2, made with random weights instead of loading a pretrained base."""
-
-    n_layer: Positive = 12
-    """Layers: transformer blocks stacked on each other."""
-
-    n_head: Positive = 12
-    """Attention heads in each layer; `n_embd` must be a multiple of it."""
-
-    n_embd: Positive = 768
-    """Hidden size: the width of the vectors that run through the model."""
-
-    vocab_size: Positive = 50257
-    """Tokens the model knows. A byte-level BPE tokenizer of this size is trained on the training text, so at least
-    258: the 256 bytes, the end of text and the padding."""
-
-    n_positions: Positive = 1024
-    """Longest sequence, in tokens, that the model can see."""
-
-    tokenizer: str | None = None
-    """Hub name or folder of a tokenizer to use instead of training one; `vocab_size` must have room for it."""
-
-    @model_validator(mode="after")
-    def _heads_share_the_width(self) -> Init:
-        if self.n_embd % self.n_head:
-            disagree(("n_embd", f"{self.n_embd} is not a multiple of n_head {self.n_head}. Change one of them."))
-        return self
-
-
-class Base(Section):
-    """The model that training starts from."""
-
-    model: str | None = None
-    """Hub name (`gpt2`), a folder in the Transformers format, or `builtin:tiny-gpt2`, which is part of peftkit."""
-
-    revision: str | None = None
-    """Commit, tag or branch of a hub model. A commit's hash is the only name that never moves."""
-
-    init: Init | None = None
-    """Make a new GPT-2 of this shape instead of loading one. Only `method: full` can train it."""
-
-    dropout: Annotated[float, Field(ge=0, lt=1)] | None = None
-    """Probability with which values are dropped after embeddings, attention and each block while training. Unset:
-    the base's own."""
-
-    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    """Dtype of the frozen weights of the base. `auto`: bfloat16 on a GPU that computes in it and
-    float32 elsewhere. Weights that are trained are always float32."""
-
-    @model_validator(mode="after")
-    def _one_origin(self) -> Base:
-        if (self.model is None) == (self.init is None):
-            raise ValueError("Give exactly one of model and init.")
-        if self.init and self.revision:
-            disagree(("revision", "belongs to a hub model; a base made from init has none. Remove it."))
-        return self
 
 
 class Source(Section):
