@@ -14,7 +14,7 @@ from peftkit.recipe.advice import Advice, Between, Measure, OneOf
 
 __all__ = ["COMPARED", "KINDS", "METHODS", "Method", "Traits", "sections", "title_of", "unused_sections"]
 
-Method = Literal["full", "lora", "qlora"]
+Method = Literal["full", "lora", "qlora", "ia3"]
 
 
 @dataclass(frozen=True)
@@ -137,6 +137,29 @@ METHODS: Final[Mapping[str, Traits]] = {
         advice=_LORA_ADVICE,
         mutable=("lora_alpha", "lora_dropout"),
         drafted={"r": None, "lora_alpha": None, "target_modules": "all-linear"},
+    ),
+    "ia3": Traits(
+        code="ia3",
+        title="IA3",
+        rates=Between(1e-3, 1e-2, "3e-3 in Liu et al. 2022, section 3.6", ("ia3",)),
+        rarely=(1e-4, 3e-2),
+        section="ia3",
+        compared=False,
+        advice={
+            "target_modules": Advice(
+                (OneOf(("auto",), "keys, values and feedforward layers in Liu et al. 2022, section 3.3"),),
+                named={"all-linear": "more vectors, which are few numbers still"},
+            ),
+            "feedforward_modules": Advice(
+                (OneOf(("auto",), "the inputs of the last feedforward layer in Liu et al. 2022, section 3.3"),),
+                named={"[]": "every vector scales outputs"},
+            ),
+            "modules_to_save": Advice(
+                (OneOf((None,), "PEFT's documentation of IA3Config"),),
+                named={"a list": "as for a head or new tokens; the adapter grows by these modules' whole weights"},
+            ),
+        },
+        drafted={"target_modules": None},
     ),
 }
 

@@ -13,7 +13,7 @@ from peftkit.recipe.hyperparameters import Base, Init, Lora, Quantization, Train
 from peftkit.recipe.methods import METHODS, Method, Traits
 from peftkit.recipe.section import Section, disagree
 
-__all__ = ["Base", "Data", "Format", "Init", "Method", "Precision", "Recipe", "Source"]
+__all__ = ["Base", "Data", "Format", "Ia3", "Init", "Method", "Precision", "Recipe", "Source"]
 
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
 Positive = Annotated[int, Field(gt=0)]
@@ -195,6 +195,22 @@ def _as_list(sources: Source | list[Source] | float | None) -> list[Source]:
     return sources if isinstance(sources, list) else []
 
 
+class Ia3(Section):
+    """The adapter of `method: ia3` (Liu et al. 2022): a vector for each module, which scales what it computes."""
+
+    target_modules: str | list[str] = "auto"
+    """Layers that get a vector: `auto` (what PEFT names for the model: `c_attn` and `mlp.c_proj` for GPT-2, `k_proj`,
+    `v_proj` and `down_proj` for Llama), `all-linear` (every layer but the head), a list of names, or one regular
+    expression over whole module names."""
+
+    feedforward_modules: Literal["auto"] | list[str] = "auto"
+    """Those of the layers whose inputs are scaled, and not their outputs: `auto` (the last layer of each feedforward
+    block), or a list of names."""
+
+    modules_to_save: list[str] | None = None
+    """Modules trained whole beside the vectors and saved with them."""
+
+
 class Recipe(Section):
     """One fine-tuning run, complete."""
 
@@ -205,13 +221,17 @@ class Recipe(Section):
     """One line that says what the recipe is for; `peftkit recipes list` shows it."""
 
     method: Method = "lora"
-    """`full` trains every weight, `lora` adapters on a full-precision base, `qlora` adapters on a quantised one."""
+    """`full` trains every weight, `lora` adapters on a full-precision base, `qlora` adapters on a quantised one, `ia3`
+    vectors that scale what layers of a full-precision base compute."""
 
     base: Base
     """The model that training starts from."""
 
     lora: Lora = Lora()
     """The adapter, for `lora` and `qlora`: arguments of PEFT's `LoraConfig`."""
+
+    ia3: Ia3 = Ia3()
+    """The vectors, for `ia3`."""
 
     quantization: Quantization = Quantization()
     """The quantised base, for `qlora`: arguments of Transformers' `BitsAndBytesConfig`."""
@@ -220,7 +240,7 @@ class Recipe(Section):
     """What the model is trained on."""
 
     training: Training = Training()
-    """Hyperparameters, the same for all three methods: arguments of Transformers' `TrainingArguments`."""
+    """Hyperparameters, the same for all methods: arguments of Transformers' `TrainingArguments`."""
 
     precision: Precision = "auto"
     """Dtype of the matmuls while training. `auto`: bf16 where the GPU has it, fp16 on older GPUs, fp32 on

@@ -13,6 +13,7 @@ from peftkit.recipe.explain import Explained, explain_field, explain_recipe, set
 from peftkit.recipe.fields import find_fields
 from peftkit.recipe.library import find_recipe
 from peftkit.recipe.loader import load_recipe
+from peftkit.recipe.methods import METHODS, sections, unused_sections
 
 
 def explained(path: Path, field: str, *overrides: str, method: str | None = None) -> Explained:
@@ -134,7 +135,8 @@ FIELDS = [path for path in fields_of(SCHEMA) if path[0] not in HEADINGS]
 
 
 def recipe_with(path: tuple[str, ...], value: object) -> dict[str, Any]:
-    recipe: dict[str, Any] = {"method": "qlora"}
+    users = [method for method in METHODS if path[0] not in unused_sections(method)]
+    recipe: dict[str, Any] = {"method": users[-1] if path[0] in sections() else "qlora"}
     place = recipe
     for part in path[:-1]:
         place = place.setdefault(part, {})
