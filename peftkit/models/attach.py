@@ -125,7 +125,7 @@ def adapted(model: Any, kind: Any, targets: list[str], base_folder: Path, **sett
 
 def inner_model(model: Any) -> Any:
     """The language model itself, inside its adapter where it has one."""
-    return model.get_base_model() if hasattr(model, "peft_config") else model
+    return model.get_base_model() if hasattr(model, "get_base_model") else model
 
 
 def embedding_modules(structure: Any) -> list[str]:
