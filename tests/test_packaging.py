@@ -15,9 +15,12 @@ from packaging.utils import canonicalize_name
 from packaging.version import Version
 
 from peftkit.compatibility import EXTRAS
+from peftkit.recipe.quantizers import QUANTIZERS
 from peftkit.runs.versions import LOWEST, NEWEST
 
 ROOT = Path(__file__).resolve().parents[1]
+FOR_USERS = (*EXTRAS, *(quantizer.extra for quantizer in QUANTIZERS.values() if quantizer.extra))
+"""The extras that a command or a recipe needs."""
 
 
 @pytest.mark.slow
@@ -57,7 +60,7 @@ def test_the_newest_tested_version_of_every_dependency_is_pinned() -> None:
 
 def test_the_lower_bound_of_every_dependency_is_its_lowest_tested_version() -> None:
     extras = project()["optional-dependencies"]
-    wanted = [*project()["dependencies"], *(requirement for name in EXTRAS for requirement in extras[name])]
+    wanted = [*project()["dependencies"], *(requirement for name in FOR_USERS for requirement in extras[name])]
     lowest = pins(LOWEST)
 
     assert [
@@ -94,7 +97,7 @@ def test_a_commands_extra_has_what_the_command_asks_for_and_belongs_to_the_tests
     assert {name: {name_of(requirement) for requirement in extras[name]} for name in EXTRAS} == {
         name: set(libraries) for name, libraries in EXTRAS.items()
     }
-    assert {f"peftkit[{name}]" for name in EXTRAS} <= set(extras["test"])
+    assert {f"peftkit[{name}]" for name in FOR_USERS} <= set(extras["test"])
 
 
 def project() -> dict[str, Any]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import logging
 import os
 import signal
 import sys
@@ -17,6 +16,7 @@ import peftkit
 from peftkit import console
 from peftkit.errors import PeftkitError, Stopped
 from peftkit.planning.processes import is_follower
+from peftkit.recipe.quantizers import hush
 
 __all__ = ["COMMANDS", "LazyGroup", "app", "main"]
 
@@ -126,7 +126,7 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """
     if not sys.warnoptions:
         warnings.simplefilter("ignore")  # the libraries' notes to programmers say nothing to a user
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # while imported, it tells which kernels are not there
+    hush()
     sys.exit(_status(arguments))
 
 

@@ -6,7 +6,6 @@ from concurrent.futures import ThreadPoolExecutor
 from copy import deepcopy
 from dataclasses import dataclass
 from functools import cached_property
-from logging import ERROR, getLogger
 from pathlib import Path
 from traceback import walk_tb
 from typing import Any
@@ -20,6 +19,7 @@ from peftkit.hub import Repo, cached_folder
 from peftkit.models.dtypes import loading_in
 from peftkit.models.published import find_hub_base
 from peftkit.models.weights import weight_files
+from peftkit.recipe.quantizers import hush
 from peftkit.recipe.references import BUILTIN_PREFIX
 from peftkit.recipe.schema import Base
 from peftkit.storage import sha256_of_file, sha256_of_json
@@ -211,7 +211,7 @@ def take_quiet() -> None:
     import datasets
     from transformers.utils import logging
 
-    getLogger("bitsandbytes").setLevel(ERROR)
+    hush()
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     datasets.disable_progress_bars()

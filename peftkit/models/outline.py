@@ -10,6 +10,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 from transformers.modeling_utils import AttentionInterface
 
 from peftkit.models.attach import embedding_modules, inner_model
@@ -105,14 +106,24 @@ def loss_parts(model: Any, precision: ChosenPrecision, device: Device) -> tuple[
 
 def held_bytes(model: Any) -> int:
     """Bytes of a model's tensors as they are held, each storage once."""
-    tensors = (*model.parameters(), *model.buffers())
-    return sum({_storage(tensor): tensor.untyped_storage().nbytes() for tensor in tensors}.values())
+    return sum({_storage(tensor): tensor.untyped_storage().nbytes() for tensor in _tensors(model)}.values())
+
+
+def _tensors(model: Any) -> Iterator[torch.Tensor]:
+    """A model's tensors; instead of one that is made of others, as a quantised weight of its scales, these."""
+    found = [*model.parameters(), *model.buffers()]
+    while found:
+        tensor = found.pop()
+        if is_traceable_wrapper_subclass(tensor):
+            found += [getattr(tensor, name) for name in tensor.__tensor_flatten__()[0]]
+        else:
+            yield tensor
 
 
 @contextmanager
 def kept_for_backward(model: Any) -> Iterator[Mapping[Any, int]]:
     """Bytes of what is kept for the backward pass within the block, by its storage, without the model's own tensors."""
-    own = {_storage(tensor) for tensor in (*model.parameters(), *model.buffers())}
+    own = {_storage(tensor) for tensor in _tensors(model)}
     kept: dict[Any, int] = {}
 
     def count(tensor: torch.Tensor) -> torch.Tensor:

@@ -5,6 +5,7 @@ The code of each is in `peftkit/models/quantization/`, in the file of its name.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -12,7 +13,7 @@ from typing import Any, Final
 
 from peftkit.errors import FieldError
 
-__all__ = ["PRESETS", "QUANTIZERS", "Quantizer", "check_available"]
+__all__ = ["PRESETS", "QUANTIZERS", "Quantizer", "check_available", "hush"]
 
 
 @dataclass(frozen=True)
@@ -31,6 +32,9 @@ class Quantizer:
     package: str
     """That has to be installed."""
 
+    loggers: tuple[str, ...] = ()
+    """Loggers that say which of its kernels a machine has while it is imported."""
+
     extra: str | None = None
     """The extra of peftkit's package that installs it; None for a library that is always there."""
 
@@ -47,6 +51,7 @@ QUANTIZERS: Final[Mapping[str, Quantizer]] = {
         tried={"quantise to 4 bits": "nf4-double", "quantise to 8 bits": "int8"},
         widths=(4, 8),
         package="bitsandbytes",
+        loggers=("bitsandbytes",),
     ),
 }
 
@@ -56,6 +61,13 @@ PRESETS: Final[Mapping[str, Mapping[str, Any]]] = {
     for name, values in quantizer.presets.items()
 }
 """Every preset, by its name."""
+
+
+def hush() -> None:
+    """Keep what the libraries say while they are imported off the terminal, as nobody can act on it."""
+    for quantizer in QUANTIZERS.values():
+        for name in quantizer.loggers:
+            logging.getLogger(name).setLevel(logging.ERROR)
 
 
 def check_available(backend: str) -> None:
