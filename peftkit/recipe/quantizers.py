@@ -53,6 +53,14 @@ QUANTIZERS: Final[Mapping[str, Quantizer]] = {
         package="bitsandbytes",
         loggers=("bitsandbytes",),
     ),
+    "torchao": Quantizer(
+        presets={"torchao-int8": {"load_in_8bit": True}},
+        tried={"quantise to 8 bits by torchao": "torchao-int8"},
+        widths=(8,),
+        package="torchao",
+        loggers=("torchao", "torch.utils._pytree"),
+        extra="torchao",
+    ),
 }
 
 PRESETS: Final[Mapping[str, Mapping[str, Any]]] = {
