@@ -138,7 +138,7 @@ def test_an_adapter_goes_to_a_private_repository_and_is_sound_there(own: Path, h
         (arrived / name).write_bytes(content)
     check_sound(read_adapter(arrived))
     assert set(hub.files) == {path.name for path in own.iterdir()} - {"sample.json"}
-    assert b'from_pretrained("me/first")' in hub.files["README.md"]
+    assert b'from_pretrained(base, "me/first")' in hub.files["README.md"]
 
 
 def test_the_token_goes_to_the_hub_and_nowhere_else(own: Path, hub: Hub) -> None:
