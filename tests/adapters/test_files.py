@@ -105,9 +105,9 @@ def test_a_setting_of_the_wrong_kind_is_named(
 
 def test_another_kind_of_adapter_is_refused(write_adapter: WriteAdapter) -> None:
     folder = write_adapter()
-    (folder / "adapter_config.json").write_text(json.dumps({"peft_type": "IA3"}), encoding="utf-8")
+    (folder / "adapter_config.json").write_text(json.dumps({"peft_type": "LOKR"}), encoding="utf-8")
 
-    with pytest.raises(TargetError, match="is of the kind IA3"):
+    with pytest.raises(TargetError, match="is of the kind LOKR"):
         read_adapter(folder)
 
 
