@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 SLOW_STEP = (
-    "training.gradient_accumulation_steps=64", "training.max_steps=2", "training.save_strategy=no",
+    "training.gradient_accumulation_steps=160", "training.max_steps=2", "training.save_strategy=no",
     "training.eval_strategy=no", "data.validation=null",
 )  # fmt: skip
 """A step that takes seconds, so that a signal falls into the middle of it."""
@@ -21,7 +21,7 @@ SLOW_STEP = (
 
 def in_a_slow_step(work: Any) -> Any:
     """A run in the middle of its first step of two."""
-    work.write_training_rows(4 * 64)
+    work.write_training_rows(4 * 160)
     settings = [word for change in SLOW_STEP for word in ("--set", change)]
     command = work.start("train", "recipe.yaml", "--output", "run", *settings)
     command.wait_for(lambda: "parameters are trained" in command.log)
