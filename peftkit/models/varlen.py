@@ -8,8 +8,9 @@ builds no mask, and does not wait for the GPU to see whether documents are packe
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
@@ -32,34 +33,8 @@ _WITHOUT = ("softcap", "s_aux", "position_bias")
 """Options of Transformers' attention functions that change the scores, which the kernel does not know."""
 
 
-class Kernel(Protocol):
-    """Causal attention within documents that follow each other in one row."""
-
-    def __call__(
-        self,
-        query: torch.Tensor,
-        key: torch.Tensor,
-        value: torch.Tensor,
-        bounds: torch.Tensor,
-        longest: int,
-        *,
-        scale: float,
-        dropout: float,
-        window: int,
-    ) -> torch.Tensor:
-        """The attended values [tokens, heads, width].
-
-        Args:
-            query: [tokens, heads, width].
-            key: [tokens, key heads, width]; each key head serves an equal number of query heads.
-            value: like `key`.
-            bounds: where documents begin, and the number of all tokens, [documents + 1], int32.
-            longest: at least the tokens of the longest document.
-            scale: what scores are multiplied by.
-            dropout: the probability with which a weight is dropped.
-            window: how many tokens before its own a query sees; -1 for all.
-        """
-        ...
+Kernel = Callable[..., torch.Tensor]
+"""Causal attention within documents that follow each other in one row; it is called as `flash_kernel` is."""
 
 
 def has_varlen() -> bool:
@@ -97,10 +72,20 @@ def flash_kernel(
     dropout: float,
     window: int,
 ) -> torch.Tensor:
-    """The `Kernel` of torch, for CUDA from Ampere on and 16-bit values.
+    """The `Kernel` of torch, for CUDA from Ampere on and 16-bit values; gives [tokens, heads, width].
 
     `varlen_attn` has no dropout; the operator that it calls has. It also serves torch before 2.11, whose `varlen_attn`
     takes neither a scale nor a window.
+
+    Args:
+        query: [tokens, heads, width].
+        key: [tokens, key heads, width]; each key head serves an equal number of query heads.
+        value: like `key`.
+        bounds: where documents begin, and the number of all tokens, [documents + 1], int32.
+        longest: at least the tokens of the longest document.
+        scale: what scores are multiplied by.
+        dropout: the probability with which a weight is dropped.
+        window: how many tokens before its own a query sees; -1 for all.
     """
     inputs = (query, key, value, bounds, bounds, longest, longest)
     public, asks_for_groups = varlen_attention()
