@@ -21,4 +21,5 @@ __version__ = "0.1.0"
 def __getattr__(name: str) -> object:
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    import_module("peftkit.recipe.quantizers").hush()  # before the libraries are imported, which say much
     return getattr(import_module("peftkit.api"), name)

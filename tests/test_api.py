@@ -44,6 +44,14 @@ def test_importing_the_package_imports_no_library() -> None:
     assert subprocess.run([sys.executable, "-c", LIGHT], check=False).returncode == 0
 
 
+def test_the_first_function_imports_the_libraries_without_their_notes() -> None:
+    code = "import peftkit; peftkit.base_folder('builtin:tiny-gpt2')"
+
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+
+    assert (done.stdout, done.stderr) == ("", "")
+
+
 def test_every_function_is_there_and_nothing_else() -> None:
     assert all(callable(getattr(peftkit, name)) for name in peftkit.__all__)
     with pytest.raises(AttributeError, match="no attribute 'trian'"):
