@@ -18,6 +18,7 @@ from benchmarks.contenders import TRAINING, common_arguments, measured, train_as
 from benchmarks.gpu.contest import Contest
 from benchmarks.gpu.device import device, half_dtype, peak_bytes
 from benchmarks.gpu.trace import StepObserver
+from peftkit.models.attach import inner_model
 from peftkit.models.base import LocatedBase
 from peftkit.models.varlen import VARLEN
 
@@ -151,12 +152,11 @@ def _peftkit(contest: Contest, clock: StepClock, folder: str) -> dict[str, Any]:
         _attend_by(model, contest.attention)
     with run.folder.created(run.file.resolved_yaml(), run.manifest), measured(clock):
         result = train(model, run)
-    inner = model.get_base_model() if hasattr(model, "get_base_model") else model
     return {
         "own_tokens_per_second": result.tokens_per_second,
         "own_peak_bytes": result.peak_memory_bytes,
         "planned_bytes": planned.peak_memory_bytes,
-        "attention": inner.config._attn_implementation,
+        "attention": inner_model(model).config._attn_implementation,
         "precision": run.precision,
     }
 
@@ -185,8 +185,7 @@ def _recipe(contest: Contest, clock: StepClock) -> dict[str, Any]:
 
 def _attend_by(model: Any, attention: str) -> None:
     """Set the attention that is to be compared, instead of the one that was chosen."""
-    inner = model.get_base_model() if hasattr(model, "get_base_model") else model
-    inner.set_attn_implementation(VARLEN if attention == "varlen" else attention)
+    inner_model(model).set_attn_implementation(VARLEN if attention == "varlen" else attention)
 
 
 def _stock_model(contest: Contest) -> Any:

@@ -32,22 +32,21 @@ def use_lora_kernel(module: nn.Module) -> None:
     module.__class__ = _KERNELS.get(type(module), type(module))
 
 
-class _LoraLinear(lora.Linear):  # type: ignore[misc]  # PEFT has no types
+class _Kernel:
     def forward(self, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
         """What PEFT's own `forward` gives."""
         if args or kwargs or not _is_plain(self):
-            result: torch.Tensor = super().forward(x, *args, **kwargs)
+            result: torch.Tensor = super().forward(x, *args, **kwargs)  # type: ignore[misc]  # of PEFT's layer
             return result
         return _lora_linear(self, x)
 
 
-class _LoraLinear4bit(lora.Linear4bit):  # type: ignore[misc]
-    def forward(self, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
-        """What PEFT's own `forward` gives."""
-        if args or kwargs or not _is_plain(self):
-            result: torch.Tensor = super().forward(x, *args, **kwargs)
-            return result
-        return _lora_linear(self, x)
+class _LoraLinear(_Kernel, lora.Linear):  # type: ignore[misc]  # PEFT has no types
+    pass
+
+
+class _LoraLinear4bit(_Kernel, lora.Linear4bit):  # type: ignore[misc]
+    pass
 
 
 _KERNELS: Final[dict[Any, Any]] = {lora.Linear: _LoraLinear, lora.Linear4bit: _LoraLinear4bit}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -163,6 +163,10 @@ class StepMemory:
         """All of it together; see `parts`."""
         return sum(self.parts(rows, **changes).values())
 
+    def fits(self, rows: int) -> bool:
+        """Whether so many rows are estimated to fit."""
+        return self.peak_bytes(rows) <= self.limit_bytes
+
 
 @dataclass(frozen=True)
 class Fit:
@@ -184,10 +188,10 @@ def halved_batch(rows: int, accumulation: int) -> tuple[int, int] | None:
     return None if smaller is None else (smaller, accumulation * rows // smaller)
 
 
-def fitting_batch(step: StepMemory, rows: int, accumulation: int) -> tuple[int, int] | None:
-    """The largest of the smaller batches whose step is estimated to fit, or one row; None where it is one row."""
+def fitting_batch(fits: Callable[[int], bool], rows: int, accumulation: int) -> tuple[int, int] | None:
+    """The first of ever smaller batches whose rows fit, or one row; None where it is one row already."""
     batch = halved_batch(rows, accumulation)
-    while batch and step.peak_bytes(batch[0]) > step.limit_bytes and (smaller := halved_batch(*batch)):
+    while batch and not fits(batch[0]) and (smaller := halved_batch(*batch)):
         batch = smaller
     return batch
 
@@ -199,7 +203,7 @@ def what_fits(step: StepMemory, recipe: Recipe) -> list[Fit]:
 
 def _changes(step: StepMemory, recipe: Recipe) -> Iterator[Fit]:
     training = recipe.training
-    if batch := fitting_batch(step, step.rows, -(-training.effective_batch // step.rows)):
+    if batch := fitting_batch(step.fits, step.rows, -(-training.effective_batch // step.rows)):
         rows, accumulation = batch
         text = f"training.per_device_train_batch_size={rows} with gradient_accumulation_steps={accumulation}"
         yield Fit(text, step.peak_bytes(rows))

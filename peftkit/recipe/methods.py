@@ -7,7 +7,7 @@ line offers the names before a recipe is loaded.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Final, Literal, get_args
 
 from peftkit.recipe.advice import Advice, Between, Measure, OneOf
@@ -110,6 +110,17 @@ _LORA_ADVICE: Mapping[str, Advice] = {
     ),
 }
 
+_OF_LORA = Traits(
+    code="lora",
+    title="LoRA",
+    rates=Between(1e-4, 5e-4, "Hu et al. 2021, appendix D", ("lora",)),
+    rarely=(5e-5, 2e-3),
+    section="lora",
+    advice=_LORA_ADVICE,
+    mutable=("lora_alpha", "lora_dropout"),
+    drafted={"r": None, "lora_alpha": None, "target_modules": None},
+)
+
 METHODS: Final[Mapping[str, Traits]] = {
     "full": Traits(
         code="full",
@@ -117,26 +128,13 @@ METHODS: Final[Mapping[str, Traits]] = {
         rates=Between(2e-5, 5e-5, "Devlin et al. 2019, appendix A.3", ("full",)),
         rarely=(1e-6, 1e-4),
     ),
-    "lora": Traits(
-        code="lora",
-        title="LoRA",
-        rates=Between(1e-4, 5e-4, "Hu et al. 2021, appendix D", ("lora",)),
-        rarely=(5e-5, 2e-3),
-        section="lora",
-        advice=_LORA_ADVICE,
-        mutable=("lora_alpha", "lora_dropout"),
-        drafted={"r": None, "lora_alpha": None, "target_modules": None},
-    ),
-    "qlora": Traits(
-        code="lora",
+    "lora": _OF_LORA,
+    "qlora": replace(
+        _OF_LORA,
         title="QLoRA",
         rates=Between(1e-4, 2e-4, "Dettmers et al. 2023, appendix B", ("qlora",)),
-        rarely=(5e-5, 2e-3),
-        section="lora",
         quantizes=True,
-        advice=_LORA_ADVICE,
-        mutable=("lora_alpha", "lora_dropout"),
-        drafted={"r": None, "lora_alpha": None, "target_modules": "all-linear"},
+        drafted={**_OF_LORA.drafted, "target_modules": "all-linear"},
     ),
     "ia3": Traits(
         code="ia3",

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from peftkit.errors import MemoryRunError
-from peftkit.planning.memory import halved_batch
+from peftkit.planning.memory import fitting_batch
 from peftkit.recipe.hyperparameters import Training
 from peftkit.recipe.loader import RecipeFile
 
@@ -35,9 +35,7 @@ def smaller_batch(
         known = found or {"recipe": before, "used": before}
         first = known.get("evaluation", [training.per_device_eval_batch_size])[0]
         return ({_EVALUATION: rows}, {**known, "evaluation": [first, rows]}) if rows else None
-    smaller = halved_batch(*before)
-    while smaller is not None and error.rows is not None and smaller[0] > max(1, error.rows):
-        smaller = halved_batch(*smaller)
+    smaller = fitting_batch(lambda rows: error.rows is None or rows <= error.rows, *before)
     if smaller is None:
         return None
     return dict(zip(_TRAINING, smaller, strict=True)), {"recipe": before, **(found or {}), "used": list(smaller)}

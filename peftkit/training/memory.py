@@ -123,7 +123,7 @@ def _told(line: str, step: StepMemory, recipe: Recipe, *, in_pass: bool) -> Memo
     if not in_pass and alone > step.limit_bytes:
         line += f" Without any row, {console.size(alone)} are needed, so that no smaller batch would fit."
     helps = in_pass or alone <= step.limit_bytes
-    smaller = fitting_batch(step, step.rows, 1)
+    smaller = fitting_batch(step.fits, step.rows, 1)
     return MemoryRunError(
         line,
         where="training",

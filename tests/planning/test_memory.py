@@ -323,8 +323,8 @@ def test_the_next_batch_is_the_largest_half_that_fits_or_one_row(
 
     fitting = [half for half in halves[1:] if step.peak_bytes(half[0]) <= step.limit_bytes]
 
-    assert fitting_batch(step, rows, accumulation) == (fitting or halves[-1:])[0]
-    assert fitting_batch(step, 1, accumulation) is None
+    assert fitting_batch(step.fits, rows, accumulation) == (fitting or halves[-1:])[0]
+    assert fitting_batch(step.fits, 1, accumulation) is None
 
 
 def test_a_gpu_without_other_processes_has_all_that_the_driver_does_not_need() -> None:
