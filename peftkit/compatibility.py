@@ -1,19 +1,22 @@
 """Where the supported versions of the libraries differ, each difference once, with the version that made it.
 
 Recipes and this package use the newest names; older libraries get theirs from here. A difference is recognised by what
-a library has, not by its version.
+a library has where that can be seen, and otherwise by its version.
 """
 
 from __future__ import annotations
 
 import inspect
 from collections.abc import Container, Mapping
+from importlib.metadata import version
 from importlib.util import find_spec
 from typing import Any, Final
 
+from packaging.version import Version
+
 from peftkit.errors import InputError
 
-__all__ = ["EXTRAS", "RENAMED", "require_extra", "spelled", "varlen_attention"]
+__all__ = ["EXTRAS", "RENAMED", "peft_loses_biases", "require_extra", "spelled", "varlen_attention"]
 
 RENAMED: Final[Mapping[str, str]] = {
     # TrainingArguments, Transformers 5.23
@@ -52,6 +55,11 @@ def varlen_attention() -> tuple[Any | None, bool]:
             names = inspect.signature(varlen_attn).parameters
             _varlen.append((varlen_attn if "window_size" in names else None, "enable_gqa" in names))
     return _varlen[0]
+
+
+def peft_loses_biases() -> bool:
+    """Whether PEFT saves an adapter with `bias="lora_only"` without the biases, as versions before 0.21 do."""
+    return Version(version("peft")) < Version("0.21")
 
 
 def require_extra(command: str) -> None:

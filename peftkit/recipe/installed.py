@@ -14,7 +14,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from peftkit.compatibility import spelled
+from peftkit.compatibility import peft_loses_biases, spelled
 from peftkit.errors import FieldError
 from peftkit.recipe.libraries import (
     BITSANDBYTES_CONFIG,
@@ -36,10 +36,10 @@ __all__ = ["check_installed", "installed_arguments", "installed_listing", "insta
 
 
 def check_installed(recipe: Recipe) -> None:
-    """See that the installed libraries have every argument that a recipe passes on to them.
+    """See that the installed libraries have every argument that a recipe passes on to them, and carry it out.
 
     Raises:
-        FieldError: one is missing; names the version that has it.
+        FieldError: one is missing or without effect; names the version that has it.
     """
     for home in type(recipe).model_fields:
         section = getattr(recipe, home)
@@ -50,6 +50,12 @@ def check_installed(recipe: Recipe) -> None:
             _check(
                 f"{home}.{name}", next(iter(spelled({name: None}, known))), known, "argument", section.library.package
             )
+    if recipe.trains_adapter and recipe.lora.bias == "lora_only" and peft_loses_biases():
+        raise FieldError(
+            "lora.bias",
+            f"peft {version('peft')}, which is installed, does not save the biases that lora_only trains.",
+            remedy="pip install 'peft>=0.21', or set lora.bias to all or none.",
+        )
     if recipe.base_quantization:
         check_available(recipe.base_quantization.backend)
     package = TRAINING_ARGUMENTS.package

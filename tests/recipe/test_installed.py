@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import json
 from collections.abc import Iterator
+from contextlib import nullcontext
 from importlib.metadata import version
 from pathlib import Path
 
@@ -90,6 +91,17 @@ def test_what_an_older_version_lacks_is_an_error_that_names_one_that_has_it(
 @pytest.mark.parametrize("change", ["training.eval_delay=1", "training.activation_checkpointing_kwargs={a: 1}"])
 def test_what_an_older_version_has_by_this_name_or_its_older_one_is_taken(change: str, recipe_path: Path) -> None:
     check_installed(load_recipe(recipe_path, overrides=[change]).recipe)
+
+
+@pytest.mark.parametrize("method", ["lora", "full"])
+def test_biases_that_an_older_peft_would_not_save_are_refused_where_they_are_trained(
+    method: str, recipe_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("peftkit.compatibility.version", {"peft": "0.20.0"}.__getitem__)
+    recipe = load_recipe(recipe_path, method=method, overrides=["lora.bias=lora_only"]).recipe
+
+    with pytest.raises(FieldError, match=r"does not save the biases") if method == "lora" else nullcontext():
+        check_installed(recipe)
 
 
 @pytest.mark.usefixtures("older")
