@@ -5,8 +5,9 @@ from __future__ import annotations
 import atexit
 import shutil
 import tempfile
+from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ import numpy as np
 from peftkit import console
 from peftkit.data.documents import Documents, Encoded, Encoder, Ints, encode, open_documents, write_documents
 from peftkit.data.formats import FORMATS
-from peftkit.data.formats.format import DataFormat
+from peftkit.data.formats.format import DataFormat, Writing
 from peftkit.data.sources import BAD_ROWS_SHOWN, Layout, Rows, layout_of, open_rows
 from peftkit.errors import RowsError, RunError
 from peftkit.recipe.schema import Data, Source
@@ -30,9 +31,9 @@ from peftkit.storage import (
     write_json,
 )
 
-__all__ = ["Corpus", "Part", "Reading", "check_rows", "encoder_of", "load_corpus"]
+__all__ = ["Corpus", "Part", "Reading", "check_rows", "encoder_of", "load_corpus", "writing_of"]
 
-_VERSION = 1  # of what is kept: another one is made anew
+_VERSION = 2  # of what is kept: another one is made anew
 _READING_NAME = "reading.json"
 
 
@@ -52,12 +53,20 @@ class Reading:
     first_bad: list[str] = field(default_factory=list)
     """Place and reason of the first ten."""
 
+    ignored: dict[str, int] = field(default_factory=dict)
+    """Columns that are not used, with the rows that have a value there."""
+
+    notes: dict[str, int] = field(default_factory=dict)
+    """What an audit counts of the documents."""
+
     def add(self, batch: Encoded) -> None:
         """Count a batch of rows."""
         self.rows += batch.rows
         self.empty += batch.empty
         self.bad += len(batch.bad)
         self.first_bad += batch.bad[: BAD_ROWS_SHOWN - len(self.first_bad)]
+        self.ignored = dict(Counter(self.ignored) + batch.ignored)
+        self.notes = dict(Counter(self.notes) + batch.notes)
 
 
 @dataclass(frozen=True)
@@ -68,6 +77,9 @@ class Corpus:
     identity: dict[str, Any]
     reading: Reading
     documents: Documents
+    end_tokens: list[int]
+    """The tokens that end what is learnt, at which generation is to stop."""
+
     place_of: Callable[[int], str]
     """Where a document's row is: its file and line. The rows are read again for it."""
 
@@ -105,12 +117,19 @@ def load_corpus(source: Source, data: Data, tokenizer: Any, field: str) -> Corpu
     folder = _made(place, lambda folder: _write(folder, rows, encoder, data))
     reading = Reading(**{**read_json(folder / _READING_NAME), "why": why})  # it may have been kept for another recipe
     identity = {**rows.identity, "rows": reading.rows}
-    return Corpus(rows.name, identity, reading, open_documents(folder), partial(_place_of, rows, encoder))
+    place_of = partial(_place_of, rows, encoder)
+    return Corpus(rows.name, identity, reading, open_documents(folder), encoder.end_tokens, place_of)
 
 
 def encoder_of(layout: Layout, data: Data, tokenizer: Any) -> Encoder:
     """What makes documents of rows of a layout."""
-    return Encoder(tokenizer, layout, layout.form.choose_template(data.template, tokenizer))
+    template = layout.form.choose_template(data.template, tokenizer)
+    return Encoder(tokenizer, layout, replace(writing_of(data), template=template), frozenset(data.ignore_columns))
+
+
+def writing_of(data: Data) -> Writing:
+    """How the rows of a recipe become text."""
+    return Writing(data.template, data.train_on, data.system)
 
 
 def check_rows(reading: Reading, data: Data, name: str) -> None:
@@ -146,7 +165,8 @@ def _key(rows: Rows, source: Source, data: Data, encoder: Encoder) -> str:
         "limit": source.limit,
         "sample_by": data.sample_by,
         "shape": [layout.form.name, dict(layout.columns), dict(layout.optional)],
-        "template": encoder.template,
+        "writing": asdict(encoder.writing),
+        "ignored": sorted(encoder.ignore_columns),
         "tokenizer": _tokenizer_hashes(encoder.tokenizer),
     }
     return sha256_of_json(parts)[:32]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import multiprocessing
 import os
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -21,9 +21,10 @@ import numpy as np
 import numpy.typing as npt
 
 from peftkit.data.files import Row
-from peftkit.data.formats.format import RowError, Tokenised
+from peftkit.data.formats.format import SILENT, RowError, Writing
+from peftkit.data.formats.spans import Tokenised
 from peftkit.data.sources import Layout
-from peftkit.errors import RunError
+from peftkit.errors import RunError, printable
 
 __all__ = ["Documents", "Encoded", "Encoder", "Ints", "encode", "open_documents", "read_row", "write_documents"]
 
@@ -100,6 +101,7 @@ def open_documents(folder: Path) -> Documents:
     return Documents(**columns)
 
 
+_NOTHING: Final[tuple[Any, ...]] = (None, "", [], {}, "[]", "{}")  # values of columns that say nothing
 _ROWS_AT_ONCE = 1000
 _CHARACTERS_AT_ONCE = 1 << 20  # bounds the memory of a batch where rows are long
 _BATCHES_INLINE = 16  # fewer are done before a second process would have started
@@ -115,6 +117,12 @@ class Encoded:
     bad: list[str]
     """Place and reason of each row that cannot be used."""
 
+    ignored: Counter[str]
+    """Columns that are not used, with the rows that have a value there."""
+
+    notes: Counter[str]
+    """What the format has noted, with the documents of which it is true."""
+
 
 @dataclass(frozen=True)
 class Encoder:
@@ -122,37 +130,61 @@ class Encoder:
 
     tokenizer: Any
     layout: Layout
-    template: str | None
+    writing: Writing
+    ignore_columns: frozenset[str] = frozenset()
+    """Columns that the recipe says are not to be used."""
 
     def __call__(self, rows: list[Row]) -> Encoded:
         """The documents of a batch, in order."""
         numbers: list[int] = []
         contents: list[Any] = []
         bad: list[tuple[int, RowError]] = []
+        ignored: Counter[str] = Counter()
         for number, row in enumerate(rows):
             try:
-                content = read_row(row, self.layout, self.template)
+                unused = self._unused(row)
+                content = read_row(row, self.layout, self.writing)
             except RowError as error:
                 bad.append((number, error))
                 continue
+            ignored.update(unused)
             if content is not None:
                 numbers.append(number)
                 contents.append(content)
         empty = len(rows) - len(bad) - len(contents)
         good: list[Tokenised] = []
-        for number, item in zip(numbers, self.layout.form.encode(contents, self.tokenizer, self.template), strict=True):
+        for number, item in zip(numbers, self.layout.form.encode(contents, self.tokenizer, self.writing), strict=True):
             if isinstance(item, RowError):
                 bad.append((number, item))
             else:
                 good.append(item)
         named = [f"{rows[number].place}: {error}." for number, error in sorted(bad, key=itemgetter(0))]
-        return Encoded(self._documents(good), len(rows), empty, named)
+        notes = Counter(note for item in good for note in item.notes)
+        return Encoded(self._documents(good), len(rows), empty, named, ignored, notes)
+
+    def _unused(self, row: Row) -> list[str]:
+        """The columns of a row that have a value and are not used.
+
+        Raises:
+            RowError: one of them could change what is trained on.
+        """
+        unused = [name for name, value in row.values.items() if name not in self._used and value not in _NOTHING]
+        strange = [name for name in unused if name not in self.ignore_columns and name.casefold() not in SILENT]
+        if strange:
+            form = self.layout.form.name
+            ways = f"format {form} does not use; use data.columns, or name it in data.ignore_columns"
+            raise RowError(f"has a column {printable(strange[0])}, which {ways}")
+        return unused
+
+    @cached_property
+    def _used(self) -> frozenset[str]:
+        return self.layout.used
 
     def _documents(self, found: list[Tokenised]) -> Documents:
-        total = sum(len(ids) for ids, _ in found)
-        input_ids = np.fromiter(chain.from_iterable(ids for ids, _ in found), np.int32, total)
-        taught = np.fromiter(chain.from_iterable(labels for _, labels in found), np.bool_, total)
-        lengths = np.array([len(ids) for ids, _ in found], np.int32)
+        total = sum(len(document.ids) for document in found)
+        input_ids = np.fromiter(chain.from_iterable(document.ids for document in found), np.int32, total)
+        taught = np.fromiter(chain.from_iterable(document.in_loss for document in found), np.bool_, total)
+        lengths = np.array([len(document.ids) for document in found], np.int32)
         label_tokens, ends = np.zeros(len(found), np.int32), np.zeros(len(found), np.bool_)
         digests = np.zeros(len(found), np.uint64)
         start = 0
@@ -161,20 +193,19 @@ class Encoder:
             taught[start] = False
             places = np.flatnonzero(taught[start:stop])
             label_tokens[index] = len(places)
-            ends[index] = bool(len(places)) and int(input_ids[start + places[-1]]) in self._end_tokens
+            ends[index] = bool(len(places)) and int(input_ids[start + places[-1]]) in self.end_tokens
             content = input_ids[start:stop].tobytes() + taught[start:stop].tobytes()
             digests[index] = int.from_bytes(blake2b(content, digest_size=8).digest(), "little")
             start = stop
         return Documents(input_ids, taught, lengths, label_tokens, ends, digests)
 
     @cached_property
-    def _end_tokens(self) -> frozenset[int]:
-        """Tokens that a text or a turn may end with: chat models have one of their own as well as the end of text."""
-        special = {index for index, token in self.tokenizer.added_tokens_decoder.items() if token.special}
-        return frozenset({self.tokenizer.eos_token_id, *special})
+    def end_tokens(self) -> list[int]:
+        """The tokens that end what is learnt, at which generation is to stop."""
+        return self.layout.form.end_tokens(self.tokenizer, self.writing)
 
 
-def read_row(row: Row, layout: Layout, template: str | None) -> Any:
+def read_row(row: Row, layout: Layout, writing: Writing) -> Any:
     """The content of a row, as its format reads it, or None if it is an empty text, which is not an error.
 
     Raises:
@@ -182,7 +213,7 @@ def read_row(row: Row, layout: Layout, template: str | None) -> Any:
     """
     if row.problem:
         raise RowError(row.problem)
-    return layout.form.read(layout.values_of(row), template)
+    return layout.form.read(layout.values_of(row), writing)
 
 
 def encode(rows: Iterable[Row], encoder: Encoder) -> Iterator[Encoded]:

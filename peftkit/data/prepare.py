@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from peftkit.data.corpus import Part, load_corpus
+from peftkit.data.corpus import Part, load_corpus, writing_of
 from peftkit.data.documents import read_row
 from peftkit.data.formats.format import RowError
 from peftkit.data.sequences import Fitted, Sequences, arrange, packs
@@ -83,6 +83,11 @@ class Prepared:
     def has_prompts(self) -> bool:
         """Whether all documents have a prompt and a completion."""
         return all(part.corpus.form.has_prompt for part in self.parts)
+
+    @property
+    def end_tokens(self) -> list[int]:
+        """The tokens that end what is learnt, at which generation is to stop."""
+        return list(dict.fromkeys(token for part in self.parts for token in part.corpus.end_tokens))
 
     def places(self, numbers: Iterable[int]) -> list[str]:
         """File and line of every document in some sequences of the data set."""
@@ -160,7 +165,7 @@ def texts(data: Data) -> Iterator[str]:
         layout, _ = layout_of(rows, own, "data.train")
         for row in rows:
             try:
-                content = read_row(row, layout, own.template)
+                content = read_row(row, layout, writing_of(own))
             except RowError:
                 continue  # it is reported when the rows are tokenised
             if content is None:

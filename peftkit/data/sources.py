@@ -148,12 +148,26 @@ class Layout:
     @classmethod
     def all_of(cls, form: DataFormat[Any]) -> Iterator[Layout]:
         """Every layout that a format is recognised by."""
-        return (cls(form, columns, {name: name for name in form.optional}) for columns in form.layouts)
+        for names in form.layouts:
+            required = {name: column for name, column in names.items() if name not in form.optional}
+            yield cls(form, required, {name: names.get(name, name) for name in form.optional})
 
     def renamed(self, names: Mapping[str, str]) -> Layout:
         """The layout with other columns of the rows, where `names` has any."""
         columns = {name: names.get(name, column) for name, column in self.columns.items()}
         return Layout(self.form, columns, {name: names.get(name, column) for name, column in self.optional.items()})
+
+    def spelled(self, present: Iterable[str]) -> Layout:
+        """The layout with the columns as rows write them, in capitals or not."""
+        written = {column.casefold(): column for column in present}
+        both = {**self.columns, **self.optional}
+        names = {name: written.get(column.casefold(), column) for name, column in both.items()}
+        return self.renamed({name: names[name] for name, column in both.items() if column not in present})
+
+    @property
+    def used(self) -> frozenset[str]:
+        """The columns of the rows that have a meaning."""
+        return frozenset((*self.columns.values(), *self.optional.values()))
 
     def knows(self, names: Mapping[str, str]) -> bool:
         """Whether the format has all of these columns of its own."""
@@ -209,13 +223,14 @@ def recognise(rows: Sequence[Row], data: Data, field: str, name: str) -> tuple[L
     """
     layouts = [layout for form in FORMATS.values() for layout in Layout.all_of(form) if layout.knows(data.columns)]
     layouts = [layout.renamed(data.columns) for layout in layouts if data.format in (AUTO, layout.form.name)]
-    columns = Counter(frozenset(name for name, value in row.values.items() if value is not None) for row in rows)
+    present_in = [frozenset(name for name, value in row.values.items() if value is not None) for row in rows]
+    columns = Counter(present_in)
+    first = dict(zip(reversed(present_in), reversed(rows), strict=True))
+    found = [(present, layout) for present, row in first.items() for layout in _closest(layouts, present, row)]
     if data.format != AUTO:
-        fitting = [layout for layout in layouts if any(layout.fits(present) for present in columns)]
-        if not fitting:
+        if not found:
             raise _columns_missing(layouts[0], columns, data, field)
-        return fitting[0], "the recipe says so"
-    found = [(present, layout) for present in columns for layout in _closest(layouts, present)]
+        return max(found, key=lambda each: columns[each[0]])[1], "the recipe says so"
     formats = {str(layout): layout for _, layout in found}
     if len(formats) == 1:
         layout = next(iter(formats.values()))
@@ -225,11 +240,15 @@ def recognise(rows: Sequence[Row], data: Data, field: str, name: str) -> tuple[L
     )
 
 
-def _closest(layouts: Sequence[Layout], present: frozenset[str]) -> Iterator[Layout]:
-    """The layouts of rows with these columns, without those that others hold and add to."""
-    fitting = [layout for layout in layouts if layout.fits(present)]
-    used = [({*layout.columns.values(), *layout.optional.values()} & present, layout) for layout in fitting]
-    return (layout for columns, layout in used if not any(columns < others for others, _ in used))
+def _closest(layouts: Sequence[Layout], present: frozenset[str], row: Row) -> Iterator[Layout]:
+    """The layouts of a row with these columns, without those that others hold and add to."""
+    spelled = [layout.spelled(present) for layout in layouts]
+    fitting = [layout for layout in spelled if layout.fits(present) and layout.form.takes(layout.values_of(row))]
+    used = [(layout.used & present, layout) for layout in fitting]
+    for place, (columns, layout) in enumerate(used):
+        same = any(columns == others and layout.form is other.form for others, other in used[:place])
+        if not same and not any(columns < others for others, _ in used):
+            yield layout
 
 
 def _columns_missing(layout: Layout, columns: Counter[frozenset[str]], data: Data, field: str) -> FieldError:

@@ -13,7 +13,8 @@ from torch.utils.data import DataLoader
 
 from peftkit.data.collator import Collator
 from peftkit.data.files import file_rows
-from peftkit.data.formats.format import NO_LABEL, RowError, first_tokens
+from peftkit.data.formats.format import NO_LABEL, RowError
+from peftkit.data.formats.spans import encode_spans
 from peftkit.data.sequences import Features
 from peftkit.errors import DataError
 from peftkit.models.loss import row_losses
@@ -139,14 +140,13 @@ def score_choices(
 
 def _rows(model: Any, tokenizer: Any, questions: Sequence[Question]) -> list[Features]:
     """Each prompt with each of its choices, of which the choice is what counts."""
-    first = first_tokens(tokenizer)
     seen = positions(model.config)
-    prompts = tokenizer([question.prompt for question in questions], add_special_tokens=False)["input_ids"]
+    texts = [(question.prompt, choice) for question in questions for choice in question.choices]
+    spans = [(prompt + choice, [(len(prompt), len(prompt + choice))]) for prompt, choice in texts]
     rows: list[Features] = []
-    for question, prompt in zip(questions, prompts, strict=True):
-        given = [*first, *prompt]
-        for choice in tokenizer(question.choices, add_special_tokens=False)["input_ids"]:
-            kept = given[-(seen - len(choice)) :] if seen and seen > len(choice) else given
-            labels = [NO_LABEL] * len(kept) + choice
-            rows.append({"input_ids": np.array(kept + choice, np.int32), "labels": np.array(labels, np.int32)})
+    for ids, in_loss, _ in encode_spans(spans, tokenizer, end=False):
+        chosen = sum(in_loss)
+        kept = slice(-seen if seen and seen > chosen else None, None)
+        labels = [token if counts else NO_LABEL for token, counts in zip(ids, in_loss, strict=True)]
+        rows.append({"input_ids": np.array(ids[kept], np.int32), "labels": np.array(labels[kept], np.int32)})
     return rows

@@ -242,8 +242,8 @@ class _Measured:
     def text(self, generation: Generation, save: Path | None = None) -> TextScores:
         """Scores of the completions that the target writes."""
         groups = wanted(self.prepared, self.opened.tokenizer)
-        prompts = [group.prompt for group in groups]
-        written = write(self.opened.model, self.opened.tokenizer, prompts, generation)
+        prompts = [group.ids for group in groups]
+        written = write(self.opened.model, self.opened.tokenizer, prompts, generation, self.prepared.end_tokens)
         if save:
             rows = (
                 {"prompt": group.prompt, "written": text, "references": group.references}

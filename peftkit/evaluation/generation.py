@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 
 from peftkit.adapters.base import AS_RECORDED, GivenBase
 from peftkit.adapters.target import find_target, open_target
+from peftkit.data.formats.spans import prompt_ids
 from peftkit.data.prepare import Prepared
-from peftkit.data.prompts import openings, prompt_of
+from peftkit.data.prompts import end_tokens_of, openings, prompt_of
 from peftkit.models.attention import plain_attention
 from peftkit.models.device import detect_hardware
 from peftkit.models.dtypes import computing
@@ -24,9 +25,17 @@ __all__ = ["Sample", "begin_samples", "complete_samples", "generate", "write"]
 
 @torch.inference_mode()
 def write(
-    model: Any, tokenizer: Any, prompts: Sequence[str], generation: Generation, *, temperature: float = 0.0
+    model: Any,
+    tokenizer: Any,
+    prompts: Sequence[Sequence[int]],
+    generation: Generation,
+    end_tokens: Sequence[int],
+    *,
+    temperature: float = 0.0,
 ) -> list[str]:
-    """Continue each prompt until the end token or `max_new_tokens`, sampling at a temperature above 0.
+    """Continue each prompt's tokens until an end token or `max_new_tokens`, sampling at a temperature above 0.
+
+    The model's own end tokens, as its generation configuration has them, end a text too.
 
     Prompts of one length are continued together. Where these differ, they are padded on the left, where the attention
     mask and the positions leave padding out. Of a prompt that leaves no room for the answer in the model's positions,
@@ -36,6 +45,7 @@ def write(
         MemoryRunError: so many at a time do not fit into memory.
     """
     rows = _rows(model, tokenizer, prompts, generation)
+    ends = ending(model, end_tokens)
     order = sorted(range(len(rows)), key=lambda index: len(rows[index]))
     written = [""] * len(rows)
     was_training = model.training
@@ -46,7 +56,7 @@ def write(
         with short, computing(model), plain_attention(model):
             for start in range(0, len(order), generation.batch_size):
                 chosen = order[start : start + generation.batch_size]
-                texts = _continued(model, tokenizer, [rows[index] for index in chosen], generation, temperature)
+                texts = _continued(model, tokenizer, [rows[index] for index in chosen], generation, ends, temperature)
                 for index, text in zip(chosen, texts, strict=True):
                     written[index] = text
     finally:
@@ -54,15 +64,21 @@ def write(
     return written
 
 
-def _rows(model: Any, tokenizer: Any, prompts: Sequence[str], generation: Generation) -> list[list[int]]:
-    rows = tokenizer(list(prompts), add_special_tokens=False, verbose=False)["input_ids"] if prompts else []
+def ending(model: Any, end_tokens: Sequence[int]) -> list[int]:
+    """These end tokens, and those that the model's generation configuration has."""
+    own = model.generation_config.eos_token_id
+    both = [*end_tokens, *(own if isinstance(own, list) else [] if own is None else [own])]
+    return list(dict.fromkeys(both))
+
+
+def _rows(model: Any, tokenizer: Any, prompts: Sequence[Sequence[int]], generation: Generation) -> list[list[int]]:
     seen = positions(model.config)
     room = max(1, seen - generation.max_new_tokens) if seen else None
-    return [(row or [tokenizer.eos_token_id])[-room if room else None :] for row in rows]
+    return [(list(row) or [tokenizer.eos_token_id])[-room if room else None :] for row in prompts]
 
 
 def _continued(
-    model: Any, tokenizer: Any, rows: list[list[int]], generation: Generation, temperature: float
+    model: Any, tokenizer: Any, rows: list[list[int]], generation: Generation, ends: list[int], temperature: float
 ) -> list[str]:
     padding = padding_id(tokenizer)
     longest = max(map(len, rows))
@@ -83,7 +99,7 @@ def _continued(
         num_beams=generation.num_beams,
         no_repeat_ngram_size=generation.no_repeat_ngram_size,
         pad_token_id=padding,
-        eos_token_id=tokenizer.eos_token_id,
+        eos_token_id=ends,
         use_cache=True,
         **sampling,
     )
@@ -101,20 +117,27 @@ class Sample:
     after: str | None = None
     """None until training has ended."""
 
+    ids: Sequence[int] = ()
+    """The tokens of the prompt; runs of older versions have not kept them."""
+
 
 def begin_samples(model: Any, tokenizer: Any, prepared: Prepared, generation: Generation) -> list[Sample]:
     """Choose prompts, and let the untrained model continue them."""
     chosen = openings(prepared, tokenizer, generation.samples)
-    written = write(model, tokenizer, [prompt for prompt, _ in chosen], generation)
-    return [Sample(prompt, rest, text) for (prompt, rest), text in zip(chosen, written, strict=True)]
-
-
-def complete_samples(model: Any, tokenizer: Any, begun: list[Sample], generation: Generation) -> list[Sample]:
-    """Let the trained model continue the same prompts."""
-    written = write(model, tokenizer, [sample.prompt for sample in begun], generation)
+    written = write(model, tokenizer, [asked.ids for asked in chosen], generation, prepared.end_tokens)
     return [
-        Sample(sample.prompt, sample.wanted, sample.before, text) for sample, text in zip(begun, written, strict=True)
+        Sample(asked.prompt, asked.completion, before=text, ids=asked.ids)
+        for asked, text in zip(chosen, written, strict=True)
     ]
+
+
+def complete_samples(
+    model: Any, tokenizer: Any, begun: list[Sample], generation: Generation, end_tokens: Sequence[int]
+) -> list[Sample]:
+    """Let the trained model continue the same prompts."""
+    rows = [sample.ids or prompt_ids(sample.prompt, tokenizer) for sample in begun]
+    written = write(model, tokenizer, rows, generation, end_tokens)
+    return [replace(sample, after=text) for sample, text in zip(begun, written, strict=True)]
 
 
 def generate(
@@ -136,10 +159,14 @@ def generate(
     """
     target = find_target(name)
     opened = open_target(target, detect_hardware().device, given)
-    if target.recipe is not None and not raw:
-        prompts = [prompt_of(prompt, target.recipe.data, opened.tokenizer) for prompt in prompts]
+    tokenizer = opened.tokenizer
+    ends = [tokenizer.eos_token_id]
+    if target.recipe is not None:
+        ends = end_tokens_of(target.recipe.data, tokenizer)
+        prompts = prompts if raw else [prompt_of(prompt, target.recipe.data, tokenizer) for prompt in prompts]
+    rows = [prompt_ids(prompt, tokenizer) for prompt in prompts]
     generation = target.recipe.generation if target.recipe else Generation()
     if max_new_tokens is not None:
         generation = generation.model_copy(update={"max_new_tokens": max_new_tokens})
     torch.manual_seed(seed)
-    return write(opened.model, opened.tokenizer, prompts, generation, temperature=temperature)
+    return write(opened.model, tokenizer, rows, generation, ends, temperature=temperature)

@@ -88,7 +88,8 @@ def _samples(merged: Path, data: Data) -> list[Sample]:
     prepared = prepare_validation(data, tokenizer)
     assert prepared is not None  # the comparison has seen to it
     chosen = pairs(prepared, tokenizer, _SAMPLES)
-    written = generate(str(merged), [prompt for prompt, _ in chosen], raw=True)
+    written = generate(str(merged), [asked.prompt for asked in chosen], raw=True)
     return [
-        Sample(prompt.strip(), text.strip(), wanted) for (prompt, wanted), text in zip(chosen, written, strict=True)
+        Sample(asked.prompt.strip(), text.strip(), asked.completion)
+        for asked, text in zip(chosen, written, strict=True)
     ]

@@ -94,6 +94,18 @@ class Data(Section):
     the template of Stanford Alpaca (Taori et al. 2023) for instruction. For chat, a Jinja template of the whole
     conversation; unset: the tokenizer's own, or where it has none a plain one of `### User:` and `### Assistant:`."""
 
+    train_on: Literal["assistant", "last", "all"] = "assistant"
+    """Whose words are in the loss: the assistant's in every turn, in the `last` turn alone, or `all` of a row with its
+    prompt. A turn that has the weight 0 itself never is."""
+
+    system: Literal["keep", "merge"] = "keep"
+    """What becomes of a conversation's system turn: `merge` puts it before the user's first words, for templates that
+    know no system."""
+
+    ignore_columns: list[str] = Field(default_factory=list)
+    """Columns of your files that are not to be used. Ids, names, dates and the like are left out without it, and
+    counted; any other column that the format does not use is an error."""
+
     sample_by: Literal["line", "paragraph", "document"] = "line"
     """What one document is in a .txt file: a line, a paragraph between empty lines, or the whole file."""
 

@@ -63,7 +63,8 @@ def write_samples_after(run: Run, model: Any) -> None:
     """Write down what the model generates now."""
     if run.folder.samples.is_file():
         begun = [Generated(**sample) for sample in read_json(run.folder.samples)]
-        samples = complete_samples(model, run.start.tokenizer, begun, run.recipe.generation)
+        ends = run.data.train.end_tokens
+        samples = complete_samples(model, run.start.tokenizer, begun, run.recipe.generation, ends)
         write_json(run.folder.samples, [asdict(sample) for sample in samples])
 
 

@@ -13,6 +13,7 @@ from peftkit.data import documents as module
 from peftkit.data.documents import Documents, Encoded, Encoder, encode
 from peftkit.data.files import Row
 from peftkit.data.formats import FORMATS
+from peftkit.data.formats.format import Writing
 from peftkit.data.sources import Layout
 
 TEXT, COMPLETION, TOKENS = (next(Layout.all_of(FORMATS[name])) for name in ("text", "completion", "tokens"))
@@ -37,7 +38,7 @@ def taught_of(documents: Documents, number: int) -> list[bool]:
 
 
 def test_a_text_ends_in_the_end_token_and_its_first_token_is_not_taught(tokenizer: Any) -> None:
-    documents = Encoder(tokenizer, TEXT, None)(rows_of({"text": "hello"})).documents
+    documents = Encoder(tokenizer, TEXT, Writing())(rows_of({"text": "hello"})).documents
 
     assert tokenizer.decode(ids_of(documents, 0)) == "hello<|end|>"
     assert taught_of(documents, 0) == [False, True, True, True, True, True]
@@ -45,7 +46,7 @@ def test_a_text_ends_in_the_end_token_and_its_first_token_is_not_taught(tokenize
 
 
 def test_what_is_given_is_exactly_the_prompt(tokenizer: Any) -> None:
-    documents = Encoder(tokenizer, COMPLETION, None)(rows_of({"prompt": "ask ", "completion": "answer"})).documents
+    documents = Encoder(tokenizer, COMPLETION, Writing())(rows_of({"prompt": "ask ", "completion": "answer"})).documents
 
     assert tokenizer.decode(np.array(ids_of(documents, 0))[~np.array(taught_of(documents, 0))]) == "ask "
 
@@ -53,7 +54,7 @@ def test_what_is_given_is_exactly_the_prompt(tokenizer: Any) -> None:
 def test_bad_and_empty_rows_are_counted_in_order_and_the_others_kept(tokenizer: Any) -> None:
     rows = [*rows_of({"text": "a"}, {"text": " "}, {"text": 3}), Row("rows:4", {}, "is not JSON"), *text_rows(1)]
 
-    found = Encoder(tokenizer, TEXT, None)(rows)
+    found = Encoder(tokenizer, TEXT, Writing())(rows)
 
     assert (len(found.documents), found.rows, found.empty) == (2, 5, 1)
     assert found.bad == ["rows:3: text is a number, not text.", "rows:4: is not JSON."]
@@ -62,7 +63,7 @@ def test_bad_and_empty_rows_are_counted_in_order_and_the_others_kept(tokenizer: 
 def test_ids_beyond_the_vocabulary_are_bad_and_named(tokenizer: Any) -> None:
     rows = rows_of({"input_ids": [5, 6]}, {"input_ids": [5, 258]}, {"input_ids": [-1, 5]})
 
-    found = Encoder(tokenizer, TOKENS, None)(rows)
+    found = Encoder(tokenizer, TOKENS, Writing())(rows)
 
     assert found.bad == [
         "rows:2: token 258 is beyond the vocabulary of 258.",
@@ -75,7 +76,7 @@ def test_ids_beyond_the_vocabulary_are_bad_and_named(tokenizer: Any) -> None:
 def test_equal_documents_have_equal_digests_and_others_have_others(tokenizer: Any) -> None:
     rows = rows_of({"text": "a b"}, {"text": "a c"}, {"text": "a b"})
 
-    first, second, third = Encoder(tokenizer, TEXT, None)(rows).documents.digests
+    first, second, third = Encoder(tokenizer, TEXT, Writing())(rows).documents.digests
 
     assert first == third != second
 
@@ -83,7 +84,7 @@ def test_equal_documents_have_equal_digests_and_others_have_others(tokenizer: An
 def test_what_is_taught_tells_documents_of_the_same_text_apart(tokenizer: Any) -> None:
     rows = rows_of({"prompt": "ab", "completion": "cd"}, {"prompt": "abc", "completion": "d"})
 
-    first, second = Encoder(tokenizer, COMPLETION, None)(rows).documents.digests
+    first, second = Encoder(tokenizer, COMPLETION, Writing())(rows).documents.digests
 
     assert first != second
 
@@ -95,7 +96,7 @@ def joined(batches: list[Encoded]) -> Documents:
 def test_several_processes_give_the_same_documents_in_the_same_order(
     tokenizer: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    encoder, rows = Encoder(tokenizer, TEXT, None), text_rows(20_000)
+    encoder, rows = Encoder(tokenizer, TEXT, Writing()), text_rows(20_000)
     with_processes = list(encode(iter(rows), encoder))
     monkeypatch.setattr(module, "_BATCHES_INLINE", 1_000)
     alone = list(encode(iter(rows), encoder))
@@ -108,13 +109,13 @@ def test_several_processes_give_the_same_documents_in_the_same_order(
 def test_long_rows_come_in_smaller_batches(tokenizer: Any) -> None:
     rows = rows_of(*({"text": "x" * 300_000} for _ in range(8)))
 
-    assert [batch.rows for batch in encode(rows, Encoder(tokenizer, TEXT, None))] == [4, 4]
+    assert [batch.rows for batch in encode(rows, Encoder(tokenizer, TEXT, Writing()))] == [4, 4]
 
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
 @given(texts=st.lists(st.text(st.characters(exclude_categories=["Cs"])), max_size=5))
 def test_no_character_is_lost(texts: list[str], tokenizer: Any) -> None:
-    documents = Encoder(tokenizer, TEXT, None)(rows_of(*({"text": text} for text in texts))).documents
+    documents = Encoder(tokenizer, TEXT, Writing())(rows_of(*({"text": text} for text in texts))).documents
 
     expected = [f"{text}<|end|>" for text in texts if text.strip()]
     found = [tokenizer.decode(ids_of(documents, number)) for number in range(len(documents))]

@@ -163,8 +163,11 @@ def test_texts_for_a_tokenizer_hold_prompt_and_completion(rows: Path) -> None:
 def test_what_a_model_writes_is_compared_with_the_completion(rows: Path, tokenizer: Any) -> None:
     result = prepared(rows, tokenizer)
 
-    assert pairs(result, tokenizer) == [("ask:", "yes"), ("long ask:", "no")]
-    assert pairs(result, tokenizer, 1) == [("ask:", "yes")]
+    found = pairs(result, tokenizer)
+
+    assert [asked[1:] for asked in found] == [("ask:", "yes"), ("long ask:", "no")]
+    assert [asked.ids for asked in found] == [tuple(tokenizer(text)["input_ids"]) for text in ("ask:", "long ask:")]
+    assert pairs(result, tokenizer, 1) == found[:1]
 
 
 def test_of_a_conversation_the_last_answer_is_compared(tmp_path: Path, tokenizer: Any) -> None:
@@ -172,7 +175,7 @@ def test_of_a_conversation_the_last_answer_is_compared(tmp_path: Path, tokenizer
     path = tmp_path / "chat.jsonl"
     path.write_text(json.dumps({"messages": turns}) + "\n", encoding="utf-8")
 
-    ((prompt, completion),) = pairs(prepared(path, tokenizer), tokenizer)
+    ((_, prompt, completion),) = pairs(prepared(path, tokenizer), tokenizer)
 
     assert prompt.count("### Assistant:\n") == 2
     assert prompt.endswith("### Assistant:\n")
@@ -209,7 +212,7 @@ def part_of(digests: list[int]) -> Part:
         ends=np.ones(count, np.bool_),
         digests=np.array(digests, np.uint64),
     )
-    return Part.whole(Corpus("rows", {}, Reading("text", "of a test"), documents, str))
+    return Part.whole(Corpus("rows", {}, Reading("text", "of a test"), documents, [0], str))
 
 
 def digests_of(parts: list[Part]) -> list[int]:

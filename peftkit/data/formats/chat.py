@@ -2,81 +2,72 @@
 
 from __future__ import annotations
 
-import re
+import json
 from collections.abc import Mapping, Sequence
-from typing import Any, TypeAlias
+from typing import Any, Final
 
-from peftkit.data.formats.format import DataFormat, RowError, Tokenised, first_tokens, text_of
+from peftkit.data.formats.conversations import THOUGHTS, Conversation, read_conversation, without_system
+from peftkit.data.formats.format import SILENT, DataFormat, RowError, Writing
+from peftkit.data.formats.spans import Span, Tokenised, encode_spans
+from peftkit.data.formats.templates import PLAIN_TEMPLATE, ChatTemplate, Message, Written
 from peftkit.errors import FieldError, printable
 
-__all__ = ["PLAIN_TEMPLATE", "Chat", "Message"]
+__all__ = ["Chat"]
 
-Message: TypeAlias = dict[str, str]
-
-PLAIN_TEMPLATE = (
-    "{% for message in messages %}"
-    "{{ '### ' + message['role'] | capitalize + ':\\n' + message['content'] }}"
-    "{{ eos_token if message['role'] == 'assistant' else '' }}"
-    "{{ '' if loop.last and message['role'] == 'assistant' else '\\n\\n' }}"
-    "{% endfor %}"
-    "{% if add_generation_prompt %}{{ '### Assistant:\\n' }}{% endif %}"
-)
-"""For a tokenizer without its own, as GPT-2's: a heading for each turn, and an end of text after each answer."""
-
-_ROLES = {"human": "user", "gpt": "assistant"}  # ShareGPT's names for them
-_MARKS = re.compile(r"{%-?\s*generation\s*-?%}")  # how a template itself says what the assistant writes
+TRAILING: Final = "that go on after the last answer, which is left out"
+UNTRAINED: Final = "with an answer of weight 0, which is not in the loss"
+THOUGHTLESS: Final = "with thoughts that the chat template leaves out"
+UNMARKED: Final = "whose generation marks in the chat template do not hold the answers, and are not used"
 
 
-class Chat(DataFormat[list[Message]]):
-    """OpenAI's `messages` or ShareGPT's `conversations`, written by a Jinja template of the whole conversation."""
+class Chat(DataFormat[Conversation]):
+    """Conversations, written by a Jinja template of the whole."""
 
     name = "chat"
     summary = (
-        "column `messages` (with role and content) or `conversations` (with from and value); only the assistant's "
-        "turns are in the loss"
+        "column `messages` (with role and content) or `conversations` (with from and value), or `prompt` and "
+        "`completion` of messages, perhaps with `tools` and `system`; only the assistant's turns are in the loss"
     )
-    columns = ("messages",)
-    other_layouts = ({"messages": "conversations"},)
+    columns = ("messages", "prompt", "completion", "tools", "system")
+    optional = ("tools", "system")
+    layouts = (
+        {"messages": "messages"},
+        {"messages": "conversations"},
+        {"messages": "conversation"},
+        {"prompt": "prompt", "completion": "completion"},
+    )
     has_chat_template = True
 
-    def read(self, values: Mapping[str, Any], template: str | None) -> list[Message]:  # noqa: ARG002
-        """The turns as role and content, in an order that can be learnt from."""
-        turns = values["messages"]
-        if not isinstance(turns, list) or not turns:
-            raise RowError("its conversation is missing, empty, or no list")
-        messages = [_message(turn, number) for number, turn in enumerate(turns, start=1)]
-        _check_order([message["role"] for message in messages])
-        for message in messages:
-            text_of("content", message["content"])
-        return messages
+    def takes(self, values: Mapping[str, Any]) -> bool:
+        """Whether values are turns, or JSON of turns, rather than texts."""
+        found = [value for name, value in values.items() if name in ("messages", "prompt", "completion")]
+        return not any(isinstance(value, str) and value.lstrip()[:1] != "[" for value in found)
 
-    def texts(self, content: list[Message]) -> Sequence[str]:
+    def read(self, values: Mapping[str, Any], writing: Writing) -> Conversation:  # noqa: ARG002
+        """The turns, the tools and what is not to be trained on."""
+        return read_conversation(values)
+
+    def texts(self, content: Conversation) -> Sequence[str]:
         """What each turn says."""
-        return [message["content"] for message in content]
+        return [message["content"] for message in content.messages if message["content"]]
 
-    def encode(
-        self, contents: Sequence[list[Message]], tokenizer: Any, template: str | None
-    ) -> list[Tokenised | RowError]:
+    def encode(self, contents: Sequence[Conversation], tokenizer: Any, writing: Writing) -> list[Tokenised | RowError]:
         """The tokens of each conversation, of which the assistant's turns and their ends are in the loss.
 
         The tokenizer's first token is added where the template does not write it.
         """
-        template = template or PLAIN_TEMPLATE
-        encode = _encode_marked if _MARKS.search(template) else _encode_spans
-        first = first_tokens(tokenizer)
-        results: list[Tokenised | RowError] = []
-        for messages in contents:
+        template = ChatTemplate(writing.template or PLAIN_TEMPLATE, tokenizer)
+        results: list[list[str] | RowError] = []
+        texts: list[tuple[str, Sequence[Span]]] = []
+        for conversation in contents:
             try:
-                ids, in_loss = encode(messages, tokenizer, template)
+                text, spans, notes = _spoken(conversation, template, writing)
+                texts.append((text, spans))
+                results.append(notes)
             except RowError as bad:
                 results.append(bad)
-                continue
-            if not ids:
-                results.append(RowError("the chat template writes nothing"))
-                continue
-            missing = first if ids[: len(first)] != first else []
-            results.append(([*missing, *ids], [*(False for _ in missing), *in_loss]))
-        return results
+        encoded = iter(encode_spans(texts, tokenizer, end=False))
+        return [result if isinstance(result, RowError) else next(encoded).noting(result) for result in results]
 
     def choose_template(self, template: str | None, tokenizer: Any) -> str:
         """The recipe's template, or the tokenizer's, or a plain one."""
@@ -84,7 +75,7 @@ class Chat(DataFormat[list[Message]]):
 
         chosen: str = template or tokenizer.chat_template or PLAIN_TEMPLATE
         try:
-            _rendered([{"role": "user", "content": "?"}], tokenizer, chosen)
+            ChatTemplate(chosen, tokenizer).render([{"role": "user", "content": "?"}])
         except RowError as refused:
             error = refused.__cause__
             if isinstance(error, TemplateSyntaxError):  # any other: it wants another conversation than this one
@@ -92,89 +83,133 @@ class Chat(DataFormat[list[Message]]):
                 raise FieldError("data.template", what, remedy="Fix it.") from error
         return chosen
 
-    def prompt(self, prompt: str, template: str | None, tokenizer: Any) -> str:
+    def prompt(self, prompt: str, tokenizer: Any, writing: Writing) -> str:
         """A conversation of one turn, up to where the model is to answer."""
-        turns = [{"role": "user", "content": prompt}]
-        return _rendered(turns, tokenizer, self.choose_template(template, tokenizer), add_generation_prompt=True)
+        template = ChatTemplate(self.choose_template(writing.template, tokenizer), tokenizer)
+        return template.prompt([{"role": "user", "content": prompt}])
+
+    def end_tokens(self, tokenizer: Any, writing: Writing) -> list[int]:
+        """The tokens that end a turn of the assistant, and the end of text."""
+        ends = ChatTemplate(self.choose_template(writing.template, tokenizer), tokenizer).ends
+        special = {index for index, token in tokenizer.added_tokens_decoder.items() if token.special}
+        last = [tokenizer(end, add_special_tokens=False)["input_ids"][-1] for end in ends]
+        return list(dict.fromkeys([*(token for token in last if token in special), tokenizer.eos_token_id]))
 
 
-def _message(turn: Any, number: int) -> Message:
-    if not isinstance(turn, dict):
-        raise RowError(f"turn {number} is no mapping")
-    role, content = turn.get("role", turn.get("from")), turn.get("content", turn.get("value"))
-    if role is None or content is None:
-        raise RowError(f"turn {number} has no {'role' if role is None else 'content'}")
-    if not isinstance(content, str) or not content.strip():
-        raise RowError(f"turn {number} is {'empty' if isinstance(content, str) else 'not text'}")
-    if not isinstance(role, str):
-        raise RowError(f"turn {number} has a role that is not text")
-    role = _ROLES.get(role, role)
-    if role not in ("system", "user", "assistant", "tool"):
-        raise RowError(f"turn {number} has the unknown role {printable(role)}")
-    return {"role": role, "content": content}
+def _spoken(conversation: Conversation, template: ChatTemplate, writing: Writing) -> tuple[str, list[Span], list[str]]:
+    """A conversation's text, what of it is in the loss, and what an audit counts."""
+    messages, written = _written(conversation, template, writing)
+    notes = [TRAILING] if conversation.trailing else []
+    if conversation.untrained:
+        notes.append(UNTRAINED)
+    if any(thought not in written.text for thought in _thoughts(messages)):
+        notes.append(THOUGHTLESS)
+    moved = len(messages) - len(conversation.messages)
+    untrained = {turn + moved for turn in conversation.untrained}
+    answers = {turn: span for turn, span in written.answers.items() if turn not in untrained}
+    if writing.train_on == "last":
+        answers = {turn: span for turn, span in answers.items() if turn == len(messages) - 1}
+    if writing.train_on == "all":
+        return written.text, _between([written.answers[turn] for turn in sorted(untrained)], len(written.text)), notes
+    spans = [answers[turn] for turn in sorted(answers)]
+    marks = template.marks(messages, conversation.tools)
+    if marks is None:
+        return written.text, spans, notes
+    marked = [[(max(a, begin), min(b, stop)) for a, b in marks if a < stop and b > begin] for begin, stop in spans]
+    if all(any(written.text[a:b].strip() for a, b in parts) for parts in marked):
+        return written.text, [part for parts in marked for part in parts], notes
+    return written.text, spans, [*notes, UNMARKED]
 
 
-def _check_order(roles: Sequence[str]) -> None:
-    """Users, tools and the assistant take turns, after a system turn if there is one, and the assistant has the last.
+def _written(conversation: Conversation, template: ChatTemplate, writing: Writing) -> tuple[list[Message], Written]:
+    """The turns in the first of the forms that the template takes, and what it writes of them.
 
     Raises:
-        RowError: otherwise.
+        RowError: it takes none, or leaves out what would be learnt.
     """
-    expected = {"user"}
-    for number, role in enumerate(roles, start=1):
-        if role == "system" and number == 1:
+    messages = without_system(conversation.messages) if writing.system == "merge" else conversation.messages
+    _check_keys(messages, conversation.tools, template)
+    refused: RowError | None = None
+    for form in (messages, _plainer(messages)):
+        try:
+            written = template.write(form, conversation.tools)
+        except RowError as error:
+            refused = refused or error
             continue
-        if role not in expected:
-            wanted = " or ".join(sorted(expected))
-            raise RowError(f"roles are out of order: turn {number} is {role}, but must be {wanted}")
-        expected = {"assistant"} if role != "assistant" else {"user", "tool"}
-    if roles[-1] != "assistant":
-        raise RowError(f"ends in a turn of {roles[-1]} that nothing answers")
+        _check_whole(form, conversation.tools, written)
+        return list(form), written
+    assert refused is not None
+    raise refused
 
 
-def _applied(messages: Sequence[Message], tokenizer: Any, template: str, **options: Any) -> Any:
-    """What the template makes of a conversation.
+def _plainer(messages: Sequence[Message]) -> list[Message]:
+    """The turns for templates that want text in each and the arguments of a call as a mapping."""
+    found = []
+    for message in messages:
+        message = {**message, "content": message["content"] or ""}
+        if calls := message.get("tool_calls"):
+            message["tool_calls"] = [_parsed(call) for call in calls]
+        found.append(message)
+    return found
 
-    Raises:
-        RowError: it refuses the conversation, or fails; the cause is Jinja's own error.
-    """
-    from jinja2 import TemplateError  # only conversations need it
 
+def _parsed(call: Any) -> Any:
+    function = call.get("function") if isinstance(call, dict) else None
+    if not isinstance(function, dict) or not isinstance(function.get("arguments"), str):
+        return call
     try:
-        return tokenizer.apply_chat_template(list(messages), chat_template=template, **options)
-    except TemplateError as error:
-        raise RowError(f"the chat template refuses it: {printable(str(error).rstrip('.'))}") from error
-    except Exception as error:  # a template is a program, and fails in every way
-        told = printable(f"{type(error).__name__}: {error}".rstrip("."))
-        raise RowError(f"the chat template refuses it: {told}") from error
+        return {**call, "function": {**function, "arguments": json.loads(function["arguments"])}}
+    except ValueError:
+        return call
 
 
-def _rendered(messages: Sequence[Message], tokenizer: Any, template: str, **options: Any) -> str:
-    text: str = _applied(messages, tokenizer, template, tokenize=False, **options)
-    return text
+def _check_keys(messages: Sequence[Message], tools: Sequence[Any] | None, template: ChatTemplate) -> None:
+    """See that each key of a turn is used by the template, or says nothing.
+
+    Raises:
+        RowError: one is not; names it.
+    """
+    for turn, message in enumerate(messages, start=1):
+        for name in message:
+            used = [name, *(THOUGHTS if name in THOUGHTS else ())]
+            if name in ("role", "content", "tool_call_id") or name in SILENT or any(map(template.mentions, used)):
+                continue
+            raise RowError(f"turn {turn} has {printable(name)}, which the chat template does not write")
+    if tools and not template.mentions("tools"):
+        raise RowError("has tools, which the chat template does not write")
 
 
-def _encode_marked(messages: Sequence[Message], tokenizer: Any, template: str) -> Tokenised:
-    encoding = _applied(
-        messages, tokenizer, template, tokenize=True, return_dict=True, return_assistant_tokens_mask=True
-    )
-    return list(encoding["input_ids"]), [bool(inside) for inside in encoding["assistant_masks"]]
+def _check_whole(messages: Sequence[Message], tools: Sequence[Any] | None, written: Written) -> None:
+    """See that the template has written every turn, call and tool.
+
+    Raises:
+        RowError: it leaves one out; names it.
+    """
+    if written.left_out:
+        turn = written.left_out[0]
+        raise RowError(f"turn {turn + 1} is {messages[turn]['role']}, which the chat template leaves out")
+    for turn, message in enumerate(messages):
+        begin, stop = written.answers.get(turn, (0, 0))
+        for call in message.get("tool_calls") or []:
+            name = (call.get("function") or call).get("name")
+            if not isinstance(name, str) or name not in written.text[begin:stop]:
+                raise RowError(f"turn {turn + 1} has tool_calls, which the chat template does not write")
+    for tool in tools or []:
+        name = (tool.get("function") or tool).get("name")
+        if isinstance(name, str) and name not in written.text:
+            raise RowError("has tools, which the chat template does not write")
 
 
-def _encode_spans(messages: Sequence[Message], tokenizer: Any, template: str) -> Tokenised:
-    """What the assistant says is found by rendering the conversation up to each of its turns, and through it."""
-    whole = _rendered(messages, tokenizer, template)
-    spans: list[tuple[int, int]] = []
-    for index, message in enumerate(messages):
-        if message["role"] != "assistant":
-            continue
-        before = _rendered(messages[:index], tokenizer, template, add_generation_prompt=True)
-        through = _rendered(messages[: index + 1], tokenizer, template)
-        if not whole.startswith(before) or not whole.startswith(through):
-            raise RowError(
-                "the chat template writes earlier turns anew, so what the assistant says cannot be found in it"
-            )
-        spans.append((len(before), len(through.rstrip())))
-    encoding = tokenizer(whole, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
-    in_loss = [any(a <= begin and end <= b for a, b in spans) for begin, end in encoding["offset_mapping"]]
-    return list(encoding["input_ids"]), in_loss
+def _thoughts(messages: Sequence[Message]) -> list[str]:
+    found = [message[name] for message in messages for name in THOUGHTS if isinstance(message.get(name), str)]
+    for message in messages:
+        thought, end, _ = (message["content"] or "").rpartition("</think>")
+        if message["role"] == "assistant" and end:
+            found.append(thought.rpartition("<think>")[2])
+    return [thought.strip() for thought in found if thought.strip()]
+
+
+def _between(left_out: Sequence[Span], length: int) -> list[Span]:
+    """All of a text but some parts of it."""
+    edges = [0, *(edge for span in left_out for edge in span), length]
+    return [(begin, stop) for begin, stop in zip(edges[::2], edges[1::2], strict=True) if begin < stop]

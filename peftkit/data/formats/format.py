@@ -7,25 +7,40 @@ import string
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Final, Generic, TypeAlias, TypeVar
+from typing import Any, ClassVar, Final, Generic, Literal, TypeVar
 
+from peftkit.data.formats.spans import Tokenised, encode_spans
 from peftkit.errors import FieldError, printable
 
-__all__ = ["NO_LABEL", "DataFormat", "Example", "ExampleFormat", "RowError", "Tokenised", "first_tokens", "text_of"]
+__all__ = ["NO_LABEL", "SILENT", "DataFormat", "Example", "ExampleFormat", "RowError", "Writing", "text_of"]
 
 NO_LABEL: Final = -100
 """The label of a token that is not in the loss: the value that torch's cross-entropy leaves out."""
 
-Tokenised: TypeAlias = tuple[list[int], list[bool]]
-"""The token ids of a document, and whether each is in the loss."""
-
 Content = TypeVar("Content")
+
+SILENT: Final = frozenset({
+    "annotations", "author", "category", "conversation_id", "created", "created_at", "dataset", "date", "difficulty",
+    "domain", "hash", "id", "idx", "index", "lang", "language", "license", "message_id", "meta", "metadata", "model",
+    "name", "prompt_id", "quality", "rating", "row_id", "score", "source", "split", "subset", "tags", "time",
+    "timestamp", "title", "token_type_ids", "topic", "turn", "turn_id", "type", "uid", "url", "uuid",
+})  # fmt: skip
+"""Columns of a row, and keys of a turn, that say nothing which a model would be trained on."""
 
 _SURROGATES = re.compile("[\ud800-\udfff]")  # halves of characters, which UTF-8 cannot encode
 
 
 class RowError(Exception):
     """A row that cannot be used; the text says why."""
+
+
+@dataclass(frozen=True)
+class Writing:
+    """How rows become text, and what of it is in the loss, as the recipe's section `data` says it."""
+
+    template: str | None = None
+    train_on: Literal["assistant", "last", "all"] = "assistant"
+    system: Literal["keep", "merge"] = "keep"
 
 
 class DataFormat(ABC, Generic[Content]):
@@ -43,8 +58,9 @@ class DataFormat(ABC, Generic[Content]):
     optional: ClassVar[tuple[str, ...]] = ()
     """Those of the columns that a row may lack."""
 
-    other_layouts: ClassVar[tuple[Mapping[str, str], ...]] = ()
-    """Other usual names of the columns in a file, each layout by the format's own names."""
+    layouts: ClassVar[tuple[Mapping[str, str], ...]] = ()
+    """The columns that rows may have: in each layout, usual names by the format's own. An optional column that a
+    layout does not name has its own name. The first is the format's own columns."""
 
     is_plain_text: ClassVar[bool] = False
     """Whether every token of running text is in the loss: long documents are split by default and short ones packed,
@@ -56,14 +72,12 @@ class DataFormat(ABC, Generic[Content]):
     has_chat_template: ClassVar[bool] = False
     """Whether the template is the tokenizer's own kind, which writes whole conversations with their end tokens."""
 
-    @property
-    def layouts(self) -> list[dict[str, str]]:
-        """The columns that rows of this format may have, by the format's own names, without the optional ones."""
-        own = {name: name for name in self.columns if name not in self.optional}
-        return [own, *map(dict, self.other_layouts)]
+    def takes(self, values: Mapping[str, Any]) -> bool:  # noqa: ARG002
+        """Whether the values of such columns are of the format, where columns of another have the same names."""
+        return True
 
     @abstractmethod
-    def read(self, values: Mapping[str, Any], template: str | None) -> Content | None:
+    def read(self, values: Mapping[str, Any], writing: Writing) -> Content | None:
         """The content of a row, given under the format's own names; None for an empty text, which is not an error.
 
         Raises:
@@ -75,7 +89,7 @@ class DataFormat(ABC, Generic[Content]):
         """The texts of a row, to train a tokenizer on; none where the row has token ids only."""
 
     @abstractmethod
-    def encode(self, contents: Sequence[Content], tokenizer: Any, template: str | None) -> list[Tokenised | RowError]:
+    def encode(self, contents: Sequence[Content], tokenizer: Any, writing: Writing) -> list[Tokenised | RowError]:
         """The tokens and labels of each row, or why it cannot be used."""
 
     def check_template(self, template: str | None) -> None:
@@ -93,9 +107,13 @@ class DataFormat(ABC, Generic[Content]):
         """
         return template
 
-    def prompt(self, prompt: str, template: str | None, tokenizer: Any) -> str:  # noqa: ARG002
+    def prompt(self, prompt: str, tokenizer: Any, writing: Writing) -> str:  # noqa: ARG002
         """A user's prompt in the form that training used."""
         return prompt
+
+    def end_tokens(self, tokenizer: Any, writing: Writing) -> list[int]:  # noqa: ARG002
+        """The tokens that end what is learnt, at which generation stops."""
+        return [tokenizer.eos_token_id]
 
 
 @dataclass(frozen=True)
@@ -109,37 +127,32 @@ class Example:
 class ExampleFormat(DataFormat[Example]):
     """A format whose rows are a prompt and a completion.
 
-    The end-of-text token follows each completion and is in the loss: the model learns to stop. Prompt and completion
-    are tokenised separately, so that the prompt's tokens are those that it has alone. A first token is added where the
-    tokenizer itself adds one.
+    The end-of-text token follows each completion and is in the loss: the model learns to stop.
     """
 
     def default_template(self, texts: Mapping[str, str]) -> str:
         """How a row becomes the prompt unless the recipe says it."""
         raise NotImplementedError
 
-    def read(self, values: Mapping[str, Any], template: str | None) -> Example | None:
+    def read(self, values: Mapping[str, Any], writing: Writing) -> Example | None:
         """The row's prompt, written by the template, and its completion."""
         required = [name for name in self.columns if name not in self.optional]
         texts = {name: text_of(name, values[name]) for name in required}
         texts |= {name: text_of(name, values[name] or "", may_be_empty=True) for name in self.optional}
-        return Example(self._filled(texts, template), texts[self.columns[-1]])
+        return Example(self._filled(texts, writing.template), texts[self.columns[-1]])
 
     def texts(self, content: Example) -> Sequence[str]:
         """Prompt and completion as one text."""
         return [(content.prompt or "") + content.completion]
 
-    def encode(self, contents: Sequence[Example], tokenizer: Any, template: str | None) -> list[Tokenised | RowError]:  # noqa: ARG002
+    def encode(self, contents: Sequence[Example], tokenizer: Any, writing: Writing) -> list[Tokenised | RowError]:
         """The prompt, which is not in the loss, the completion and the end token, which are."""
-        first = first_tokens(tokenizer)
-        completions = _ids([example.completion for example in contents], tokenizer)
-        prompts = _ids([example.prompt or "" for example in contents], tokenizer)
-        found: list[Tokenised | RowError] = []
-        for prompt, completion in zip(prompts, completions, strict=True):
-            given = len(first) + len(prompt)
-            ids = [*first, *prompt, *completion, tokenizer.eos_token_id]
-            found.append((ids, [False] * given + [True] * (len(ids) - given)))
-        return found
+        texts = []
+        for example in contents:
+            prompt = example.prompt or ""
+            text = prompt + example.completion
+            texts.append((text, [(0 if writing.train_on == "all" else len(prompt), len(text))]))
+        return list(encode_spans(texts, tokenizer, end=True))
 
     def check_template(self, template: str | None) -> None:
         """Check that the template names columns of the format only, and that its braces match."""
@@ -156,26 +169,12 @@ class ExampleFormat(DataFormat[Example]):
                 what = f"has more than a name in {shown}." if name in allowed else f"there is no {shown}."
                 raise FieldError("data.template", what, remedy=f"Use {', '.join(f'{{{a}}}' for a in allowed)}.")
 
-    def prompt(self, prompt: str, template: str | None, tokenizer: Any) -> str:  # noqa: ARG002
+    def prompt(self, prompt: str, tokenizer: Any, writing: Writing) -> str:  # noqa: ARG002
         """The prompt as the row's first column, with the others empty."""
-        return self._filled({**dict.fromkeys(self.columns, ""), self.columns[0]: prompt}, template)
+        return self._filled({**dict.fromkeys(self.columns, ""), self.columns[0]: prompt}, writing.template)
 
     def _filled(self, texts: Mapping[str, str], template: str | None) -> str:
         return (self.default_template(texts) if template is None else template).format_map(texts)
-
-
-def _ids(texts: list[str], tokenizer: Any) -> list[list[int]]:
-    if not any(texts):
-        return [[] for _ in texts]
-    ids: list[list[int]] = tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]
-    return ids
-
-
-def first_tokens(tokenizer: Any) -> list[int]:
-    """The beginning-of-text token, if the tokenizer puts one before a text."""
-    ids = tokenizer("")["input_ids"]
-    begins = bool(ids) and tokenizer.bos_token_id is not None and ids[0] == tokenizer.bos_token_id
-    return [ids[0]] if begins else []
 
 
 def text_of(column: str, value: Any, *, may_be_empty: bool = False) -> str:

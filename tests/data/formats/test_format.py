@@ -10,10 +10,11 @@ from typing import Any
 import pytest
 
 import peftkit
+from peftkit.data.corpus import writing_of
 from peftkit.data.documents import read_row
 from peftkit.data.files import Row
 from peftkit.data.formats import FORMATS
-from peftkit.data.formats.format import Example, ExampleFormat, RowError
+from peftkit.data.formats.format import Example, ExampleFormat, RowError, Writing
 from peftkit.data.prepare import prepare
 from peftkit.data.prompts import pairs, prompt_of
 from peftkit.data.sources import recognise
@@ -36,7 +37,7 @@ def data_of(**fields: Any) -> Data:
 def content_of(values: dict[str, Any], **fields: Any) -> Any:
     data = data_of(**fields)
     row = Row("rows.jsonl:1", values)
-    return read_row(row, recognise([row], data, "data.train", "rows.jsonl")[0], data.template)
+    return read_row(row, recognise([row], data, "data.train", "rows.jsonl")[0], writing_of(data))
 
 
 @pytest.mark.parametrize(
@@ -77,7 +78,7 @@ def test_rows_of_two_formats_are_an_error_that_shows_both() -> None:
 
 
 def test_a_row_of_two_formats_at_once_is_an_error_too() -> None:
-    with pytest.raises(DataError, match=r"several formats \(text: text and tokens: input_ids, \(labels\)\)"):
+    with pytest.raises(DataError, match=r"several formats \(text: text and tokens: input_ids, \(labels\)"):
         recognise(rows_of({"text": "a", "input_ids": [1]}), data_of(), "data.train", "rows.jsonl")
 
 
@@ -124,12 +125,21 @@ def test_an_instruction_without_input_has_no_section_for_it() -> None:
 def test_both_kinds_of_conversation_mean_the_same() -> None:
     shared = [{"from": "human", "value": "Hi"}, {"from": "gpt", "value": "Hello"}]
 
-    assert content_of({"messages": TURNS}) == content_of({"conversations": shared}) == TURNS
+    assert content_of({"messages": TURNS}) == content_of({"conversations": shared})
+    assert content_of({"messages": TURNS}).messages == TURNS
 
 
 def test_token_ids_are_taken_as_they_are() -> None:
-    assert content_of({"input_ids": [5, 6, 7], "labels": [-100, 6, 7]}) == ([5, 6, 7], [False, True, True])
-    assert content_of({"input_ids": [5, 6]}) == ([5, 6], [True, True])
+    assert content_of({"input_ids": [5, 6, 7], "labels": [-100, 6, 7]})[:2] == ([5, 6, 7], [False, True, True])
+    assert content_of({"input_ids": [5, 6]})[:2] == ([5, 6], [True, True])
+
+
+@pytest.mark.parametrize("mask", ["completion_mask", "assistant_masks", "loss_mask"])
+def test_a_mask_says_what_of_token_ids_is_in_the_loss_and_padding_is_left_out(mask: str) -> None:
+    row = {"input_ids": [9, 5, 6, 7, 9], mask: [1, 0, 1, 1, 1], "attention_mask": [0, 1, 1, 1, 0]}
+
+    assert content_of(row)[:2] == ([5, 6, 7], [False, True, True])
+    assert content_of({**row, "labels": [9, 5, -100, 7, 9]})[:2] == ([5, 6, 7], [False, False, True])
 
 
 USER, REPLY = TURNS
@@ -145,10 +155,14 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
     "a turn without content": ({"messages": [USER, {"role": "assistant"}]}, "turn 2 has no content"),
     "an empty turn": ({"messages": [USER, {"role": "assistant", "content": ""}]}, "turn 2 is empty"),
     "a strange role": ({"messages": [{"role": "boss", "content": "Hi"}, REPLY]}, "turn 1 has the unknown role boss"),
-    "roles out of order": ({"messages": [USER, USER, REPLY]}, "turn 2 is user, but must be assistant"),
-    "an answer first": ({"messages": [REPLY, USER, REPLY]}, "turn 1 is assistant, but must be user"),
-    "a late system turn": ({"messages": [*TURNS, {"role": "system", "content": "x"}]}, "turn 3 is system"),
-    "no answer": ({"messages": [*TURNS, USER]}, "ends in a turn of user that nothing answers"),
+    "no answer": ({"messages": [USER, USER]}, "has no turn of the assistant"),
+    "a picture": ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}, REPLY]}, "of the type image_url"),
+    "half a weight": ({"messages": [USER, {**REPLY, "weight": 0.5}]}, "weight 0.5; only 0 and 1"),
+    "two systems": ({"messages": [{"role": "system", "content": "a"}, *TURNS], "system": "b"}, "another system turn"),
+    "tools that are none": ({"messages": TURNS, "tools": "hammer"}, "tools is no list"),
+    "a call that is none": ({"messages": [USER, {"from": "function_call", "value": "f(x)"}]}, "no JSON of a name"),
+    "half a history": ({"instruction": "a", "history": [["b"]], "output": "c"}, "pair 1 of its history"),
+    "a mask of halves": ({"input_ids": [1, 2], "loss_mask": [0, 2]}, "loss_mask has 2, which is neither 0 nor 1"),
     "ids that are none": ({"input_ids": [1, "2"]}, "input_ids is no list of whole numbers"),
     "no ids": ({"input_ids": []}, "input_ids is empty"),
     "too few labels": ({"input_ids": [1, 2], "labels": [1]}, "has 2 input_ids and 1 labels"),
@@ -166,7 +180,7 @@ def test_a_row_that_cannot_be_used_says_why(case: str) -> None:
     layout, _ = recognise(rows_of(usable.get(format_, values)), data, "data.train", "rows.jsonl")
 
     with pytest.raises(RowError) as raised:
-        read_row(Row("rows.jsonl:1", values), layout, None)
+        read_row(Row("rows.jsonl:1", values), layout, Writing())
 
     assert reason in str(raised.value)
 
@@ -192,6 +206,7 @@ class Saying(ExampleFormat):
     name = "saying"
     summary = "columns `author` and `saying`; only the saying is in the loss"
     columns = ("author", "saying")
+    layouts = ({"author": "author", "saying": "saying"},)
 
     def default_template(self, texts: Mapping[str, str]) -> str:  # noqa: ARG002
         """Who said it."""
@@ -207,7 +222,7 @@ def test_a_format_needs_nothing_but_its_own_file_and_a_line_in_the_list(
     prepared = prepare(Data(train=Source(path=str(tmp_path / "rows.jsonl"))), tokenizer).train
 
     assert prepared.formats == ["saying"]
-    assert pairs(prepared, tokenizer) == [("Ada said: ", "Hello.")]
+    assert [asked[1:] for asked in pairs(prepared, tokenizer)] == [("Ada said: ", "Hello.")]
 
 
 def test_no_other_file_asks_which_format_it_is() -> None:
