@@ -129,7 +129,7 @@ def encoder_of(layout: Layout, data: Data, tokenizer: Any) -> Encoder:
 
 def writing_of(data: Data) -> Writing:
     """How the rows of a recipe become text."""
-    return Writing(data.template, data.train_on, data.system)
+    return Writing(data.template, data.train_on, data.system, data.labels)
 
 
 def check_rows(reading: Reading, data: Data, name: str) -> None:

@@ -15,7 +15,7 @@ from peftkit.data.files import Row, count_lines, file_rows
 from peftkit.data.formats import AUTO, FORMATS
 from peftkit.data.formats.format import DataFormat
 from peftkit.errors import DataError, FieldError, RowsError, nearest, printable
-from peftkit.recipe.references import DATA_SUFFIXES
+from peftkit.recipe.references import DATA_SUFFIXES, data_suffix
 from peftkit.recipe.schema import Data, Source
 from peftkit.storage import sha256_of_file
 
@@ -23,6 +23,7 @@ __all__ = ["BAD_ROWS_SHOWN", "BUILTIN", "Layout", "Rows", "layout_of", "open_row
 
 BAD_ROWS_SHOWN = 10
 _LOOKED_AT = 1000
+_BY_LINE = (".txt", ".jsonl", ".ndjson", ".csv", ".tsv")
 
 BUILTIN = "builtin:grammar"
 _GRAMMAR = Path(grammar.__file__)
@@ -67,10 +68,10 @@ def _from_files(source: Source, data: Data, field: str, streaming: bool) -> Rows
     for path in paths:
         if not path.is_file():
             raise FieldError(f"{field}.path", f"there is no file {path}.", remedy="Check the path.")
-        if path.suffix.lower() not in DATA_SUFFIXES:
+        if data_suffix(path.name) is None:
             remedy = f"Use {', '.join(DATA_SUFFIXES)}."
             raise FieldError(f"{field}.path", f"{path.name} is of no kind that can be read.", remedy=remedy)
-    by_line = not streaming and all(path.suffix.lower() not in (".json", ".parquet") for path in paths)
+    by_line = not streaming and all(path.suffix.lower() in _BY_LINE for path in paths)
     hashes = {str(path): None if streaming else sha256_of_file(path) for path in paths}
     return Rows(
         name=", ".join(str(path) for path in paths),

@@ -20,7 +20,7 @@ from peftkit.errors import DataError
 from peftkit.models.loss import row_losses
 from peftkit.models.start import padding_id, positions
 from peftkit.planning.precision import ChosenPrecision
-from peftkit.recipe.references import DATA_SUFFIXES
+from peftkit.recipe.references import data_suffix
 from peftkit.recipe.schema import Data, Source
 
 __all__ = ["ChoiceScores", "Question", "read_questions", "score_choices"]
@@ -44,7 +44,7 @@ def read_questions(path: Path) -> list[Question]:
     Raises:
         DataError: the file cannot be read, or rows are no questions; the first are listed.
     """
-    if path.suffix.lower() not in DATA_SUFFIXES:
+    if data_suffix(path.name) is None:
         raise DataError("has no suffix that says what it holds.", where=str(path), remedy="Use .jsonl or .parquet.")
     questions: list[Question] = []
     bad: list[str] = []

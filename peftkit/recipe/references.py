@@ -8,10 +8,13 @@ from typing import Any
 
 from peftkit.errors import FieldError, printable
 
-__all__ = ["BUILTIN_PREFIX", "DATA_SUFFIXES", "is_folder", "reference_errors"]
+__all__ = ["BUILTIN_PREFIX", "COMPRESSIONS", "DATA_SUFFIXES", "data_suffix", "is_folder", "reference_errors"]
 
-DATA_SUFFIXES = (".txt", ".jsonl", ".json", ".csv", ".tsv", ".parquet")
+DATA_SUFFIXES = (".txt", ".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet")
 """Files that data can be read from."""
+
+COMPRESSIONS = (".gz", ".bz2", ".xz", ".zst")
+"""What may follow such a suffix."""
 
 _ASSETS = Path(__file__).resolve().parents[1] / "assets"
 BUILTIN_PREFIX = "builtin:"
@@ -38,6 +41,14 @@ def reference_errors(values: dict[str, Any]) -> Iterator[FieldError]:
                 yield FieldError(f"{section}.revision", what, remedy="Remove it.")
 
 
+def data_suffix(name: str) -> str | None:
+    """What a file holds, by its name without what says how it is compressed; None for what data is not read from."""
+    path = Path(name)
+    path = path.with_suffix("") if path.suffix.lower() in COMPRESSIONS else path
+    suffix = path.suffix.lower()
+    return suffix if suffix in DATA_SUFFIXES else None
+
+
 def is_folder(path: Path) -> bool:
     """Whether there is a folder, as far as this user can see."""
     try:
@@ -60,11 +71,11 @@ def _source_errors(source: dict[str, Any], field: str) -> Iterator[FieldError]:
         wrong = _wrong_with_file(Path(name))
         if wrong:
             yield FieldError(f"{field}.path", wrong, remedy=_RELATIVE)
-        elif Path(name).suffix.lower() not in DATA_SUFFIXES:
+        elif data_suffix(name) is None:
             yield FieldError(
                 f"{field}.path",
                 f"{printable(Path(name).name)} is of no kind that can be read.",
-                remedy=f"Use {', '.join(DATA_SUFFIXES)}.",
+                remedy=f"Use {', '.join(DATA_SUFFIXES)}, perhaps with {', '.join(COMPRESSIONS)}.",
             )
     dataset = source.get("dataset")
     if isinstance(dataset, str) and dataset.startswith(BUILTIN_PREFIX) and dataset not in _BUILTIN_DATA:

@@ -27,7 +27,8 @@ class Source(Section):
     """Where rows come from: files, or a data set of the hub."""
 
     path: str | list[str] | None = None
-    """File or files: .txt, .jsonl, .json, .csv, .tsv or .parquet, relative to the recipe's folder."""
+    """File or files: .txt, .jsonl, .ndjson, .json, .csv, .tsv or .parquet, perhaps with .gz, .bz2, .xz or .zst after
+    that; relative to the recipe's folder."""
 
     dataset: str | None = None
     """Hub name of a data set (`wikitext`), or `builtin:grammar`, the small world that peftkit writes itself."""
@@ -105,6 +106,12 @@ class Data(Section):
     ignore_columns: list[str] = Field(default_factory=list)
     """Columns of your files that are not to be used. Ids, names, dates and the like are left out without it, and
     counted; any other column that the format does not use is an error."""
+
+    delimiter: Annotated[str, Field(min_length=1, max_length=1)] | None = None
+    """What separates the values of a .csv file. Unset: found in the heading; a tab in a .tsv file."""
+
+    labels: dict[int | str, str] = Field(default_factory=dict)
+    """Words for the completions that your rows have as numbers, as `{0: negative, 1: positive}`."""
 
     sample_by: Literal["line", "paragraph", "document"] = "line"
     """What one document is in a .txt file: a line, a paragraph between empty lines, or the whole file."""

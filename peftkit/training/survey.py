@@ -17,7 +17,7 @@ from peftkit.errors import BaseError, DataError, FieldError, InputError, RowsErr
 from peftkit.models.attach import count_parameters
 from peftkit.models.base import LocatedBase, base_at_hand
 from peftkit.models.start import positions
-from peftkit.recipe.references import DATA_SUFFIXES
+from peftkit.recipe.references import DATA_SUFFIXES, data_suffix
 from peftkit.recipe.schema import Base, Data, Format, Source
 
 __all__ = ["SurveyedBase", "SurveyedData", "survey_base", "survey_data"]
@@ -157,7 +157,7 @@ def _can_hold_out(corpus: Corpus, share: float, seed: int) -> bool:
 def _file(answer: str) -> Path | None:
     """The file that an answer names; None if it names a data set."""
     path = Path(answer).expanduser()
-    suffixed = path.suffix.lower() in DATA_SUFFIXES
+    suffixed = data_suffix(path.name) is not None
     if not path.is_file() and (suffixed or path.is_dir() or answer.startswith((".", "/", "~"))):
         what = "is a folder, not a file." if path.is_dir() else "there is no such file."
         raise InputError(what, where=printable(answer), remedy="Name a data file or a data set.")

@@ -14,6 +14,7 @@ from peftkit.data.documents import Documents, Encoded, Encoder, encode
 from peftkit.data.files import Row
 from peftkit.data.formats import FORMATS
 from peftkit.data.formats.format import Writing
+from peftkit.data.formats.spans import ENDED
 from peftkit.data.sources import Layout
 
 TEXT, COMPLETION, TOKENS = (next(Layout.all_of(FORMATS[name])) for name in ("text", "completion", "tokens"))
@@ -120,3 +121,28 @@ def test_no_character_is_lost(texts: list[str], tokenizer: Any) -> None:
     expected = [f"{text}<|end|>" for text in texts if text.strip()]
     found = [tokenizer.decode(ids_of(documents, number)) for number in range(len(documents))]
     assert found == expected
+
+
+def test_a_column_that_the_format_does_not_use_makes_the_row_bad_unless_it_says_nothing(tokenizer: Any) -> None:
+    rows = rows_of(
+        {"prompt": "a", "completion": "b", "id": 7, "Category": "x"},
+        {"prompt": "a", "completion": "b", "weight": 0.5, "id": 8},
+        {"prompt": "a", "completion": "b", "weight": None, "tools": []},
+    )
+
+    refused = Encoder(tokenizer, COMPLETION, Writing())(rows)
+    ignored = Encoder(tokenizer, COMPLETION, Writing(), frozenset({"weight"}))(rows)
+
+    (bad,) = refused.bad
+    assert bad.endswith(
+        ": has a column weight, which format completion does not use; use data.columns, or name it in "
+        "data.ignore_columns."
+    )
+    assert refused.ignored == {"id": 1, "Category": 1}
+    assert (len(ignored.documents), ignored.ignored) == (3, {"id": 2, "Category": 1, "weight": 1})
+
+
+def test_what_is_noted_of_documents_is_counted(tokenizer: Any) -> None:
+    rows = rows_of({"text": "one<|end|>"}, {"text": "two"})
+
+    assert Encoder(tokenizer, TEXT, Writing())(rows).notes == {ENDED: 1}

@@ -87,7 +87,7 @@ BAD: dict[str, tuple[str, bytes, list[str]]] = {
         b'{"text": "fine"}\n\n{"text": broken}\n{"text": "fine"}\n["a"]\n{"text": "cut o',
         [
             "rows.jsonl:3: is not JSON: Expecting value at column 10",
-            "rows.jsonl:5: is a JSON list, not an object with named values",
+            "rows.jsonl:5: is a JSON text, not an object with named values",
             "rows.jsonl:6: is not JSON: Unterminated string starting at at column 10",
         ],
     ),

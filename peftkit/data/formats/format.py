@@ -6,7 +6,7 @@ import re
 import string
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ClassVar, Final, Generic, Literal, TypeVar
 
 from peftkit.data.formats.spans import Tokenised, encode_spans
@@ -41,6 +41,8 @@ class Writing:
     template: str | None = None
     train_on: Literal["assistant", "last", "all"] = "assistant"
     system: Literal["keep", "merge"] = "keep"
+    labels: Mapping[int | str, str] = field(default_factory=dict)
+    """Words for completions that are numbers."""
 
 
 class DataFormat(ABC, Generic[Content]):
@@ -137,6 +139,7 @@ class ExampleFormat(DataFormat[Example]):
     def read(self, values: Mapping[str, Any], writing: Writing) -> Example | None:
         """The row's prompt, written by the template, and its completion."""
         required = [name for name in self.columns if name not in self.optional]
+        values = {**values, self.columns[-1]: _in_words(self.columns[-1], values[self.columns[-1]], writing.labels)}
         texts = {name: text_of(name, values[name]) for name in required}
         texts |= {name: text_of(name, values[name] or "", may_be_empty=True) for name in self.optional}
         return Example(self._filled(texts, writing.template), texts[self.columns[-1]])
@@ -175,6 +178,22 @@ class ExampleFormat(DataFormat[Example]):
 
     def _filled(self, texts: Mapping[str, str], template: str | None) -> str:
         return (self.default_template(texts) if template is None else template).format_map(texts)
+
+
+def _in_words(column: str, value: Any, labels: Mapping[int | str, str]) -> Any:
+    """The word for a label, or the value itself where the recipe has no labels.
+
+    Raises:
+        RowError: it is no label of the recipe's, or a number without labels.
+    """
+    if not labels:
+        if isinstance(value, int | float) and not isinstance(value, bool):
+            raise RowError(f"{column} is a number, not text; give its words in data.labels")
+        return value
+    known = {str(label): word for label, word in labels.items()}
+    if value is not None and str(value) not in known:
+        raise RowError(f"{column} {printable(str(value))} is none of data.labels")
+    return known.get(str(value))
 
 
 def text_of(column: str, value: Any, *, may_be_empty: bool = False) -> str:

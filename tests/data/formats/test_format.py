@@ -51,6 +51,15 @@ def content_of(values: dict[str, Any], **fields: Any) -> Any:
         ({"messages": TURNS}, "chat", "its rows have messages"),
         ({"conversations": TURNS}, "chat", "its rows have conversations"),
         ({"input_ids": [1], "labels": [1]}, "tokens", "its rows have input_ids"),
+        ({"Prompt": "a", "COMPLETION": "b"}, "completion", "its rows have Prompt and COMPLETION"),
+        ({"question": "a", "answer": "b"}, "completion", "its rows have question and answer"),
+        ({"prompt": "a", "response": "b"}, "completion", "its rows have prompt and response"),
+        ({"prompt": TURNS[:1], "completion": TURNS[1:]}, "chat", "its rows have prompt and completion"),
+        (
+            {"instruction": "a", "context": "c", "response": "b", "category": "qa"},
+            "instruction",
+            "its rows have instruction and response",
+        ),
     ],
 )
 def test_a_format_is_recognised_from_the_columns_with_a_reason(
@@ -84,10 +93,10 @@ def test_a_row_of_two_formats_at_once_is_an_error_too() -> None:
 
 def test_an_unknown_layout_is_an_error_that_shows_what_is_there_and_what_could_be() -> None:
     with pytest.raises(DataError) as raised:
-        recognise(rows_of({"question": "a", "reply": "b"}), data_of(), "data.train", "rows.jsonl")
+        recognise(rows_of({"asked": "a", "reply": "b"}), data_of(), "data.train", "rows.jsonl")
 
     message = str(raised.value)
-    assert "question, reply in 1" in message
+    assert "asked, reply in 1" in message
     assert "completion: prompt, completion" in message
     assert "chat: conversations" in message
     assert "Set format or columns" in message
@@ -122,6 +131,26 @@ def test_an_instruction_without_input_has_no_section_for_it() -> None:
     assert without.prompt == "### Instruction:\nGreet.\n\n### Response:\n"
 
 
+def test_what_the_system_says_and_what_was_said_before_are_part_of_the_prompt() -> None:
+    history = [["Of France?", "Paris."]]
+
+    found = content_of({"instruction": "Of Italy?", "output": "Rome.", "system": "One word.", "history": history})
+
+    assert found.prompt == (
+        "One word.\n\n### Instruction:\nOf France?\n\n### Response:\nParis.\n\n"
+        "### Instruction:\nOf Italy?\n\n### Response:\n"
+    )
+
+
+def test_numbers_become_words_by_the_recipes_labels() -> None:
+    labels = {0: "negative", 1: "positive"}
+
+    assert content_of({"prompt": "q", "completion": 1}, labels=labels).completion == "positive"
+    assert content_of({"prompt": "q", "completion": "0"}, labels=labels).completion == "negative"
+    with pytest.raises(RowError, match=r"completion 2 is none of data\.labels"):
+        content_of({"prompt": "q", "completion": 2}, labels=labels)
+
+
 def test_both_kinds_of_conversation_mean_the_same() -> None:
     shared = [{"from": "human", "value": "Hi"}, {"from": "gpt", "value": "Hello"}]
 
@@ -146,7 +175,7 @@ USER, REPLY = TURNS
 BAD: dict[str, tuple[dict[str, Any], str]] = {
     "a missing field": ({"prompt": "q", "completion": None}, "completion is missing"),
     "an empty field": ({"prompt": " ", "completion": "a"}, "prompt is empty"),
-    "a number for text": ({"prompt": "q", "completion": 7}, "completion is a number, not text"),
+    "a number for text": ({"prompt": "q", "completion": 7}, "completion is a number, not text; give its words in data"),
     "half a character": ({"prompt": "q", "completion": "\ud83d"}, "completion holds what is no UTF-8"),
     "a text that is none": ({"text": ["a"]}, "text is a list, not text"),
     "an input of another kind": ({"instruction": "a", "input": 3, "output": "b"}, "input is a number, not text"),
