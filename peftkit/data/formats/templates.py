@@ -82,10 +82,10 @@ class ChatTemplate:
         return self._applied(self._given(messages), tools, prompt=prompt)
 
     def _given(self, messages: Sequence[Message]) -> list[Message]:
-        return [_in_parts(message) for message in messages] if self._wants_parts else list(messages)
+        return [_in_parts(message) for message in messages] if self.wants_parts else list(messages)
 
     @cached_property
-    def _wants_parts(self) -> bool:
+    def wants_parts(self) -> bool:
         """Whether a template, of a model that sees images too, reads lists of parts alone."""
         message = {"role": "user", "content": _MADE_UP[0]}
 
