@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from datetime import datetime
 from typing import Any, Final
 
 from peftkit.data.formats.conversations import THOUGHTS, Conversation, read_conversation, without_system
@@ -56,7 +58,7 @@ class Chat(DataFormat[Conversation]):
 
         The tokenizer's first token is added where the template does not write it.
         """
-        template = ChatTemplate(writing.template or PLAIN_TEMPLATE, tokenizer)
+        template = _template(tokenizer, writing)
         results: list[list[str] | RowError] = []
         texts: list[tuple[str, Sequence[Span]]] = []
         for conversation in contents:
@@ -85,15 +87,27 @@ class Chat(DataFormat[Conversation]):
 
     def prompt(self, prompt: str, tokenizer: Any, writing: Writing) -> str:
         """A conversation of one turn, up to where the model is to answer."""
-        template = ChatTemplate(self.choose_template(writing.template, tokenizer), tokenizer)
-        return template.prompt([{"role": "user", "content": prompt}])
+        return _template(tokenizer, writing).prompt([{"role": "user", "content": prompt}])
 
     def end_tokens(self, tokenizer: Any, writing: Writing) -> list[int]:
         """The tokens that end a turn of the assistant, and the end of text."""
-        ends = ChatTemplate(self.choose_template(writing.template, tokenizer), tokenizer).ends
+        ends = _template(tokenizer, writing).ends
         special = {index for index, token in tokenizer.added_tokens_decoder.items() if token.special}
         last = [tokenizer(end, add_special_tokens=False)["input_ids"][-1] for end in ends]
         return list(dict.fromkeys([*(token for token in last if token in special), tokenizer.eos_token_id]))
+
+    def reads_clock(self, tokenizer: Any, writing: Writing) -> bool:
+        """Whether the template writes another text at another time."""
+        times = (datetime(2001, 2, 3, 4, 5, 6), datetime(2017, 8, 19, 20, 21, 22))  # as templates take them
+        templates = [_template(tokenizer, replace(writing, time=time)) for time in times]
+        try:
+            return len({template.render([{"role": "user", "content": "?"}]) for template in templates}) > 1
+        except RowError:  # it wants another conversation than this one
+            return templates[0].mentions("strftime_now")
+
+
+def _template(tokenizer: Any, writing: Writing) -> ChatTemplate:
+    return ChatTemplate(writing.template or tokenizer.chat_template or PLAIN_TEMPLATE, tokenizer, writing.time)
 
 
 def _spoken(conversation: Conversation, template: ChatTemplate, writing: Writing) -> tuple[str, list[Span], list[str]]:

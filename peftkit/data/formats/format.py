@@ -7,6 +7,7 @@ import string
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import datetime
 from typing import Any, ClassVar, Final, Generic, Literal, TypeVar
 
 from peftkit.data.formats.spans import Tokenised, encode_spans
@@ -19,12 +20,53 @@ NO_LABEL: Final = -100
 
 Content = TypeVar("Content")
 
-SILENT: Final = frozenset({
-    "annotations", "author", "category", "conversation_id", "created", "created_at", "dataset", "date", "difficulty",
-    "domain", "hash", "id", "idx", "index", "lang", "language", "license", "message_id", "meta", "metadata", "model",
-    "name", "prompt_id", "quality", "rating", "row_id", "score", "source", "split", "subset", "tags", "time",
-    "timestamp", "title", "token_type_ids", "topic", "turn", "turn_id", "type", "uid", "url", "uuid",
-})  # fmt: skip
+SILENT: Final = frozenset(
+    [
+        "annotations",
+        "author",
+        "category",
+        "conversation_id",
+        "created",
+        "created_at",
+        "dataset",
+        "date",
+        "difficulty",
+        "domain",
+        "hash",
+        "id",
+        "idx",
+        "index",
+        "lang",
+        "language",
+        "license",
+        "message_id",
+        "meta",
+        "metadata",
+        "model",
+        "name",
+        "parallel_tool_calls",
+        "prompt_id",
+        "quality",
+        "rating",
+        "row_id",
+        "score",
+        "source",
+        "split",
+        "subset",
+        "tags",
+        "time",
+        "timestamp",
+        "title",
+        "token_type_ids",
+        "topic",
+        "turn",
+        "turn_id",
+        "type",
+        "uid",
+        "url",
+        "uuid",
+    ]
+)
 """Columns of a row, and keys of a turn, that say nothing which a model would be trained on."""
 
 _SURROGATES = re.compile("[\ud800-\udfff]")  # halves of characters, which UTF-8 cannot encode
@@ -43,6 +85,9 @@ class Writing:
     system: Literal["keep", "merge"] = "keep"
     labels: Mapping[int | str, str] = field(default_factory=dict)
     """Words for completions that are numbers."""
+
+    time: datetime | None = None
+    """What a template that reads the clock is given; None for the clock's own time."""
 
 
 class DataFormat(ABC, Generic[Content]):
@@ -77,6 +122,10 @@ class DataFormat(ABC, Generic[Content]):
     def takes(self, values: Mapping[str, Any]) -> bool:  # noqa: ARG002
         """Whether the values of such columns are of the format, where columns of another have the same names."""
         return True
+
+    def reads_clock(self, tokenizer: Any, writing: Writing) -> bool:  # noqa: ARG002
+        """Whether the template writes the time, so that the same rows become other documents later."""
+        return False
 
     @abstractmethod
     def read(self, values: Mapping[str, Any], writing: Writing) -> Content | None:

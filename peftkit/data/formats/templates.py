@@ -8,11 +8,14 @@ text. What begins an answer and what ends it is read from a conversation made up
 
 from __future__ import annotations
 
+import contextlib
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from datetime import datetime
 from functools import cached_property
 from itertools import takewhile
 from os.path import commonprefix
+from types import SimpleNamespace
 from typing import Any, NamedTuple, TypeAlias
 
 from peftkit.data.formats.format import RowError
@@ -65,9 +68,11 @@ class _Frame(NamedTuple):
 class ChatTemplate:
     """A template, as one tokenizer writes it."""
 
-    def __init__(self, source: str, tokenizer: Any) -> None:
+    def __init__(self, source: str, tokenizer: Any, time: datetime | None = None) -> None:
+        """The template of a text, which is given the time where it reads the clock."""
         self.source = source
         self._tokenizer = tokenizer
+        self._time = time
 
     def mentions(self, name: str) -> bool:
         """Whether the template uses a key of a turn, or an argument."""
@@ -102,7 +107,8 @@ class ChatTemplate:
 
         options = {"chat_template": self.source, "tools": tools, "tokenize": False, "add_generation_prompt": prompt}
         try:
-            text: str = self._tokenizer.apply_chat_template(messages, **options)
+            with _clock_at(self._time):
+                text: str = self._tokenizer.apply_chat_template(messages, **options)
         except TemplateError as error:
             raise RowError(f"the chat template refuses it: {printable(str(error).rstrip('.'))}") from error
         except Exception as error:  # a template is a program, and fails in every way
@@ -150,13 +156,14 @@ class ChatTemplate:
             return None
         from transformers.utils.chat_template_utils import render_jinja_template
 
-        _, marks = render_jinja_template(
-            [self._given(messages)],
-            tools=tools,
-            chat_template=self.source,
-            return_assistant_tokens_mask=True,
-            **self._tokenizer.special_tokens_map,
-        )
+        with _clock_at(self._time):
+            _, marks = render_jinja_template(
+                [self._given(messages)],
+                tools=tools,
+                chat_template=self.source,
+                return_assistant_tokens_mask=True,
+                **self._tokenizer.special_tokens_map,
+            )
         return [(begin, stop) for begin, stop in marks[0]]
 
     def _answer(self, text: str, turn: int, message: Message, places: Mapping[int, Span]) -> Span:
@@ -265,6 +272,19 @@ class ChatTemplate:
 
 _MADE_UP = ("Qzuwq", "Qzvwq", "Qzxwq")
 """Words of a user, of the assistant, and of the user again."""
+
+
+@contextlib.contextmanager
+def _clock_at(time: datetime | None) -> Iterator[None]:
+    """Give templates a time as now: Transformers' `strftime_now` asks its module's `datetime` for it."""
+    from transformers.utils import chat_template_utils
+
+    kept = chat_template_utils.datetime
+    chat_template_utils.datetime = kept if time is None else SimpleNamespace(now=lambda: time)
+    try:
+        yield
+    finally:
+        chat_template_utils.datetime = kept
 
 
 def _in_parts(message: Message) -> Message:

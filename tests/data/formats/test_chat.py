@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import datetime
 from typing import Any
 
 import pytest
@@ -255,3 +256,16 @@ def test_the_recipes_template_goes_before_the_tokenizers_and_that_before_the_pla
 def test_a_template_that_is_no_jinja_is_an_error_about_the_field(tokenizer: Any) -> None:
     with pytest.raises(FieldError, match=r"data\.template: is no Jinja template"):
         Chat().choose_template("{% for m in messages %}", tokenizer)
+
+
+DATED = "{{ 'It is ' + strftime_now('%H:%M') + '. ' }}" + HEADED
+
+
+def test_a_template_that_reads_the_clock_is_known_and_given_the_time(tokenizer: Any) -> None:
+    assert not Chat().reads_clock(tokenizer, Writing(HEADED))
+    assert Chat().reads_clock(tokenizer, Writing(DATED))
+
+    result = encoded(tokenizer, DATED, time=datetime(2026, 11, 27, 20, 15))
+
+    assert tokenizer.decode(result.ids).startswith("It is 20:15. <|system|>")
+    assert in_loss(tokenizer, result) == "Hello<|end|>So long<|end|>"
