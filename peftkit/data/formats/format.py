@@ -20,53 +20,13 @@ NO_LABEL: Final = -100
 
 Content = TypeVar("Content")
 
-SILENT: Final = frozenset(
-    [
-        "annotations",
-        "author",
-        "category",
-        "conversation_id",
-        "created",
-        "created_at",
-        "dataset",
-        "date",
-        "difficulty",
-        "domain",
-        "hash",
-        "id",
-        "idx",
-        "index",
-        "lang",
-        "language",
-        "license",
-        "message_id",
-        "meta",
-        "metadata",
-        "model",
-        "name",
-        "parallel_tool_calls",
-        "prompt_id",
-        "quality",
-        "rating",
-        "row_id",
-        "score",
-        "source",
-        "split",
-        "subset",
-        "tags",
-        "time",
-        "timestamp",
-        "title",
-        "token_type_ids",
-        "topic",
-        "turn",
-        "turn_id",
-        "type",
-        "uid",
-        "url",
-        "uuid",
-    ]
-)
+SILENT: Final = frozenset({
+    "annotations", "author", "category", "conversation_id", "created", "created_at", "dataset", "date",
+    "difficulty", "domain", "hash", "id", "idx", "index", "lang", "language", "license", "message_id", "meta",
+    "metadata", "model", "name", "parallel_tool_calls", "prompt_id", "quality", "rating", "row_id", "score",
+    "source", "split", "subset", "tags", "time", "timestamp", "title", "token_type_ids", "topic", "turn",
+    "turn_id", "type", "uid", "url", "uuid",
+})  # fmt: skip
 """Columns of a row, and keys of a turn, that say nothing which a model would be trained on."""
 
 _SURROGATES = re.compile("[\ud800-\udfff]")  # halves of characters, which UTF-8 cannot encode
