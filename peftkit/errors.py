@@ -162,7 +162,7 @@ class RowsError(DataError):
         super().__init__(
             f"{bad:,} of {total:,} rows cannot be used{shown}.",
             where=where,
-            remedy="Mend or remove them, or set data.on_bad_rows: skip.",
+            remedy="Fix or remove them, or set data.on_bad_rows: skip.",
         )
 
     def __str__(self) -> str:

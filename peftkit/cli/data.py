@@ -58,6 +58,8 @@ def command(recipe: str, show: int, overrides: tuple[str, ...], as_json: bool) -
 
 
 def _print_sources(audit: Audit) -> None:
+    from peftkit.report.facts import source_notes
+
     for name, data in (("train", audit.train), ("validation", audit.validation)):
         if data is None:
             continue
@@ -67,6 +69,8 @@ def _print_sources(audit: Audit) -> None:
         for source in data.sources:
             console.print_text(f"{name}: {source.name}")
             console.print_text(f"  {source.rows:,} rows of the format {source.format}: {source.why}")
+            for note in source_notes(asdict(source)):
+                console.print_text(f"  {note}")
             for row in source.first_bad:
                 console.print_text(f"  left out: {row}")
     console.print_text("")

@@ -36,6 +36,15 @@ class Origin:
     first_bad: list[str]
     """Place and reason of the first rows that were left out."""
 
+    ignored: dict[str, int]
+    """Columns that are not used, with the rows that have a value there."""
+
+    notes: dict[str, int]
+    """What else is to be known of documents, with how many these are."""
+
+    end_tokens: list[str]
+    """What ends a document or an answer, and generation."""
+
 
 @dataclass(frozen=True)
 class SourceAudit:
@@ -98,8 +107,8 @@ class Audit:
 def audit(run_data: RunData, tokenizer: Any, batch_size: int, *, show: int = 2) -> Audit:
     """Count prepared data and take the first `show` training documents to look at."""
     return Audit(
-        train=_count(run_data.train, batch_size),
-        validation=_count(run_data.validation, batch_size) if run_data.validation else None,
+        train=_count(run_data.train, tokenizer, batch_size),
+        validation=_count(run_data.validation, tokenizer, batch_size) if run_data.validation else None,
         leak=leak_of(run_data),
         shown=list(_shown(run_data.train, tokenizer, show)),
     )
@@ -152,7 +161,7 @@ def _of(prepared: Prepared, column: str) -> npt.NDArray[Any]:
     return np.concatenate([getattr(part.corpus.documents, column)[part.chosen] for part in prepared.parts])
 
 
-def _count(prepared: Prepared, batch_size: int) -> SourceAudit:
+def _count(prepared: Prepared, tokenizer: Any, batch_size: int) -> SourceAudit:
     counts = prepared.counts
     lengths, digests = _of(prepared, "lengths"), _of(prepared, "digests")
     median, most, nearly_all = (int(value) for value in np.quantile(lengths, (0.5, 0.9, 0.99), method="lower"))
@@ -165,6 +174,9 @@ def _count(prepared: Prepared, batch_size: int) -> SourceAudit:
                 part.corpus.reading.rows,
                 len(part.chosen),
                 part.corpus.reading.first_bad,
+                part.corpus.reading.ignored,
+                part.corpus.reading.notes,
+                tokenizer.convert_ids_to_tokens(part.corpus.end_tokens),
             )
             for part in prepared.parts
         ],
@@ -198,6 +210,7 @@ def _shown(prepared: Prepared, tokenizer: Any, show: int) -> Iterator[Shown]:
             if len(taught) > 1 and taught[1]:
                 taught = np.concatenate([taught[1:2], taught[1:]])  # the first token has no label by nature
             turns = [0, *(np.flatnonzero(np.diff(taught)) + 1).tolist(), len(ids)]
-            runs = pairwise(turns)
-            yield Shown([(bool(taught[begin]), tokenizer.decode(ids[begin:end])) for begin, end in runs])
+            texts = [tokenizer.decode(ids[:end]) for end in turns]  # whole: alone, a part would lose its first space
+            runs = zip(pairwise(turns), pairwise(texts), strict=True)
+            yield Shown([(bool(taught[begin]), after[len(before) :]) for (begin, _), (before, after) in runs])
         show -= len(part.chosen[:show])

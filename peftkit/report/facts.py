@@ -125,8 +125,21 @@ def sources(audit: dict[str, Any]) -> Rows:
         if held_out:
             found.append((name, f"{held_out:.3g} of the training documents, held out"))
         elif audit[name]:
-            found += [(name, f"{source['name']}, format {source['format']}") for source in audit[name]["sources"]]
+            for source in audit[name]["sources"]:
+                found.append((name, f"{source['name']}, format {source['format']}"))
+                found += [("", line) for line in source_notes(source)]
     return found
+
+
+def source_notes(source: dict[str, Any]) -> list[str]:
+    """What is to be known of a source's rows and documents; runs of older versions have recorded less."""
+    notes = []
+    if source.get("end_tokens"):
+        notes.append(f"generation stops at {' or '.join(source['end_tokens'])}")
+    if source.get("ignored"):
+        columns = ", ".join(f"{name} in {count(rows)}" for name, rows in source["ignored"].items())
+        notes.append(f"columns that are not used, with rows that have a value: {columns}")
+    return notes + [f"{count(documents)} documents {note}" for note, documents in (source.get("notes") or {}).items()]
 
 
 def hardware(record: dict[str, Any]) -> Rows:

@@ -173,6 +173,6 @@ def test_bad_rows_end_the_command_with_a_line_for_each(peftkit: Command, tmp_pat
     assert [line.rpartition("rows.jsonl")[2] for line in errors] == [
         ":13: completion is missing.",
         ":14: prompt is empty.",
-        ": 2 of 14 rows cannot be used. Mend or remove them, or set data.on_bad_rows: skip.",
+        ": 2 of 14 rows cannot be used. Fix or remove them, or set data.on_bad_rows: skip.",
     ]
     assert not (tmp_path / "run").exists()
