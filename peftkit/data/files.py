@@ -39,8 +39,10 @@ Line: TypeAlias = tuple[int, str, str | None]
 """A line's number from 1, its text, and why it is none, if it is not."""
 
 
-def file_rows(path: Path, data: Data) -> Iterator[Row]:
-    """The rows of a file, by its suffix; the file is never in memory as a whole, but for .json.
+def file_rows(name: str, data: Data, place: str | None = None) -> Iterator[Row]:
+    """The rows of a file, or of what an address names, by its suffix; it is never in memory whole, but for .json.
+
+    Where there is a copy of it, `place` is that.
 
     Raises:
         DataError: the file as a whole cannot be read.
@@ -48,13 +50,10 @@ def file_rows(path: Path, data: Data) -> Iterator[Row]:
     from peftkit.data.csv_files import table_rows
     from peftkit.data.json_files import json_lines, json_rows
 
-    name = str(path)
     kind = data_suffix(name)
     try:
-        if not path.stat().st_size:
-            raise DataError("is empty.", where=name, remedy="Give a file with rows.")
-        with _opened(path) as file:
-            _check_encoding(file, name)
+        with _opened(place or name) as file:
+            _check_begin(file, name)
             if kind == ".parquet":
                 yield from _parquet(file, name)
             elif kind == ".txt":
@@ -70,22 +69,24 @@ def file_rows(path: Path, data: Data) -> Iterator[Row]:
         raise DataError(f"cannot be read: {_reason(error)}.", where=name, remedy="Check the file.") from error
 
 
-def _opened(path: Path) -> Any:
+def _opened(name: str) -> Any:
     """A file's content in bytes, whatever it is compressed with.
 
     Raises:
         DataError: the library for its compression is not there.
     """
     try:
-        return fsspec.open(str(path), "rb", compression="infer")
+        return fsspec.open(name, "rb", compression="infer")
     except (ImportError, ValueError) as error:
         remedy = f"pip install zstandard, or decompress the file ({_reason(error)})."
-        raise DataError(f"is compressed with {path.suffix[1:]}.", where=str(path), remedy=remedy) from error
+        raise DataError(f"is compressed with {Path(name).suffix[1:]}.", where=name, remedy=remedy) from error
 
 
-def _check_encoding(file: Any, name: str) -> None:
+def _check_begin(file: Any, name: str) -> None:
     begin = file.read(4)
     file.seek(0)
+    if not begin:
+        raise DataError("is empty.", where=name, remedy="Give a file with rows.")
     if begin[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE) or (b"\0" in begin and begin != b"PAR1"):
         raise DataError("is UTF-16 or binary, not UTF-8.", where=name, remedy="Save the file in UTF-8.")
 

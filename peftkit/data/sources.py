@@ -14,6 +14,7 @@ from peftkit.data import grammar
 from peftkit.data.files import Row, count_lines, file_rows
 from peftkit.data.formats import AUTO, FORMATS
 from peftkit.data.formats.format import DataFormat
+from peftkit.data.remote import bring, is_remote
 from peftkit.errors import DataError, FieldError, RowsError, nearest, printable
 from peftkit.recipe.references import DATA_SUFFIXES, data_suffix
 from peftkit.recipe.schema import Data, Source
@@ -64,20 +65,25 @@ def open_rows(source: Source, data: Data, field: str, *, streaming: bool = False
 
 def _from_files(source: Source, data: Data, field: str, streaming: bool) -> Rows:
     named = [source.path] if isinstance(source.path, str) else source.path or []
-    paths = [Path(name).expanduser() for name in named]
-    for path in paths:
-        if not path.is_file():
-            raise FieldError(f"{field}.path", f"there is no file {path}.", remedy="Check the path.")
-        if data_suffix(path.name) is None:
+    for name in named:
+        if not is_remote(name) and not Path(name).expanduser().is_file():
+            raise FieldError(f"{field}.path", f"there is no file {name}.", remedy="Check the path.")
+        if data_suffix(name) is None:
             remedy = f"Use {', '.join(DATA_SUFFIXES)}."
-            raise FieldError(f"{field}.path", f"{path.name} is of no kind that can be read.", remedy=remedy)
-    by_line = not streaming and all(path.suffix.lower() in _BY_LINE for path in paths)
-    hashes = {str(path): None if streaming else sha256_of_file(path) for path in paths}
+            raise FieldError(f"{field}.path", f"{Path(name).name} is of no kind that can be read.", remedy=remedy)
+    local = [name for name in named if not is_remote(name)]
+    places = {name: str(Path(name).expanduser()) for name in local}
+    places |= {name: name if streaming else str(bring(name, f"{field}.path")) for name in named if is_remote(name)}
+    shown = {name: places[name] if name in local else name for name in named}
+    hashes = {shown[name]: None if streaming else sha256_of_file(Path(places[name])) for name in named}
+    size = {"bytes": sum(Path(places[name]).stat().st_size for name in local)} if streaming else {}
+    by_line = not streaming and all(Path(place).suffix.lower() in _BY_LINE for place in places.values())
+    lines = sum(count_lines(Path(places[name])) for name in named) if by_line else None
     return Rows(
-        name=", ".join(str(path) for path in paths),
-        identity={"files": hashes} | ({"bytes": sum(path.stat().st_size for path in paths)} if streaming else {}),
-        total=_at_most(sum(count_lines(path) for path in paths), source.limit) if by_line else source.limit,
-        _read=lambda: (row for path in paths for row in file_rows(path, data)),
+        name=", ".join(shown[name] for name in named),
+        identity={"files": hashes} | size,
+        total=_at_most(lines, source.limit),
+        _read=lambda: (row for name in named for row in file_rows(shown[name], data, places[name])),
         _limit=source.limit,
     )
 

@@ -48,7 +48,7 @@ def read_questions(path: Path) -> list[Question]:
         raise DataError("has no suffix that says what it holds.", where=str(path), remedy="Use .jsonl or .parquet.")
     questions: list[Question] = []
     bad: list[str] = []
-    for row in file_rows(path, Data(train=Source(path=str(path)))):
+    for row in file_rows(str(path), Data(train=Source(path=str(path)))):
         try:
             if row.problem:
                 raise RowError(row.problem)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from peftkit.errors import FieldError, printable
 
@@ -43,7 +44,7 @@ def reference_errors(values: dict[str, Any]) -> Iterator[FieldError]:
 
 def data_suffix(name: str) -> str | None:
     """What a file holds, by its name without what says how it is compressed; None for what data is not read from."""
-    path = Path(name)
+    path = Path(urlsplit(name).path if "://" in name else name)
     path = path.with_suffix("") if path.suffix.lower() in COMPRESSIONS else path
     suffix = path.suffix.lower()
     return suffix if suffix in DATA_SUFFIXES else None

@@ -21,7 +21,7 @@ LINES = "".join(json.dumps(row) + "\n" for row in ROWS)
 
 
 def read(path: Path, **fields: Any) -> list[Row]:
-    return list(file_rows(path, Data(train=Source(path=str(path)), **fields)))
+    return list(file_rows(str(path), Data(train=Source(path=str(path)), **fields)))
 
 
 SHAPES: dict[str, tuple[str, str]] = {

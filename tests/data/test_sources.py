@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Iterator
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import pytest
@@ -196,3 +200,58 @@ def test_a_file_that_is_not_there_or_of_no_kind_is_an_error_about_its_field(tmp_
     for source, message in zip(sources, ("there is no file", "is of no kind that can be read"), strict=True):
         with pytest.raises(FieldError, match=message):
             open_rows(source, Data(train=source), "data.train")
+
+
+@pytest.fixture
+def served(tmp_path: Path) -> Iterator[str]:
+    """The address of a folder of files, on a server of this machine."""
+    pytest.importorskip("aiohttp", reason="fsspec's driver for https:// is not installed")
+    handler = partial(SimpleHTTPRequestHandler, directory=str(tmp_path))
+    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_port}"
+    server.shutdown()
+    server.server_close()
+
+
+def test_a_file_at_an_address_is_fetched_once_and_again_when_it_has_changed(
+    served: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PEFTKIT_CACHE", str(tmp_path / "cache"))
+    source = Source(path=f"{served}/rows.jsonl")
+    write(tmp_path / "rows.jsonl")
+
+    first = open_rows(source, Data(train=source), "data.train")
+    second = open_rows(source, Data(train=source), "data.train")
+    (tmp_path / "rows.jsonl").write_text('{"text": "another"}\n', encoding="utf-8")
+    third = open_rows(source, Data(train=source), "data.train")
+
+    assert [row.values for row in first] == ROWS
+    assert next(iter(first)).place == f"{served}/rows.jsonl:1"
+    assert first.identity == second.identity != third.identity
+    assert len(list((tmp_path / "cache" / "remote").iterdir())) == 2
+
+
+def test_a_stream_of_an_address_leaves_no_copy(served: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PEFTKIT_CACHE", str(tmp_path / "cache"))
+    write(tmp_path / "rows.jsonl")
+    source = Source(path=f"{served}/rows.jsonl")
+
+    assert [row.values for row in open_rows(source, Data(train=source), "data.train", streaming=True)] == ROWS
+    assert not (tmp_path / "cache").exists()
+
+
+@pytest.mark.parametrize(
+    ("address", "message"),
+    [
+        ("http://127.0.0.1:9/rows.jsonl", "cannot be fetched"),
+        ("strange://place/rows.jsonl", "cannot be fetched: Protocol not known"),
+    ],
+)
+def test_an_address_that_cannot_be_reached_is_an_error_about_its_field(address: str, message: str) -> None:
+    source = Source(path=address)
+
+    with pytest.raises(FieldError, match=message) as caught:
+        open_rows(source, Data(train=source), "data.train")
+
+    assert caught.value.field == "data.train.path"

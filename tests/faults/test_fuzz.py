@@ -251,7 +251,7 @@ def test_a_data_file_is_read_or_refused_whatever_its_bytes(factor: int, tmp_path
         data = Data.model_validate({"train": {"path": str(path)}, **options})
         rows: list[Row] = []
 
-        lines = refusal(lambda: rows.extend(file_rows(path, data)), DataError)
+        lines = refusal(lambda: rows.extend(file_rows(str(path), data)), DataError)
 
         told = [f"{row.place}: {row.problem}" for row in rows if row.problem]
         assert all(row.place.startswith(str(path)) for row in rows)
