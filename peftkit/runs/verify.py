@@ -7,8 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from peftkit.recipe.methods import METHODS
-from peftkit.runs.checkpoints import find_checkpoints
-from peftkit.runs.folder import CARD_NAME, RunFolder, is_held
+from peftkit.runs.folder import CARD_NAME, RunFolder, find_checkpoints, is_held
 from peftkit.runs.manifest import RunManifest
 from peftkit.storage import file_fault
 

@@ -19,8 +19,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from peftkit.runs.checkpoints import PROGRESS_NAME, Checkpoint, checkpoint_place, rotate
-from peftkit.runs.folder import CARD_NAME
+from peftkit.runs.folder import CARD_NAME, PROGRESS_NAME, Checkpoint, checkpoint_place, rotate
 from peftkit.storage import complete_folder, new_part, read_json, write_json, write_text
 from peftkit.training.processes import Processes
 from peftkit.training.values import read_values, write_values

@@ -24,9 +24,8 @@ from peftkit.planning.processes import check_machine, check_recipe, check_shardi
 from peftkit.recipe.installed import check_installed
 from peftkit.recipe.loader import RecipeFile
 from peftkit.recipe.schema import Recipe
-from peftkit.runs.checkpoints import Checkpoint
-from peftkit.runs.folder import RunFolder
-from peftkit.runs.inputs import Inputs
+from peftkit.runs.differences import Inputs
+from peftkit.runs.folder import Checkpoint, RunFolder
 from peftkit.runs.manifest import RunManifest
 from peftkit.runs.versions import installed_versions
 from peftkit.storage import sha256_of_json

@@ -10,7 +10,6 @@ from peftkit import console
 from peftkit.errors import ChangedError, InputError, TargetError
 from peftkit.recipe.loader import load_recipe
 from peftkit.recipe.schema import Recipe
-from peftkit.runs.checkpoints import Checkpoint, newest_sound, set_aside
 from peftkit.runs.differences import (
     Difference,
     act_on_optimizer,
@@ -18,7 +17,7 @@ from peftkit.runs.differences import (
     input_differences,
     recipe_differences,
 )
-from peftkit.runs.folder import RunFolder
+from peftkit.runs.folder import Checkpoint, RunFolder, newest_sound, set_aside
 from peftkit.runs.manifest import RunManifest
 from peftkit.storage import file_fault, write_text
 from peftkit.training.prepare import Run

@@ -12,8 +12,7 @@ from peftkit import console
 from peftkit.errors import InputError, MemoryRunError, TargetError
 from peftkit.models.live import LiveModel, free_memory
 from peftkit.recipe.loader import RecipeFile
-from peftkit.runs.checkpoints import Checkpoint, checkpoint_place, newest_sound
-from peftkit.runs.folder import RunFolder
+from peftkit.runs.folder import Checkpoint, RunFolder, checkpoint_place, newest_sound
 from peftkit.runs.manifest import RunManifest, RunMetrics
 from peftkit.storage import sha256_of_json, write_text
 from peftkit.training.auto_batch import as_found, beyond_auto_batch, describe_batches, smaller_batch

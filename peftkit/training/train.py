@@ -18,8 +18,7 @@ from peftkit.models.attention import takes_bounds
 from peftkit.models.kernels import use_fast_kernels
 from peftkit.models.methods import TrainingMethod, method_named
 from peftkit.planning.decisions import Attention
-from peftkit.runs.checkpoints import Checkpoint
-from peftkit.runs.folder import RunFolder
+from peftkit.runs.folder import Checkpoint, RunFolder
 from peftkit.runs.manifest import RunMetrics
 from peftkit.shortage import forget_frames, is_out_of_memory
 from peftkit.storage import write_text

@@ -24,7 +24,7 @@ from peftkit.models.dtypes import autocast_to, compute_dtype
 from peftkit.models.layout import known_layout
 from peftkit.models.loss import compute_loss_at_labels, evaluate_loss
 from peftkit.planning.precision import ChosenPrecision
-from peftkit.runs.checkpoints import Checkpoint, checkpoint_place
+from peftkit.runs.folder import Checkpoint, checkpoint_place
 from peftkit.shortage import forget_frames, is_out_of_memory, memory_for
 from peftkit.storage import manifest_faults
 from peftkit.training.checkpoint import (

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from peftkit.runs.checkpoints import (
+from peftkit.runs.folder import (
     PROGRESS_NAME,
     Checkpoint,
     checkpoint_place,

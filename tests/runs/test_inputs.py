@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from peftkit.errors import RunError
-from peftkit.runs.inputs import Inputs
+from peftkit.runs.differences import Inputs
 from peftkit.storage import sha256_of_file
 
 

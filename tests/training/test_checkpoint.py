@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from torch.optim.lr_scheduler import LambdaLR
 from transformers import get_linear_schedule_with_warmup
 
-from peftkit.runs.checkpoints import PROGRESS_NAME, Checkpoint, checkpoint_place, find_checkpoints
+from peftkit.runs.folder import PROGRESS_NAME, Checkpoint, checkpoint_place, find_checkpoints
 from peftkit.storage import MANIFEST_NAME, write_json
 from peftkit.training.checkpoint import CheckpointWriter, Progress, StateFiles, random_state, set_random_state
 from peftkit.training.values import read_values, write_values
