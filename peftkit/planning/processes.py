@@ -11,8 +11,8 @@ from peftkit import console
 from peftkit.errors import FieldError, InputError
 
 if TYPE_CHECKING:
+    from peftkit.planning.decisions import ChosenPrecision
     from peftkit.planning.hardware import Hardware
-    from peftkit.planning.precision import ChosenPrecision
     from peftkit.recipe.schema import Recipe
 
 __all__ = ["Place", "Share", "check_machine", "check_recipe", "check_sharding", "is_follower", "is_sharded", "share_of"]

@@ -13,9 +13,8 @@ from transformers import TrainingArguments
 
 from peftkit.compatibility import spelled
 from peftkit.errors import FieldError
-from peftkit.planning.decisions import decide
+from peftkit.planning.decisions import ChosenPrecision, decide
 from peftkit.planning.hardware import Hardware
-from peftkit.planning.precision import ChosenPrecision
 from peftkit.planning.processes import share_of
 from peftkit.recipe.hyperparameters import Training
 from peftkit.recipe.schema import Recipe

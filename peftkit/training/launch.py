@@ -22,8 +22,7 @@ from peftkit import console
 from peftkit.errors import PeerError, PeftkitError, RunError, Stopped
 from peftkit.planning.processes import Place
 from peftkit.runs.folder import is_held
-from peftkit.training.processes import Processes, shared_store
-from peftkit.training.signals import handling
+from peftkit.training.processes import Processes, handling, shared_store
 
 __all__ = ["passing_on", "run_apart", "start_apart", "train_in_processes", "wait_for"]
 

@@ -15,8 +15,8 @@ from peftkit import console
 from peftkit.data.formats import FORMATS
 from peftkit.models.outline import activation_bytes
 from peftkit.planning.choice import BATCH, Choice, choose_method, in_words, length_for, rows_that_fit
+from peftkit.planning.decisions import ChosenPrecision, choose_precision
 from peftkit.planning.hardware import Hardware
-from peftkit.planning.precision import ChosenPrecision, choose_precision
 from peftkit.recipe.advice import shown
 from peftkit.recipe.advised import ADVICE, usual_rate
 from peftkit.recipe.fields import find_fields

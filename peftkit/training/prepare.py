@@ -17,9 +17,8 @@ from peftkit.models.attention import use_attention
 from peftkit.models.base import locate_base
 from peftkit.models.device import detect_hardware
 from peftkit.models.start import Start, new_start, padding_id, pretrained_start
-from peftkit.planning.decisions import decide
+from peftkit.planning.decisions import ChosenPrecision, Dtype, choose_base_dtype, choose_precision, decide
 from peftkit.planning.hardware import Hardware
-from peftkit.planning.precision import ChosenPrecision, Dtype, choose_base_dtype, choose_precision
 from peftkit.planning.processes import check_machine, check_recipe, check_sharding, is_sharded
 from peftkit.recipe.installed import check_installed
 from peftkit.recipe.loader import RecipeFile
@@ -29,9 +28,8 @@ from peftkit.runs.folder import Checkpoint, RunFolder
 from peftkit.runs.manifest import RunManifest
 from peftkit.runs.versions import installed_versions
 from peftkit.storage import sha256_of_json
-from peftkit.training.processes import ALONE, Processes
-from peftkit.training.sharded import check_types
-from peftkit.training.signals import NEVER, StopRequest
+from peftkit.training.processes import ALONE, NEVER, Processes, StopRequest
+from peftkit.training.weights import check_types
 
 __all__ = ["Run", "audit_recipe", "prepare_run"]
 
@@ -121,7 +119,7 @@ class Run:
 
     def told_to_stop(self) -> int | None:
         """The signal that has come to any of the processes: all of them stop after the same step."""
-        return int(self.processes.largest(self.stop.number or 0)[0]) or None
+        return int(self.processes.largest(self.stop.number or 0)) or None
 
     def load(self) -> Any:
         """The model with its weights, ready to train.

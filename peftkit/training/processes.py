@@ -1,20 +1,23 @@
-"""Processes that train one model together: they meet at a store, exchange values, and end as one.
+"""The processes that train one model together: they meet at a store, exchange values, and stop or end as one.
 
-What the processes exchange before and after training goes through the launcher's store: a process that waits there
-notices at once that another one has failed, which it would not in a process group's barrier, and waits for the
-tokenizing of another one without a timeout. Gradients, and the few numbers that a step needs from all processes, go
-through torch's process group.
+What they exchange before and after training goes through the launcher's store: a process that waits there notices at
+once that another one has failed, which it would not in a process group's barrier, and waits without a timeout while
+another one tokenizes. Gradients, and the few numbers that a step needs from all processes, go through torch's process
+group. A signal ends a run between two steps, with everything saved, or at once when it comes again.
 """
 
 from __future__ import annotations
 
 import contextlib
 import json
+import os
+import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from datetime import timedelta
-from typing import Any
+from types import FrameType
+from typing import Any, Final
 
 import torch
 from torch import distributed
@@ -27,7 +30,13 @@ from peftkit.planning.hardware import Hardware
 from peftkit.planning.processes import Place
 from peftkit.redaction import redact
 
-__all__ = ["ALONE", "Processes", "joined", "shared_store"]
+__all__ = [
+    "ALONE", "NEVER", "SIGNALS", "Processes", "StopRequest", "handling", "joined", "shared_store",
+    "stopping_at_signals",
+]  # fmt: skip
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+"""Ctrl-C, a scheduler's request, and a terminal that was closed."""
 
 _PREFIX = "peftkit"
 _END = "end"  # how the run has ended
@@ -115,9 +124,9 @@ class Processes:
         """The sum of each value over all processes."""
         return self._reduced(values, distributed.ReduceOp.SUM)
 
-    def largest(self, *values: float) -> list[float]:
-        """The largest of each value over all processes."""
-        return self._reduced(values, distributed.ReduceOp.MAX)
+    def largest(self, value: float) -> float:
+        """The largest value of all processes."""
+        return self._reduced((value,), distributed.ReduceOp.MAX)[0]
 
     def gathered(self, value: Any) -> list[Any]:
         """The values of all processes, by rank."""
@@ -128,7 +137,7 @@ class Processes:
         return found
 
     def draw_apart(self) -> None:
-        """Draw other random numbers from here on than the other processes, which have drawn the same so far."""
+        """From here on, draw other random numbers than the other processes, which have drawn the same so far."""
         if self.are_many:
             torch.manual_seed(int(torch.randint(2**62, ())) + self.place.rank)
 
@@ -164,7 +173,9 @@ class Processes:
 
     def _ending(self, error: BaseException) -> BaseException:
         """The error to raise in this process, once the others can find out about it."""
-        lost = _is_of_connection(error)
+        lost = isinstance(error, distributed.DistError) or (
+            type(error) is RuntimeError and "gloo" in str(error).lower()
+        )
         end = self._end(_REASON_SECONDS if lost else 0.0)
         if end and end["rank"] != self.place.rank:
             return PeerError(end["what"], end["status"])
@@ -229,6 +240,78 @@ def shared_store(store: Any) -> Any:
     return PrefixStore(_PREFIX, store)
 
 
-def _is_of_connection(error: BaseException) -> bool:
-    """Whether an error says that another process does not answer."""
-    return isinstance(error, distributed.DistError) or (type(error) is RuntimeError and "gloo" in str(error).lower())
+def _nothing() -> None:
+    pass
+
+
+class StopRequest:
+    """Whether a signal asks a run to stop: after the step while it trains, at once otherwise."""
+
+    def __init__(self) -> None:
+        self.number: int | None = None
+        """The signal that was received, if any."""
+
+        self._training = False
+        self._before_leaving: Callable[[], None] = _nothing
+        self._process = os.getpid()
+
+    @contextlib.contextmanager
+    def between_steps(self, before_leaving: Callable[[], None] = _nothing) -> Iterator[None]:
+        """Within the block, the first signal only sets `number`, which the training loop reads between steps.
+
+        Args:
+            before_leaving: called before a second one ends the process at once.
+        """
+        self._training, self._before_leaving = True, before_leaving
+        try:
+            yield
+        finally:
+            self._training, self._before_leaving = False, _nothing
+
+    def handle(self, number: int, frame: FrameType | None) -> None:
+        """Handle a signal: request the end of the run, or end the process at a second one."""
+        del frame
+        if os.getpid() != self._process:  # a worker that was forked with this handler; the run ends it
+            if number != signal.SIGINT:
+                os._exit(128 + number)
+            return
+        name = signal.Signals(number).name
+        if self.number is not None:
+            self._before_leaving()
+            console.info(f"{name} again: stopped at once; the newest checkpoint is still there.")
+            os._exit(128 + number)
+        self.number = number
+        if not self._training:
+            raise Stopped(number, f"stopped by {name}.")
+        console.info(f"{name}: the step is finished and saved first. Once more, and it stops at once.")
+
+
+NEVER: Final = StopRequest()
+"""For a run that no signal stops."""
+
+
+@contextlib.contextmanager
+def stopping_at_signals() -> Iterator[StopRequest]:
+    """Within the block, SIGINT, SIGTERM and SIGHUP stop the run in order."""
+    request = StopRequest()
+    with handling(request.handle):
+        yield request
+
+
+@contextlib.contextmanager
+def handling(handle: Callable[[int, FrameType | None], None]) -> Iterator[None]:
+    """Within the block, SIGINT, SIGTERM and SIGHUP call `handle`.
+
+    Only the main thread can take signals; in another one, nothing changes. A signal that was ignored when the process
+    started, as `nohup` does with SIGHUP, stays ignored.
+    """
+    before: dict[signal.Signals, Any] = {}
+    try:
+        for number in SIGNALS:
+            if signal.getsignal(number) is not signal.SIG_IGN:
+                with contextlib.suppress(ValueError):
+                    before[number] = signal.signal(number, handle)
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

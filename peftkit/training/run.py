@@ -15,8 +15,13 @@ from peftkit.recipe.loader import RecipeFile
 from peftkit.runs.folder import Checkpoint, RunFolder, checkpoint_place, newest_sound
 from peftkit.runs.manifest import RunManifest, RunMetrics
 from peftkit.storage import sha256_of_json, write_text
-from peftkit.training.auto_batch import as_found, beyond_auto_batch, describe_batches, smaller_batch
-from peftkit.training.memory import peak_memory_bytes
+from peftkit.training.memory import (
+    as_found,
+    beyond_auto_batch,
+    describe_batches,
+    peak_memory_bytes,
+    smaller_batch,
+)
 from peftkit.training.output import (
     export_run,
     pick_sample,
@@ -27,9 +32,8 @@ from peftkit.training.output import (
 )
 from peftkit.training.plan import estimate
 from peftkit.training.prepare import Run, prepare_run
-from peftkit.training.processes import ALONE, Processes
+from peftkit.training.processes import ALONE, NEVER, Processes, StopRequest
 from peftkit.training.resume import Past, reopened
-from peftkit.training.signals import NEVER, StopRequest
 from peftkit.training.train import train
 
 __all__ = ["RunOptions", "follow", "run"]
@@ -193,7 +197,7 @@ def _plan(run: Run) -> None:
         TargetError: it has not.
     """
     plan = estimate(run)
-    console.info(plan.summary(run.recipe.training))
+    console.info(plan.summary(run.recipe.training.effective_batch))
     if plan.peak_memory_bytes > plan.limit_bytes:
         console.warning("that may be more memory than there is; `peftkit plan` measures it, and says what would fit.")
     need = plan.disk

@@ -9,10 +9,16 @@ from typing import Any
 import pytest
 
 from peftkit.errors import FieldError
-from peftkit.planning.decisions import choose_attention, choose_checkpointing, choose_optimizer, decide
+from peftkit.planning.decisions import (
+    ChosenPrecision,
+    Dtype,
+    choose_attention,
+    choose_checkpointing,
+    choose_optimizer,
+    decide,
+)
 from peftkit.planning.hardware import Decision, Hardware, device_named
 from peftkit.planning.memory import StepMemory
-from peftkit.planning.precision import ChosenPrecision, Dtype
 from peftkit.recipe.hyperparameters import Training
 from peftkit.recipe.schema import Base, Data, Recipe, Source
 

@@ -12,13 +12,13 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 from transformers import Trainer, TrainingArguments
 
-from peftkit.planning.plan import DiskNeed, disk_need
+from peftkit.planning.plan import DiskNeed, Schedule, disk_need
 from peftkit.recipe.hyperparameters import Training
-from peftkit.training.values import write_values
+from peftkit.training.checkpoint import write_values
 
 SHAPES = ((1500, 1000), (768, 16), (1000,))
 TRAINABLE = 1500 * 1000 + 768 * 16 + 1000
-OTHER_BYTES = disk_need(Training(), 0, None).checkpoint_bytes
+OTHER_BYTES = disk_need(Schedule(Training(), None), 0).checkpoint_bytes
 """What is always added, for files that are no weights."""
 
 OPTIMIZERS = (
@@ -54,7 +54,7 @@ def weigh(tmp_path: Path) -> Weigh:
 
 @pytest.mark.parametrize("optim", OPTIMIZERS)
 def test_a_checkpoint_takes_no_more_than_is_said_and_not_much_less(optim: str, weigh: Weigh) -> None:
-    said = disk_need(Training(optim=optim), TRAINABLE, None).checkpoint_bytes
+    said = disk_need(Schedule(Training(optim=optim), None), TRAINABLE).checkpoint_bytes
 
     found = weigh(optim)
 
@@ -64,7 +64,7 @@ def test_a_checkpoint_takes_no_more_than_is_said_and_not_much_less(optim: str, w
 
 def test_less_is_said_of_an_optimizer_that_keeps_less() -> None:
     names = ("adamw_torch", "lion_32bit", "adamw_bnb_8bit", "sgd")
-    said = [disk_need(Training(optim=optim), 10**8, None).checkpoint_bytes for optim in names]
+    said = [disk_need(Schedule(Training(optim=optim), None), 10**8).checkpoint_bytes for optim in names]
 
     assert said == sorted(said, reverse=True)
     assert len(set(said)) == 4
@@ -72,7 +72,7 @@ def test_less_is_said_of_an_optimizer_that_keeps_less() -> None:
 
 @pytest.mark.parametrize("optim", OPTIMIZERS)
 def test_what_is_said_grows_with_the_trained_weights_evenly(optim: str) -> None:
-    none, some, twice = (disk_need(Training(optim=optim), count, None) for count in (0, 10**6, 2 * 10**6))
+    none, some, twice = (disk_need(Schedule(Training(optim=optim), None), count) for count in (0, 10**6, 2 * 10**6))
 
     assert twice.checkpoint_bytes - some.checkpoint_bytes == some.checkpoint_bytes - none.checkpoint_bytes
     assert twice.output_bytes - some.output_bytes == 4 * 10**6
@@ -80,14 +80,14 @@ def test_what_is_said_grows_with_the_trained_weights_evenly(optim: str) -> None:
 
 @pytest.mark.parametrize("optim", OPTIMIZERS)
 def test_the_output_is_the_weights_without_a_state(optim: str) -> None:
-    need = disk_need(Training(optim=optim), TRAINABLE, None)
+    need = disk_need(Schedule(Training(optim=optim), None), TRAINABLE)
 
-    assert need.output_bytes == disk_need(Training(), TRAINABLE, None).output_bytes
+    assert need.output_bytes == disk_need(Schedule(Training(), None), TRAINABLE).output_bytes
     assert 4 * TRAINABLE < need.output_bytes <= need.checkpoint_bytes
 
 
 def test_a_run_that_saves_nothing_takes_its_output_alone() -> None:
-    need = disk_need(Training(save_strategy="no"), TRAINABLE, None)
+    need = disk_need(Schedule(Training(save_strategy="no"), None), TRAINABLE)
 
     assert need.checkpoints == 0
     assert need.total == need.output_bytes

@@ -5,8 +5,7 @@ from __future__ import annotations
 import pytest
 
 from peftkit.errors import FieldError
-from peftkit.planning.hardware import Hardware, device_named
-from peftkit.planning.precision import (
+from peftkit.planning.decisions import (
     ChosenPrecision,
     Dtype,
     choose_base_dtype,
@@ -14,6 +13,7 @@ from peftkit.planning.precision import (
     choose_tf32,
     dtype_of,
 )
+from peftkit.planning.hardware import Hardware, device_named
 from peftkit.recipe.hyperparameters import Training
 from peftkit.recipe.schema import Method, Precision
 

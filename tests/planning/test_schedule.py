@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from peftkit.planning.duration import Schedule
+from peftkit.planning.plan import Schedule
 from peftkit.recipe.hyperparameters import Training
 
 

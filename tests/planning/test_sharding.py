@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from peftkit.errors import FieldError
-from peftkit.planning.precision import ChosenPrecision
+from peftkit.planning.decisions import ChosenPrecision
 from peftkit.planning.processes import check_sharding, is_sharded
 from peftkit.recipe.loader import load_recipe
 from peftkit.recipe.schema import Recipe

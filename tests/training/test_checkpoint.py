@@ -19,8 +19,15 @@ from transformers import get_linear_schedule_with_warmup
 
 from peftkit.runs.folder import PROGRESS_NAME, Checkpoint, checkpoint_place, find_checkpoints
 from peftkit.storage import MANIFEST_NAME, write_json
-from peftkit.training.checkpoint import CheckpointWriter, Progress, StateFiles, random_state, set_random_state
-from peftkit.training.values import read_values, write_values
+from peftkit.training.checkpoint import (
+    CheckpointWriter,
+    Progress,
+    StateFiles,
+    random_state,
+    read_values,
+    set_random_state,
+    write_values,
+)
 from peftkit.training.weights import Weights
 
 RUN, OTHER_RUN = "0123456789abcdef", "fedcba9876543210"

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from peftkit.training.checkpoint import Progress
-from peftkit.training.watching import StepClock
+from peftkit.training.steps import StepClock
 
 CPU = torch.device("cpu")
 

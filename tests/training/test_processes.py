@@ -38,7 +38,7 @@ def test_a_process_alone_sums_and_gathers_what_it_has() -> None:
     with joined() as processes:
         assert processes is ALONE
 
-    assert (ALONE.sums(1.5, 2), ALONE.largest(3.0)) == ([1.5, 2.0], [3.0])
+    assert (ALONE.sums(1.5, 2), ALONE.largest(3.0)) == ([1.5, 2.0], 3.0)
     assert (ALONE.gathered("a"), ALONE.of_main("a")) == (["a"], "a")
     with ALONE.first_on_machine("data"), pytest.raises(ValueError, match="as it is"), ALONE.ending_as_one():
         raise ValueError("as it is")

@@ -19,7 +19,7 @@ from peftkit.planning.hardware import Hardware
 from peftkit.recipe.loader import load_recipe
 from peftkit.training.prepare import prepare_run
 from peftkit.training.processes import ALONE
-from peftkit.training.sharded import Shards, check_types, whole_tensor
+from peftkit.training.weights import Shards, check_types, whole_tensor
 
 CPU = Hardware("cpu", "a CPU", 24 * 10**9, 1, 2)
 IDS = torch.arange(12).reshape(2, 6)
@@ -59,7 +59,7 @@ def same(ours: dict[str, torch.Tensor], theirs: dict[str, torch.Tensor]) -> bool
 @pytest.mark.usefixtures("group")
 def test_spread_weights_leave_the_model_and_come_back_to_be_saved(model: Any) -> None:
     before, loss = trained(model), evaluate_loss(model, [BATCH], "fp32")
-    shards = Shards(model, ALONE, CPU)
+    shards = Shards(model, ALONE, "cpu")
     shards.spread()
 
     assert all(isinstance(weight, DTensor) for weight in shards.model.parameters())
@@ -75,7 +75,7 @@ def test_spread_weights_leave_the_model_and_come_back_to_be_saved(model: Any) ->
 
 @pytest.mark.usefixtures("group")
 def test_sharded_weights_and_their_optimizer_go_on_from_what_was_saved(model: Any, tmp_path: Path) -> None:
-    shards = Shards(model.eval(), ALONE, CPU)
+    shards = Shards(model.eval(), ALONE, "cpu")
     shards.spread()
     optimizer = torch.optim.AdamW(shards.model.parameters(), lr=1e-2, fused=True)
     step(shards.model, optimizer)

@@ -12,13 +12,13 @@ from collections.abc import Iterator
 import pytest
 
 from peftkit.errors import Stopped
-from peftkit.training.signals import SIGNALS, StopRequest, stopping_at_signals
+from peftkit.training.processes import SIGNALS, StopRequest, stopping_at_signals
 
 STATUSES = [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)]
 
 TRAIN = """
 import os, signal, sys
-from peftkit.training.signals import stopping_at_signals
+from peftkit.training.processes import stopping_at_signals
 leaving = lambda: print("leaving", flush=True)
 with stopping_at_signals() as stop, stop.between_steps(leaving):
     for name in sys.argv[1:]:
@@ -29,7 +29,7 @@ print("the end", flush=True)
 
 FORK = """
 import os, signal, sys
-from peftkit.training.signals import stopping_at_signals
+from peftkit.training.processes import stopping_at_signals
 with stopping_at_signals() as stop:
     worker = os.fork()
     if not worker:

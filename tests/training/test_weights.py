@@ -11,7 +11,7 @@ import bitsandbytes
 import pytest
 import torch
 
-from peftkit.training.values import read_values, write_values
+from peftkit.training.checkpoint import read_values, write_values
 from peftkit.training.weights import load_optimizer_state
 
 SHAPE = (256, 512)
