@@ -1,4 +1,4 @@
-"""A run before its first step: its machine, base and data are looked at, and nothing is written."""
+"""A run before its first step: its machine, base and data are examined, and nothing is written."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from peftkit.models.attach import count_parameters
 from peftkit.models.attention import use_attention
 from peftkit.models.base import locate_base
 from peftkit.models.device import detect_hardware
-from peftkit.models.start import Start, new_start, padding_id, pretrained_start
+from peftkit.models.start import Start, new_start, pretrained_start
 from peftkit.planning.decisions import ChosenPrecision, Dtype, choose_base_dtype, choose_precision, decide
 from peftkit.planning.hardware import Hardware
 from peftkit.planning.processes import check_machine, check_recipe, check_sharding, is_sharded
@@ -65,11 +65,6 @@ class Run:
     def recipe(self) -> Recipe:
         """What the run does."""
         return self.file.recipe
-
-    @property
-    def pad_token_id(self) -> int:
-        """The token that fills rows."""
-        return padding_id(self.start.tokenizer)
 
     @property
     def is_sharded(self) -> bool:
@@ -127,36 +122,28 @@ class Run:
         Raises:
             MemoryRunError: it does not fit into memory.
         """
+        # sharded weights need not fit on a device as a whole
+        device = "cpu" if self.is_sharded else self.processes.device(self.hardware)
+        details, place = "", self.hardware.name
         with self.file.locating():
-            model = self.start.load(self.recipe, self.base_dtype, self._first_device())
+            model = self.start.load(self.recipe, self.base_dtype, device)
             if self.is_sharded:
                 check_types(model)
-            attention = None
             if self.data.train.packed:
-                attention = use_attention(model, self.hardware, self.base_dtype, self.precision)
+                details = f", {use_attention(model, self.hardware, self.base_dtype, self.precision)}"
+        if self.processes.are_many:
+            sharing = " that share the weights" if self.is_sharded else ""
+            place = f"{self.processes.count} processes{sharing} on {place}"
         trainable, total = count_parameters(model)
-        details = f", {attention}" if attention else ""
-        console.info(
-            f"{self.recipe.method} on {self._where()} in {self.precision}{details}: "
-            f"{trainable:,} of {total:,} parameters are trained"
-        )
+        trained = f"{trainable:,} of {total:,} parameters are trained"
+        console.info(f"{self.recipe.method} on {place} in {self.precision}{details}: {trained}")
         return model
-
-    def _first_device(self) -> str:
-        """Where the weights are loaded: those that are sharded need not fit on a device as a whole."""
-        return "cpu" if self.is_sharded else self.processes.device(self.hardware)
-
-    def _where(self) -> str:
-        if not self.processes.are_many:
-            return self.hardware.name
-        sharing = " that share the weights" if self.is_sharded else ""
-        return f"{self.processes.count} processes{sharing} on {self.hardware.name}"
 
 
 def prepare_run(file: RecipeFile, processes: Processes = ALONE, *, elsewhere: Hardware | None = None) -> Run:
-    """Look at the machine, the base's structure and the data; nothing is written.
+    """Examine the machine, the base's structure and the data; nothing is written.
 
-    Of several processes, one for each machine tokenises the data, and the others find it in the cache. `elsewhere` is a
+    Of several processes, one on each machine tokenises the data, and the others find it in the cache. `elsewhere` is a
     machine that is not here, to plan for.
 
     Raises:
@@ -213,7 +200,7 @@ def audit_recipe(file: RecipeFile, *, show: int) -> tuple[Audit, list[str], Inpu
 
 
 def _take_chat_template(recipe: Recipe, data: RunData, start: Start) -> None:
-    """A tokenizer without a chat template gets the one that conversations are trained with, to be saved with it."""
+    """Give a tokenizer without a chat template the one that conversations are trained with, to be saved with it."""
     for source, part in zip(recipe.data.train_sources, data.train.parts, strict=False):  # of a stream, the first alone
         if part.corpus.form.has_chat_template:
             template = recipe.data.of(source).template
@@ -222,7 +209,7 @@ def _take_chat_template(recipe: Recipe, data: RunData, start: Start) -> None:
 
 
 def _stated(file: RecipeFile, data: RunData) -> RecipeFile:
-    """The recipe with the format that was recognised, which is printed."""
+    """The recipe with the recognised format, which is printed."""
     if file.recipe.data.format != "auto":
         return file
     for part in data.train.parts:

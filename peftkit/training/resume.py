@@ -17,7 +17,7 @@ from peftkit.runs.differences import (
     input_differences,
     recipe_differences,
 )
-from peftkit.runs.folder import Checkpoint, RunFolder, newest_sound, set_aside
+from peftkit.runs.folder import RunFolder, newest_sound, set_aside
 from peftkit.runs.manifest import RunManifest
 from peftkit.storage import file_fault, write_text
 from peftkit.training.prepare import Run
@@ -54,16 +54,18 @@ class Past:
         return True
 
     def continue_in(self, run: Run, allowed: Sequence[str]) -> None:
-        """Let a prepared run be this one: with its id and its history, from its newest checkpoint that verifies.
+        """Make a prepared run this one: with its id and history, from its newest checkpoint that verifies.
 
         Raises:
             ChangedError: something has changed that is not allowed to.
         """
-        run.run_id = self.manifest.run_id
-        changes = self._check(run, allowed)
-        run.checkpoint, passed_over = _restart_point(self)
+        run.run_id, manifest = self.manifest.run_id, run.manifest
+        changes = [*self._changes(run.recipe), *input_differences(self.manifest, manifest)]
+        check_differences(changes, allowed, str(self.folder.path))
+        for change in changes:
+            console.warning(f"going on with a change: {change}")
+        passed_over = self._find_checkpoint(run)
         run.adopt = act_on_optimizer(changes)
-        manifest = run.manifest
         manifest.auto_batch = self.manifest.auto_batch
         manifest.warnings = list(dict.fromkeys([*self.manifest.warnings, *manifest.warnings]))
         step = run.checkpoint.step if run.checkpoint else 0
@@ -78,16 +80,21 @@ class Past:
         self.folder.write(run.manifest)
 
     def _changes(self, recipe: Recipe) -> list[Difference]:
-        """The fields in which a recipe is another one."""
         return recipe_differences(self.recipe.model_dump(mode="json"), recipe.model_dump(mode="json"))
 
-    def _check(self, run: Run, allowed: Sequence[str]) -> list[Difference]:
-        """Everything that has changed, all of which may."""
-        found = [*self._changes(run.recipe), *input_differences(self.manifest, run.manifest)]
-        check_differences(found, allowed, str(self.folder.path))
-        for difference in found:
-            console.warning(f"going on with a change: {difference}")
-        return found
+    def _find_checkpoint(self, run: Run) -> list[str]:
+        """Set the newest checkpoint that verifies; returns those passed over, which are reported, kept, and renamed."""
+        run.checkpoint, passed_over = newest_sound(self.folder.checkpoints, run.run_id)
+        notes = []
+        for damaged, faults in passed_over:
+            place = set_aside(damaged)
+            notes.append(f"{damaged.path.name}: {'; '.join(faults)}")
+            console.warning(f"{damaged.path} is passed over: {'; '.join(faults)}. It is {place.name} now.")
+        if run.checkpoint is None:
+            console.info(f"{self.folder.path} has no checkpoint that verifies, so the run begins again.")
+        else:
+            console.info(f"going on from {run.checkpoint.path}.")
+        return notes
 
 
 @contextmanager
@@ -116,23 +123,6 @@ def read_past(folder: RunFolder, manifest: RunManifest) -> Past:
     try:
         return Past(folder, manifest, load_recipe(folder.recipe).recipe)
     except InputError as error:
-        raise TargetError(
-            f"cannot be read as the recipe of this run: {error.lines()[0]}",
-            where=str(folder.recipe),
-            remedy="Use the peftkit that wrote it, or begin a run in another --output.",
-        ) from error
-
-
-def _restart_point(past: Past) -> tuple[Checkpoint | None, list[str]]:
-    """The newest checkpoint that verifies, and those passed over, which are reported, kept, and renamed."""
-    checkpoint, passed_over = newest_sound(past.folder.checkpoints, past.manifest.run_id)
-    notes = []
-    for damaged, faults in passed_over:
-        place = set_aside(damaged)
-        notes.append(f"{damaged.path.name}: {'; '.join(faults)}")
-        console.warning(f"{damaged.path} is passed over: {'; '.join(faults)}. It is {place.name} now.")
-    if checkpoint is None:
-        console.info(f"{past.folder.path} has no checkpoint that verifies, so the run begins again.")
-    else:
-        console.info(f"going on from {checkpoint.path}.")
-    return checkpoint, notes
+        what = f"cannot be read as the recipe of this run: {error.lines()[0]}"
+        remedy = "Use the peftkit that wrote it, or begin a run in another --output."
+        raise TargetError(what, where=str(folder.recipe), remedy=remedy) from error

@@ -61,7 +61,7 @@ def run(
     processes: Processes = ALONE,
     stop: StopRequest = NEVER,
 ) -> tuple[RunFolder, RunManifest]:
-    """Train what a recipe says, and leave a run folder whose output has been saved and verified.
+    """Train by a recipe, and leave a run folder whose output has been saved and verified.
 
     Of several processes, this is the work of the main one; see `follow`.
 
@@ -76,7 +76,9 @@ def run(
         RunError: training or the verification failed; the folder's manifest says so.
         Stopped: `stop` was requested; what was trained is saved.
     """
-    _check_processes(options, processes)
+    if options.auto_batch and processes.are_many:
+        remedy = "Find the batch in one process first; its manifest tells it."
+        raise InputError("works in one process alone.", where="--auto-batch", remedy=remedy)
     with reopened(RunFolder(file.output), resume=options.resume) as past:
         file = as_found(file, past.manifest.auto_batch) if past else file
         if past and past.is_finished(file.recipe, options.allowed_changes):
@@ -119,7 +121,7 @@ def _carry_out(run: Run, live: LiveModel, options: RunOptions) -> None:
 
 
 def follow(file: RecipeFile, processes: Processes, stop: StopRequest = NEVER) -> None:
-    """Take the part of a process that is not the main one: prepare and train the same, and write nothing.
+    """The work of a process that is not the main one: prepare and train the same, and write nothing.
 
     Raises:
         InputError, RunError, Stopped: as for the main process.
@@ -138,13 +140,13 @@ def follow(file: RecipeFile, processes: Processes, stop: StopRequest = NEVER) ->
 
 def _orders(run: Run) -> dict[str, Any]:
     """What the main process has decided and the others must know."""
-    training, names = run.recipe.training, ("per_device_train_batch_size", "gradient_accumulation_steps")
+    names = {"per_device_train_batch_size", "gradient_accumulation_steps"}
     return {
         "run_id": run.run_id,
         "folder": str(run.folder.path.absolute()),
         "step": run.checkpoint.step if run.checkpoint else None,
         "adopt": run.adopt,
-        "training": {name: getattr(training, name) for name in names},
+        "training": run.recipe.training.model_dump(include=names),
     }
 
 
@@ -154,9 +156,9 @@ def _held(run: Run, past: Past | None) -> Iterator[None]:
     if past:
         past.write_over(run)
         yield
-        return
-    with run.folder.created(run.file.resolved_yaml(), run.manifest):
-        yield
+    else:
+        with run.folder.created(run.file.resolved_yaml(), run.manifest):
+            yield
 
 
 def _train_what_fits(run: Run, live: LiveModel, options: RunOptions) -> RunMetrics:
@@ -184,14 +186,8 @@ def _train_what_fits(run: Run, live: LiveModel, options: RunOptions) -> RunMetri
             live.take(run.load())
 
 
-def _check_processes(options: RunOptions, processes: Processes) -> None:
-    if options.auto_batch and processes.are_many:
-        remedy = "Find the batch in one process first; its manifest tells it."
-        raise InputError("works in one process alone.", where="--auto-batch", remedy=remedy)
-
-
 def _plan(run: Run) -> None:
-    """Print what the run will use, and see that the disk has room for what it will write.
+    """Print what the run will use, and check that the disk has room for it.
 
     Raises:
         TargetError: it has not.
@@ -200,12 +196,10 @@ def _plan(run: Run) -> None:
     console.info(plan.summary(run.recipe.training.effective_batch))
     if plan.peak_memory_bytes > plan.limit_bytes:
         console.warning("that may be more memory than there is; `peftkit plan` measures it, and says what would fit.")
-    need = plan.disk
+    need, free = plan.disk, console.size(plan.free_bytes)
     if need.total > plan.free_bytes:
         kept = f"{need.checkpoints} checkpoints of {console.size(need.checkpoint_bytes)} at a time, and "
-        raise TargetError(
-            f"the run needs about {console.size(need.total)} ({kept if need.checkpoints else ''}"
-            f"{console.size(need.output_bytes)} in the end), but the disk has {console.size(plan.free_bytes)} free.",
-            where=str(run.folder.path),
-            remedy="Free some, name another --output, lower training.save_total_limit, or use method: lora.",
-        )
+        parts = f"{kept if need.checkpoints else ''}{console.size(need.output_bytes)} in the end"
+        what = f"the run needs about {console.size(need.total)} ({parts}), but the disk has {free} free."
+        remedy = "Free some, name another --output, lower training.save_total_limit, or use method: lora."
+        raise TargetError(what, where=str(run.folder.path), remedy=remedy)
