@@ -19,8 +19,7 @@ from peftkit.recipe.schema import Base, Data, Precision, Recipe, Source
 
 __all__ = [
     "Attention", "ChosenPrecision", "Dtype", "choose_attention", "choose_base_dtype", "choose_checkpointing",
-    "choose_compilation", "choose_optimizer", "choose_pinned_memory", "choose_precision", "choose_tf32",
-    "choose_workers", "decide", "dtype_of",
+    "choose_optimizer", "choose_precision", "choose_tf32", "decide", "dtype_of",
 ]  # fmt: skip
 
 ChosenPrecision = Literal["fp32", "bf16", "fp16"]
@@ -50,12 +49,8 @@ def decide(
 ) -> list[Decision[Any]]:
     """Every decision about a run on a machine.
 
-    Args:
-        hardware: the machine, here or not.
-        recipe: what the run does; None for one that leaves everything to peftkit.
-        need: the memory of a step without activation checkpointing, where it is known, and what the machine has.
-        packed: whether several documents share a row.
-        kernels: which ones the model can use; see `choose_attention`.
+    Without a recipe, everything is left to peftkit. `need` is the memory of a step without activation checkpointing,
+    where it is known. For `packed` and `kernels`, see `choose_attention`.
 
     Raises:
         FieldError: the recipe asks for what the machine cannot do.
@@ -71,9 +66,7 @@ def decide(
         choose_attention(hardware, dtype.choice, precision.choice, packed=packed, **kernels),
         choose_optimizer(training, hardware, need),
         choose_checkpointing(training, need),
-        choose_compilation(training, hardware),
-        choose_workers(training),
-        choose_pinned_memory(training, hardware),
+        *_choose_settings(training, hardware),
     ]
 
 
@@ -179,14 +172,8 @@ def choose_attention(
     flash-attn, which waits for the GPU at each step and casts no float32 weights. Flex attention skips blocks that the
     mask hides, has no dropout, and is compiled first. All three need Ampere (Dao 2023).
 
-    Args:
-        hardware: the machine.
-        base_dtype: of the base's weights.
-        precision: of matmuls.
-        packed: whether several documents share a row; otherwise nothing is gained.
-        varlen: whether the installed torch has FlashAttention over variable lengths and the model can use it.
-        flash: whether the package flash-attn is installed and the model can use it.
-        flex: whether the model can use flex attention as it is set up.
+    Nothing is gained unless several documents share a row (`packed`). Each of the three is considered only if it is
+    installed and the model can use it.
     """
     if not packed:
         return Decision("attention", ("sdpa",), "rows of one document have nothing that other kernels could skip")
@@ -259,30 +246,23 @@ def choose_checkpointing(training: Training, need: StepMemory | None = None) -> 
     return Decision(name, on, f"{asked.reason}; {told}" if asked else told)
 
 
-def choose_compilation(training: Training, hardware: Hardware) -> Decision[bool]:
-    """Whether the model is compiled by torch."""
-    asked = set_by_recipe("torch.compile", training, "torch_compile")
-    if asked:
-        return asked
-    if hardware.device == "cuda":
-        why = "each new length of rows compiles anew; training.torch_compile=true tries it"
-    elif hardware.device == "mps":
-        why = "it has not been measured on Apple's GPUs"
-    else:
-        why = "it gained nothing on a CPU when it was measured"
-    return Decision("torch.compile", False, why)
-
-
-def choose_workers(training: Training) -> Decision[int]:
-    """Processes that make batches beside the one that trains."""
-    asked = set_by_recipe("workers", training, "dataloader_num_workers")
+def _choose_settings(training: Training, hardware: Hardware) -> list[Decision[Any]]:
+    """Whether torch compiles the model, and how batches are made and reach the device."""
+    compiling = {
+        "cuda": "each new length of rows compiles anew; training.torch_compile=true tries it",
+        "mps": "it has not been measured on Apple's GPUs",
+        "cpu": "it gained nothing on a CPU when it was measured",
+    }[hardware.device]
     # eight rows of 1,024 tokens took 0.02 ms to collate
-    return asked or Decision("workers", 0, "rows are tokenised beforehand; a batch takes under a millisecond")
-
-
-def choose_pinned_memory(training: Training, hardware: Hardware) -> Decision[bool]:
-    """Whether batches are put where a GPU can fetch them by itself."""
-    asked = set_by_recipe("pinned memory", training, "dataloader_pin_memory")
-    on = hardware.device == "cuda"
-    why = "batches are copied to the GPU while the host continues" if on else "batches are where the products are"
-    return asked or Decision("pinned memory", on, why)
+    making = "rows are tokenised beforehand; a batch takes under a millisecond"
+    on_gpu, pinning = hardware.device == "cuda", "batches are where the products are"
+    if on_gpu:
+        pinning = "batches are copied to the GPU while the host continues"
+    settings: list[tuple[str, str, Any, str]] = [
+        ("torch.compile", "torch_compile", False, compiling),
+        ("workers", "dataloader_num_workers", 0, making),
+        ("pinned memory", "dataloader_pin_memory", on_gpu, pinning),
+    ]
+    return [
+        set_by_recipe(name, training, field) or Decision(name, choice, why) for name, field, choice, why in settings
+    ]

@@ -1,7 +1,4 @@
-"""What a machine is, as plain values, and what a decision is that follows from them; machines known by name.
-
-The decisions are functions of these values alone, so that each can be asked about a machine that is not here.
-"""
+"""A machine as plain values, and a decision that follows from them alone, also for a machine that is not here."""
 
 from __future__ import annotations
 
@@ -86,38 +83,23 @@ class Decision(Generic[Choice]):
 
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> Decision[Any]:
-        """The decision whose fields these are, of which JSON has made a list of what was a tuple."""
+        """The decision with these fields; JSON has made a list of a tuple."""
         choice = values["choice"]
         return Decision(values["name"], tuple(choice) if isinstance(choice, list) else choice, values["reason"])
 
 
 def set_by_recipe(name: str, training: Training, field: str) -> Decision[Any] | None:
-    """What a recipe says itself of a field of `training`, which always wins; None where it leaves it to peftkit."""
+    """What a recipe sets itself, which always wins; None where it leaves a field of `training` to peftkit."""
     value = getattr(training, field, None) if field in training.model_fields_set else None
     return None if value is None else Decision(name, value, f"the recipe sets training.{field}")
 
 
 def _gpu(
-    name: str,
-    gigabytes: int,
-    capability: tuple[int, int],
-    *,
-    tensor: float | None,
-    plain: float,
-    bandwidth: int,
+    name: str, gigabytes: int, capability: tuple[int, int], *, tensor: float | None, plain: float, bandwidth: int
 ) -> Hardware:
     """An NVIDIA GPU: 16-bit and 32-bit operations in 10^12 a second, and bandwidth in 10^9 bytes a second."""
-    return Hardware(
-        "cuda",
-        name,
-        gigabytes * _GB,
-        1,
-        _CORES,
-        capability,
-        flops_16bit=None if tensor is None else tensor * _TERA,
-        flops_fp32=plain * _TERA,
-        memory_bytes_per_second=float(bandwidth * _GB),
-    )
+    rates = (None if tensor is None else tensor * _TERA, plain * _TERA, float(bandwidth * _GB))
+    return Hardware("cuda", name, gigabytes * _GB, 1, _CORES, capability, False, *rates)
 
 
 # As NVIDIA publishes them, without sparsity and with sums in fp32: data sheets and product briefs of T4, V100 SXM2, L4,

@@ -169,13 +169,9 @@ class Duration:
 def duration(
     schedule: Schedule, step_seconds: Sequence[float], evaluation_seconds: float = 0.0, save_seconds: float = 0.0
 ) -> Duration:
-    """The time of a run at a measured pace.
+    """The time of a run by measurements of optimizer steps, one evaluation and one checkpoint.
 
-    Args:
-        schedule: of the run.
-        step_seconds: of optimizer steps, without the first, which warms up.
-        evaluation_seconds: of all validation data once.
-        save_seconds: of one checkpoint.
+    The steps are given without the first, which warms up.
     """
     beside = schedule.evaluations * evaluation_seconds + schedule.saves * save_seconds
     seconds = schedule.steps * fmean(step_seconds) + beside
@@ -191,12 +187,8 @@ def duration(
 def operations_of_a_token(parameters: int, *, trains_all: bool) -> int:
     """Additions and multiplications of one token's forward and backward pass (Kaplan et al. 2020, section 2.1).
 
-    Each weight has two in the forward pass and four in the backward pass, of which two are for its own gradient: these
-    are spared where it is not trained.
-
-    Args:
-        parameters: weights in matmuls, the head's included and the embeddings' not.
-        trains_all: whether these are trained.
+    Each weight in a matmul, the head's included and the embeddings' not, has two in the forward pass and four in the
+    backward pass, of which two are for its own gradient: these are spared where it is not trained.
     """
     return parameters * (6 if trains_all else 4)
 
@@ -229,10 +221,7 @@ class DiskNeed:
 def disk_need(schedule: Schedule, trainable: int, embeddings: int = 0) -> DiskNeed:
     """What a run will write: trained weights and optimizer state for each checkpoint, and the weights once more.
 
-    Args:
-        schedule: of the run.
-        trainable: parameters that are trained; they are float32.
-        embeddings: of the trained parameters, those of embeddings, whose state stays float32 with 8-bit optimizers.
+    For `trainable` and `embeddings`, see `optimizer_bytes`.
     """
     training = schedule.training
     checkpoint = _FLOAT * trainable + optimizer_bytes(training.optim, trainable, embeddings) + _OTHER_BYTES

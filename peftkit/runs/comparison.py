@@ -20,7 +20,7 @@ class Statistic:
 
     mean: float
     standard_error: float | None
-    """Of the mean, over seeds; None where there is one."""
+    """Of the mean; None for one seed."""
 
     values: list[float]
     """Of each run, in the order of the seeds."""
@@ -50,7 +50,7 @@ class Entry:
     """None for the untouched base."""
 
     changes: dict[str, Any]
-    """Fields of the recipe that are another's here: what was varied, and a learning rate that was chosen."""
+    """Fields that differ from the recipe: what was varied, and a learning rate that was chosen."""
 
     runs: list[str]
     """The run folders, in the order of the seeds, relative to the comparison's folder."""
@@ -109,13 +109,9 @@ class Comparison:
         place = folder / COMPARISON_NAME
         try:
             values = read_json(place)
-            return cls(
-                **{
-                    **values,
-                    "entries": [_entry(entry) for entry in values["entries"]],
-                    "expected": [Expected(**each) for each in values["expected"]],
-                }
-            )
+            values["entries"] = [_entry(entry) for entry in values["entries"]]
+            values["expected"] = [Expected(**each) for each in values["expected"]]
+            return cls(**values)
         except (OSError, ValueError, KeyError, TypeError) as error:
             remedy = "Name the folder of a comparison."
             raise TargetError("is missing or damaged.", where=str(place), remedy=remedy) from error

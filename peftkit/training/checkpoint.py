@@ -31,8 +31,8 @@ from peftkit.training.processes import Processes
 from peftkit.training.weights import Weights
 
 __all__ = [
-    "CheckpointWriter", "Progress", "StateFiles", "fill_checkpoint", "random_state", "read_values", "set_random_state",
-    "write_values",
+    "CheckpointWriter", "Progress", "fill_checkpoint", "random_state", "read_randoms", "read_values", "restore_states",
+    "set_random_state", "write_states", "write_values",
 ]  # fmt: skip
 
 _TENSOR, _ARRAY, _TUPLE, _PAIRS, _FLOAT = "tensor", "array", "tuple", "pairs", "float"
@@ -79,48 +79,38 @@ class Progress:
         return cls(**read_json(checkpoint.path / PROGRESS_NAME))
 
 
-class StateFiles:
-    """The files of a checkpoint other than weights that restore a run."""
+def write_states(folder: Path, optimizer: dict[str, Any], scheduler: Any, scaler: Any, randoms: Any) -> None:
+    """Write what a checkpoint restores besides weights, with the optimizer's whole state; only fp16 has a scaler."""
+    states = {"optimizer": optimizer, "scheduler": scheduler.state_dict(), "random": randoms}
+    if scaler is not None:
+        states["scaler"] = scaler.state_dict()
+    for name, state in states.items():
+        write_values(folder / f"{name}.safetensors", state)
 
-    def __init__(self, folder: Path) -> None:
-        self.optimizer = folder / "optimizer.safetensors"
-        """Moments and step counts."""
-        self.scheduler = folder / "scheduler.safetensors"
-        self.scaler = folder / "scaler.safetensors"
-        """The scale of fp16 gradients; only such a run has it."""
-        self.random = folder / "random.safetensors"
-        """The states of all random number generators, for each process: now, and when the epoch began."""
 
-    def randoms(self) -> list[dict[str, Any]]:
-        """The states of the random number generators of each process that there was."""
-        states: list[dict[str, Any]] = read_values(self.random)
-        return states
+def read_randoms(folder: Path) -> list[dict[str, Any]]:
+    """The random states of each process that there was: `now`, and when the `epoch` began."""
+    states: list[dict[str, Any]] = read_values(folder / "random.safetensors")
+    return states
 
-    def write(self, optimizer: dict[str, Any], scheduler: Any, scaler: Any, randoms: Any) -> None:
-        """Write all of them; `optimizer` is its whole state."""
-        write_values(self.optimizer, optimizer)
-        write_values(self.scheduler, scheduler.state_dict())
-        if scaler is not None:
-            write_values(self.scaler, scaler.state_dict())
-        write_values(self.random, randoms)
 
-    def restore(self, weights: Weights, optimizer: Any, scheduler: Any, scaler: Any, *, adopt: bool) -> None:
-        """Restore the states of the optimizer of some weights, its scheduler and its scaler.
+def restore_states(folder: Path, weights: Weights, optimizer: Any, scheduler: Any, scaler: Any, *, adopt: bool) -> None:
+    """Restore the states of the optimizer of some weights, its scheduler and its scaler.
 
-        With `adopt`, hyperparameters are those of the recipe as it is now rather than those that were written: learning
-        rate, betas, weight decay and the schedule's shape. A rate that was lowered on a plateau is whole again.
-        """
-        saved, schedule = read_values(self.optimizer), read_values(self.scheduler)
-        if adopt:
-            saved["param_groups"] = optimizer.state_dict()["param_groups"]
-            place = {name: value for name, value in schedule.items() if name in _PLACE_IN_SCHEDULE}
-            schedule = {**scheduler.state_dict(), **place}
-        weights.load_state(optimizer, saved)
-        scheduler.load_state_dict(schedule)
-        if adopt:
-            _set_rates(optimizer, scheduler)
-        if scaler is not None and self.scaler.is_file():
-            scaler.load_state_dict(read_values(self.scaler))
+    With `adopt`, hyperparameters are those of the recipe as it is now rather than those that were written: learning
+    rate, betas, weight decay and the schedule's shape. A rate that was lowered on a plateau is whole again.
+    """
+    saved, schedule = (read_values(folder / f"{name}.safetensors") for name in ("optimizer", "scheduler"))
+    if adopt:
+        saved["param_groups"] = optimizer.state_dict()["param_groups"]
+        place = {name: value for name, value in schedule.items() if name in _PLACE_IN_SCHEDULE}
+        schedule = {**scheduler.state_dict(), **place}
+    weights.load_state(optimizer, saved)
+    scheduler.load_state_dict(schedule)
+    if adopt:
+        _set_rates(optimizer, scheduler)
+    if scaler is not None and (folder / "scaler.safetensors").is_file():
+        scaler.load_state_dict(read_values(folder / "scaler.safetensors"))
 
 
 def _set_rates(optimizer: Any, scheduler: Any) -> None:
@@ -188,19 +178,14 @@ class CheckpointWriter:
 def fill_checkpoint(
     trainer: Any, model: Any, folder: Path, *, optimizer: Any, randoms: Any, losses: list[float]
 ) -> None:
-    """Write all that a run resumes from into a folder.
+    """Write all that a run resumes from into a new folder.
 
-    Args:
-        trainer: of the run, whose scheduler, scaler, state, progress and metrics are written.
-        model: with every trained weight.
-        folder: new and empty.
-        optimizer: its whole state.
-        randoms: the states of the random number generators of each process.
-        losses: of each process, the sum of those that are not logged yet.
+    That is the model with every trained weight, the optimizer's whole state, the trainer's scheduler, scaler, state,
+    progress and metrics, and for each process its random states and the sum of its losses that are not logged yet.
     """
     model.save_pretrained(folder)
     (folder / CARD_NAME).unlink(missing_ok=True)  # PEFT's, which says nothing of this run
-    StateFiles(folder).write(optimizer, trainer.lr_scheduler, trainer.accelerator.scaler, randoms)
+    write_states(folder, optimizer, trainer.lr_scheduler, trainer.accelerator.scaler, randoms)
     # a path on this machine is wrong once the folder has moved
     replace(trainer.state, best_model_checkpoint=None).save_to_json(str(folder / "trainer_state.json"))
     replace(

@@ -128,11 +128,8 @@ def shortage(trainer: Any, inputs: dict[str, Any] | None, recipe: Recipe, hardwa
     They rest on one row and on two rows of the batch, computed again to see how much each keeps for the backward pass.
     A process that has only a part of the weights cannot do that: the others are in the middle of the step.
 
-    Args:
-        trainer: of the step. It cannot be used any more after an optimizer step that did not fit.
-        inputs: the batch whose pass did not fit; None where it was the optimizer step, or what precedes the first pass.
-        recipe: what the run does.
-        hardware: the machine.
+    `inputs` is the batch whose pass did not fit; None where it was the optimizer step, after which the trainer cannot
+    be used any more, or what precedes the first pass.
     """
     peak, batch = peak_memory_bytes(hardware), inputs or trainer.newest_inputs
     line = f"{_what(inputs, batch)} does not fit into memory: {console.size(peak)} were in use"
@@ -196,15 +193,10 @@ def _measured_shortage(line: str, step: StepMemory, fits: list[Fit], *, in_pass:
 def step_memory(
     model: Any, shape: tuple[int, int], kept: tuple[int, int], precision: ChosenPrecision, device: Device, **more: Any
 ) -> StepMemory:
-    """What a step needs, by the model's parameters and the shape of its batches.
+    """What a step needs, by a model with or without weights and the shape of its batches, [rows, tokens].
 
-    Args:
-        model: with or without weights.
-        shape: rows and tokens of a batch.
-        kept: bytes kept for the backward pass up to the hidden states, whatever the rows, and for each row.
-        precision: of matmuls.
-        device: of the machine.
-        more: other fields of `StepMemory`.
+    `kept` is kept for the backward pass up to the hidden states, whatever the rows, and for each row, in bytes. `more`
+    are other fields of `StepMemory`.
     """
     rows, tokens = shape
     trainable, total = count_parameters(model)
@@ -252,13 +244,9 @@ def smaller_batch(
 ) -> tuple[dict[str, int], dict[str, list[int]]] | None:
     """Half of the batch that did not fit, or as many rows as would, in the same optimizer steps.
 
-    Args:
-        training: the hyperparameters as they are now.
-        error: what did not fit.
-        found: `auto_batch` of the manifest so far.
-
     Returns:
-        The hyperparameters that change, and the new `auto_batch`; None where no batch can be smaller.
+        The hyperparameters that change, and `auto_batch` of the manifest, so far `found`; None where no batch can be
+        smaller.
     """
     before = [training.per_device_train_batch_size, training.gradient_accumulation_steps]
     if error.batch is None:

@@ -82,11 +82,8 @@ class Choice:
 def choose_method(parameters: int | None, memory_bytes: float, *, half: bool, wanted: Method | None = None) -> Choice:
     """The first way to train that the memory has room for; the last where it has for none.
 
-    Args:
-        parameters: of the base; None if that is not known, where LoRA is a fair guess.
-        memory_bytes: of the GPU, or of the machine where there is none.
-        half: whether the machine computes in bfloat16, so that a base may be held in it.
-        wanted: the method, if that is settled.
+    The memory is that of the GPU, or of a machine without one. `half` is whether it computes in bfloat16, so that a
+    base may be held in it, and `wanted` the method, if it is settled. For a base of unknown size, LoRA is a fair guess.
     """
     ways = [way for way in _WAYS if (half or way.dtype == "auto") and (wanted is None or _alike(way.method, wanted))]
     room = memory_bytes * _ROOM
@@ -131,14 +128,9 @@ def write_new_recipe(
 ) -> None:
     """Write a recipe that passes every check of a recipe; `destination` must be free.
 
-    Args:
-        data: a file, or a data set as `NAME` or `NAME:CONFIGURATION`.
-        base: a folder, a builtin base, or a model of the hub.
-        destination: the file.
-        hardware: this machine.
-        memory_bytes: of another machine that will train; None if it is this one.
-        format: of the rows.
-        method: None to choose it by size and memory.
+    `data` is a file, or a data set as `NAME` or `NAME:CONFIGURATION`; `base` a folder, a builtin base, or a model of
+    the hub. `memory_bytes` are those of the machine that will train, if it is not this one. Without a method, it is
+    chosen by size and memory.
 
     Raises:
         InputError: the data or the base cannot be used.
@@ -292,10 +284,7 @@ def _relative(path: Path, folder: Path) -> str:
 def rows_that_fit(row_bytes: float, memory_bytes: float, held_bytes: float) -> int:
     """Rows of one forward pass that fit, as a power of two up to a whole batch; 0 where not even one does.
 
-    Args:
-        row_bytes: what one row keeps for the backward pass.
-        memory_bytes: of the GPU, or of the machine where there is none.
-        held_bytes: what weights, gradients and optimizer take of it.
+    One row keeps `row_bytes` for the backward pass; weights, gradients and optimizer take `held_bytes` of the memory.
     """
     fitting = (memory_bytes * _USABLE - held_bytes) // row_bytes
     return next((rows for rows in (BATCH >> halved for halved in range(BATCH.bit_length())) if rows <= fitting), 0)

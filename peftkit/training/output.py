@@ -1,4 +1,4 @@
-"""What a run leaves: the audit, generated samples, and its output, which is opened as a user would and verified."""
+"""The output of a run: the audit, generated samples, and the adapter or model, which is opened and verified."""
 
 from __future__ import annotations
 
@@ -47,20 +47,20 @@ whole model, which a process on the CPU opens."""
 
 
 def write_audit(run: Run) -> None:
-    """Write down what the model is trained on."""
+    """Write what the model is trained on."""
     rows = run.recipe.training.per_device_train_batch_size
     write_json(run.folder.audit, asdict(audit(run.data, run.start.tokenizer, rows)))
 
 
 def write_samples_before(run: Run, model: Any) -> None:
-    """Write down what the model generates before it is trained, if there are prompts and the run starts here."""
+    """Write what the model generates before it is trained, if there are prompts and the run starts here."""
     if run.checkpoint is None and run.data.validation and run.recipe.generation.samples:
         begun = begin_samples(model, run.start.tokenizer, run.data.validation, run.recipe.generation)
         write_json(run.folder.samples, [asdict(sample) for sample in begun])
 
 
 def write_samples_after(run: Run, model: Any) -> None:
-    """Write down what the model generates now."""
+    """Write what the model generates now."""
     if run.folder.samples.is_file():
         begun = [Generated(**sample) for sample in read_json(run.folder.samples)]
         samples = complete_samples(model, run.start.tokenizer, begun, run.recipe.generation)
@@ -89,7 +89,7 @@ def export_run(run: Run, model: Any, sample: Sample) -> list[torch.Tensor]:
 
 
 def verify_output(run: Run, device: str, expected: list[torch.Tensor], sample: Sample) -> dict[str, str]:
-    """Open what was saved as a user would, and see that it computes what the model in memory computed.
+    """Open what was saved as a user would, and check that it computes what the model in memory computed.
 
     Returns:
         SHA-256 of each file of the output, by its path in the run folder.
@@ -110,16 +110,14 @@ def verify_output(run: Run, device: str, expected: list[torch.Tensor], sample: S
     of_base = backend_of(held).tolerance(held) if held else 0.0
     tolerance = max(of_base, _TOLERANCE if recipe.trains_adapter else _ELSEWHERE_TOLERANCE)
     if agreement.relative_error > tolerance:
-        raise RunError(
-            f"what was saved computes other logits than what was trained: {agreement.relative_error:.1e} off.",
-            where=str(place),
-        )
+        what = f"what was saved computes other logits than what was trained: {agreement.relative_error:.1e} off."
+        raise RunError(what, where=str(place))
     return {f"{place.name}/{name}": digest for name, digest in folder_hashes(place).items()}
 
 
 @contextmanager
 def _memory_for_verification(run: Run) -> Iterator[None]:
-    """Say how to resume where memory is short within the block: another way to load the base would be another run."""
+    """Where memory is short within the block, say how to resume: another way to load the base would be another run."""
     remedy = "Free memory that others use, and resume the run: its checkpoints are kept."
     try:
         with memory_for("the proof of what was trained", where=str(run.output), remedy=remedy):
@@ -129,12 +127,12 @@ def _memory_for_verification(run: Run) -> Iterator[None]:
 
 
 def export(model: Any, tokenizer: Any, place: Path, record: Record, sample: Sample) -> None:
-    """Write a trained model, or only its adapter, as a folder that Transformers or PEFT opens alone.
+    """Write a trained model, or only its adapter, as a folder that Transformers or PEFT opens by itself.
 
-    Of an adapter nothing but the adapter is written: bitsandbytes has rounded the live model's other weights.
+    Of a model with an adapter nothing else is written: bitsandbytes has rounded its other weights.
     """
     if hasattr(model, "config"):
-        model.config.use_cache = True  # off while training; whoever generates wants it
+        model.config.use_cache = True  # off while training; generation needs it
     with atomic_folder(place) as folder:
         model.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
@@ -151,8 +149,8 @@ def export(model: Any, tokenizer: Any, place: Path, record: Record, sample: Samp
 def _portable(adapter_config: dict[str, Any], base: str | None) -> dict[str, Any]:
     """An adapter's configuration with the base's own name, in the same bytes every time.
 
-    While training it names the folder that the base was opened from; and PEFT keeps the names of modules in sets, whose
-    order changes from one process to the next.
+    While training it names the folder of the base, and PEFT keeps module names in sets, whose order changes with the
+    process.
     """
     ordered = {
         key: sorted(value) if isinstance(value, list) and all(isinstance(each, str) for each in value) else value
@@ -162,10 +160,7 @@ def _portable(adapter_config: dict[str, Any], base: str | None) -> dict[str, Any
 
 
 def pick_sample(data: RunData) -> Sample:
-    """Rows spread over the validation data, or over the training data where there is no other.
-
-    Of each, the first document up to 64 tokens, so that a model sees it as it would alone.
-    """
+    """Rows spread over the validation data, or else the training data: of each, 64 tokens of its first document."""
     prepared, source = (data.validation, "validation data") if data.validation else (data.train, "training data")
     sequences = prepared.sequences
     numbers = np.linspace(0, len(sequences) - 1, min(_ROWS, len(sequences))).astype(int)

@@ -76,12 +76,8 @@ def plan(
 ) -> Plan:
     """What a recipe will take.
 
-    Args:
-        file: the recipe.
-        seconds: how long its steps are measured, in this process, whose peak memory they are; None computes all of it.
-        elsewhere: a machine that is not here, for which all of it is computed; None for this one.
-        processes: that train together on the machine, for each of which all of it is computed, if there are more.
-        stop: asked between the steps that are measured.
+    Its steps are measured for so many `seconds`, in this process, whose peak memory they are. All of it is computed if
+    these are None, for a machine `elsewhere`, and for each of several `processes` that train together.
 
     Raises:
         InputError: recipe, base or data are wrong.
@@ -105,10 +101,7 @@ def plan(
 
 
 def plan_methods(arguments: Sequence[str]) -> list[Plan]:
-    """What a recipe takes by each method, each in a process of its own: memory once used is never taken back.
-
-    Args:
-        arguments: of `peftkit plan`, without the method.
+    """What `peftkit plan` says of each method, each in a process of its own: memory once used is never given back.
 
     Raises:
         RunError: one of them failed, and has said why.
@@ -128,12 +121,7 @@ def plan_methods(arguments: Sequence[str]) -> list[Plan]:
 
 
 def estimate(run: Run, limit_bytes: int | None = None) -> Plan:
-    """What a run will take, from its structure and its data alone.
-
-    Args:
-        run: the run.
-        limit_bytes: memory that its machine has; None for what there is here.
-    """
+    """What a run will take, from its structure and data alone, on a machine with so much memory, or on this one."""
     recipe, training, train = run.recipe, run.recipe.training, run.data.train
     model = run.start.outline(recipe, run.base_dtype)
     kernels = kernels_of(model)

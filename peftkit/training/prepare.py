@@ -174,12 +174,8 @@ def prepare_run(file: RecipeFile, processes: Processes = ALONE, *, elsewhere: Ha
 def audit_recipe(file: RecipeFile, *, show: int) -> tuple[Audit, list[str], InputError | None]:
     """Audit what a recipe trains and validates on, with the tokenizer of its base and without the weights.
 
-    Args:
-        file: the recipe.
-        show: how many sequences are shown token by token.
-
     Returns:
-        The figures, what the audit warns of, and why training would not start, if so.
+        The figures, with `show` sequences token by token; the warnings; and why training would not start, if so.
 
     Raises:
         InputError: base or data cannot be read.

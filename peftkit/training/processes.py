@@ -54,7 +54,7 @@ class Processes:
 
     @property
     def count(self) -> int:
-        """How many there are, on all machines."""
+        """Of all processes, on all machines."""
         return self.place.count
 
     @property
@@ -73,7 +73,7 @@ class Processes:
             self.store.set(name, json.dumps(value))
 
     def wait_for(self, name: str) -> Any:
-        """Wait for a value that another process publishes, however long that takes.
+        """Wait for a value that another process publishes, without a timeout.
 
         Raises:
             PeerError: another process has ended the run instead.
@@ -215,10 +215,7 @@ ALONE = Processes()
 
 @contextlib.contextmanager
 def joined() -> Iterator[Processes]:
-    """Join the processes that a launcher has started; without a launcher, this is the only one.
-
-    From here on this process has a GPU of its own, where there are any.
-    """
+    """Join the processes of a launcher, if there are any; on GPUs, this process then has one of its own."""
     place = Place.from_environment()
     if place.count == 1:
         yield ALONE
@@ -240,10 +237,6 @@ def shared_store(store: Any) -> Any:
     return PrefixStore(_PREFIX, store)
 
 
-def _nothing() -> None:
-    pass
-
-
 class StopRequest:
     """Whether a signal asks a run to stop: after the step while it trains, at once otherwise."""
 
@@ -252,21 +245,20 @@ class StopRequest:
         """The signal that was received, if any."""
 
         self._training = False
-        self._before_leaving: Callable[[], None] = _nothing
+        self._before_leaving: Callable[[], None] = lambda: None
         self._process = os.getpid()
 
     @contextlib.contextmanager
-    def between_steps(self, before_leaving: Callable[[], None] = _nothing) -> Iterator[None]:
+    def between_steps(self, before_leaving: Callable[[], None] = lambda: None) -> Iterator[None]:
         """Within the block, the first signal only sets `number`, which the training loop reads between steps.
 
-        Args:
-            before_leaving: called before a second one ends the process at once.
+        A second one ends the process at once, after `before_leaving`.
         """
         self._training, self._before_leaving = True, before_leaving
         try:
             yield
         finally:
-            self._training, self._before_leaving = False, _nothing
+            self._training, self._before_leaving = False, lambda: None
 
     def handle(self, number: int, frame: FrameType | None) -> None:
         """Handle a signal: request the end of the run, or end the process at a second one."""
@@ -292,7 +284,7 @@ NEVER: Final = StopRequest()
 
 @contextlib.contextmanager
 def stopping_at_signals() -> Iterator[StopRequest]:
-    """Within the block, SIGINT, SIGTERM and SIGHUP stop the run in order."""
+    """Within the block, SIGINT, SIGTERM and SIGHUP stop the run, with its steps saved."""
     request = StopRequest()
     with handling(request.handle):
         yield request

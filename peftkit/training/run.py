@@ -15,13 +15,7 @@ from peftkit.recipe.loader import RecipeFile
 from peftkit.runs.folder import Checkpoint, RunFolder, checkpoint_place, newest_sound
 from peftkit.runs.manifest import RunManifest, RunMetrics
 from peftkit.storage import sha256_of_json, write_text
-from peftkit.training.memory import (
-    as_found,
-    beyond_auto_batch,
-    describe_batches,
-    peak_memory_bytes,
-    smaller_batch,
-)
+from peftkit.training.memory import as_found, beyond_auto_batch, describe_batches, peak_memory_bytes, smaller_batch
 from peftkit.training.output import (
     export_run,
     pick_sample,
@@ -56,20 +50,11 @@ class RunOptions:
 
 
 def run(
-    file: RecipeFile,
-    options: RunOptions = RunOptions(),
-    processes: Processes = ALONE,
-    stop: StopRequest = NEVER,
+    file: RecipeFile, options: RunOptions = RunOptions(), processes: Processes = ALONE, stop: StopRequest = NEVER
 ) -> tuple[RunFolder, RunManifest]:
     """Train by a recipe, and leave a run folder whose output has been saved and verified.
 
     Of several processes, this is the work of the main one; see `follow`.
-
-    Args:
-        file: the recipe.
-        options: how the run is started.
-        processes: that train together.
-        stop: asked between steps.
 
     Raises:
         InputError: recipe, base or data are wrong, or have changed; nothing has been written then.

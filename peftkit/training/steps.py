@@ -24,7 +24,7 @@ __all__ = ["StepCheck", "StepClock", "blank_batches", "in_step", "whole_loss"]
 _FEW_TOKENS = 2
 _NAMED = 3
 _OVERFLOWS = 50
-"""Steps in a row whose fp16 gradients may overflow while their scale, which is halved each time, is looked for."""
+"""Steps in a row whose fp16 gradients may overflow while their scale, which is halved each time, is searched."""
 
 
 class StepClock:
@@ -86,10 +86,7 @@ class StepCheck:
 
         This is the only place where a step waits for the device: all that the host must know comes in one piece.
 
-        Args:
-            norm: of the gradients, a tensor or a number.
-            step: the number of the step, from 1.
-            scales: whether a scaler of fp16 gradients skips steps that overflow.
+        With `scales`, a scaler of fp16 gradients skips steps that overflow. Steps are numbered from 1.
 
         Returns:
             The norm and the losses; None for these where the step is to be skipped.
@@ -159,7 +156,7 @@ def in_step(
 
 
 def whole_loss(own: Loss, processes: Processes, step: int) -> Loss:
-    """The loss of all processes together, of what each has computed after a number of steps.
+    """The loss of all processes together, of each one's own after a number of steps.
 
     Raises:
         RunError: it is not finite.
@@ -167,11 +164,9 @@ def whole_loss(own: Loss, processes: Processes, step: int) -> Loss:
     total, tokens, sequences = processes.sums(own.total, own.tokens, own.sequences)
     if not math.isfinite(total):
         when = f"after step {step}" if step else "before the first step"
-        raise RunError(
-            f"the loss of the validation data is not a finite number {when}.",
-            where="evaluation",
-            remedy="Lower training.learning_rate, or check that the base is sound.",
-        )
+        what = f"the loss of the validation data is not a finite number {when}."
+        remedy = "Lower training.learning_rate, or check that the base is sound."
+        raise RunError(what, where="evaluation", remedy=remedy)
     return Loss(total, int(tokens), int(sequences))
 
 

@@ -95,12 +95,9 @@ def survey_base(model: str) -> SurveyedBase:
 
 
 def survey_data(answer: str, wanted: Format, tokenizer: Any) -> SurveyedData:
-    """Look at the first rows of a file; of a data set of the hub, nothing is fetched.
+    """Look at the first rows of a file; of a data set of the hub, `NAME` or `NAME:CONFIGURATION`, nothing is fetched.
 
-    Args:
-        answer: a file, or a data set as `NAME` or `NAME:CONFIGURATION`.
-        wanted: the format, or `auto` to recognise it.
-        tokenizer: of the base; None where it is not at hand, and lengths stay unknown.
+    The format is recognised if it is `auto`. Without a tokenizer of the base, lengths stay unknown.
 
     Raises:
         InputError: there is no such file, or its rows cannot be used.

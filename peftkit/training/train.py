@@ -108,10 +108,7 @@ def train_from(
 ) -> None:
     """Train from the start, or resume from a checkpoint that verifies, even where nothing is left to train.
 
-    Args:
-        trainer: of the run.
-        checkpoint: where to resume.
-        before_leaving: called where a second signal ends the process at once.
+    Where a second signal ends the process at once, `before_leaving` is called first.
 
     Raises:
         Stopped: a signal came; the step is saved.

@@ -30,9 +30,10 @@ from peftkit.storage import manifest_faults
 from peftkit.training.checkpoint import (
     CheckpointWriter,
     Progress,
-    StateFiles,
     fill_checkpoint,
     random_state,
+    read_randoms,
+    restore_states,
     set_random_state,
 )
 from peftkit.training.memory import evaluating, within_memory
@@ -107,7 +108,7 @@ class TokenTrainer(Trainer):  # type: ignore[misc]
         self.in_epoch = True
         self._tr_loss = self._tr_loss.cpu()  # losses are summed where they are read: logging waits for no GPU
         if self._resumed is not None:
-            saved, self._resumed = StateFiles(self._resumed.path).randoms()[0], None
+            saved, self._resumed = read_randoms(self._resumed.path)[0], None
             within = not float(self.state.epoch or 0).is_integer()
             set_random_state(saved["epoch" if within else "now"])
             self._tr_loss.fill_(self.progress.unlogged_loss(self.processes))
@@ -269,7 +270,7 @@ class TokenTrainer(Trainer):  # type: ignore[misc]
         """Load both, and the scaler, from safetensors rather than pickles."""
         if checkpoint is not None:
             states = (self.weights, self.optimizer, self.lr_scheduler, self.accelerator.scaler)
-            StateFiles(Path(checkpoint)).restore(*states, adopt=self.run.adopt)
+            restore_states(Path(checkpoint), *states, adopt=self.run.adopt)
 
     def _load_scaler(self, checkpoint: str | None) -> None:
         """It has been loaded with the optimizer."""
@@ -278,7 +279,7 @@ class TokenTrainer(Trainer):  # type: ignore[misc]
         """Restore the random state of each process or, with another number of processes, of the main one."""
         if checkpoint is None:
             return
-        randoms = StateFiles(Path(checkpoint)).randoms()
+        randoms = read_randoms(Path(checkpoint))
         as_many = len(randoms) == self.processes.count
         set_random_state(randoms[self.processes.place.rank if as_many and not self.draws_alike else 0]["now"])
         if not (as_many or self.draws_alike):
