@@ -38,8 +38,8 @@ __all__ = ["Run", "audit_recipe", "prepare_run"]
 class Run:
     """One run: what it does, on what, where, and what is recorded of it.
 
-    Every step of a run reads it and returns what it finds out. Only `peftkit.training.run` and
-    `peftkit.training.resume` assign to it, between the steps.
+    Every step of a run reads it and returns what it finds out. Only `peftkit.training.run` assigns to it, between the
+    steps.
     """
 
     file: RecipeFile
