@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, Self
 
 from peftkit import console
 from peftkit.errors import FieldError, InputError
@@ -37,7 +37,7 @@ class Place:
     local_count: int = 1
 
     @classmethod
-    def from_environment(cls, environment: Mapping[str, str] = os.environ) -> Place:
+    def from_environment(cls, environment: Mapping[str, str] = os.environ) -> Self:
         """The place that torchrun, or a launcher with the same variables, has assigned to this process.
 
         Raises:

@@ -67,7 +67,7 @@ class Progress:
     def unlogged_loss(self, processes: Processes) -> float:
         """This process's sum of them; the mean where there were more or fewer processes, which is what is logged."""
         losses = self.unlogged_losses
-        return losses[processes.place.rank] if len(losses) == processes.count else sum(losses) / len(losses)
+        return losses[processes.rank] if len(losses) == processes.count else sum(losses) / len(losses)
 
     def write(self, folder: Path) -> None:
         """Put it into a checkpoint."""

@@ -20,7 +20,6 @@ from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
 from peftkit import console
 from peftkit.errors import PeerError, PeftkitError, RunError, Stopped
-from peftkit.planning.processes import Place
 from peftkit.runs.folder import is_held
 from peftkit.training.processes import Processes, handling, shared_store
 
@@ -52,7 +51,7 @@ def train_in_processes(arguments: Sequence[str], count: int) -> None:
         RunError: one was killed.
     """
     store = TCPStore(_HOST, 0, is_master=True, wait_for_workers=False)
-    launcher = Processes(Place(_LAUNCHER, count), shared_store(store))
+    launcher = Processes(_LAUNCHER, count, store=shared_store(store))
     children = [_start(arguments, rank, count, store.port) for rank in range(count)]
     with passing_on(children) as came:
         failed = _watched(children, came, launcher)
@@ -97,7 +96,7 @@ def _failure(children: Sequence[subprocess.Popen[bytes]], launcher: Processes) -
         remedy="What was saved is whole: go on with --resume.",
     )
     end = launcher.end(str(error), error.exit_status)
-    return error if end["rank"] == launcher.place.rank else PeerError(end["what"], end["status"])
+    return error if end["rank"] == launcher.rank else PeerError(end["what"], end["status"])
 
 
 def run_apart(arguments: Sequence[str], end_when: Callable[[], bool] = lambda: False) -> int:

@@ -34,7 +34,7 @@ from peftkit.planning.decisions import decide
 from peftkit.planning.hardware import Hardware
 from peftkit.planning.memory import CONTEXT_BYTES, WORKSPACE_BYTES, StepMemory, what_fits
 from peftkit.planning.plan import Plan, Schedule, computed_duration, disk_need, duration, operations_of_a_token
-from peftkit.planning.processes import Place, share_of
+from peftkit.planning.processes import share_of
 from peftkit.recipe.loader import RecipeFile
 from peftkit.recipe.methods import COMPARED
 from peftkit.runs.folder import RunFolder
@@ -83,7 +83,7 @@ def plan(
         InputError: recipe, base or data are wrong.
         RunError: a step that was measured failed.
     """
-    together = Processes(Place(count=processes, local_count=processes))
+    together = Processes(count=processes, local_count=processes)
     hardware = replace(elsewhere, device_count=processes) if elsewhere else None
     run = prepare_run(file, together, elsewhere=hardware)
     found = estimate(run, hardware.memory_bytes if hardware else None)
@@ -162,9 +162,9 @@ def estimate(run: Run, limit_bytes: int | None = None) -> Plan:
 
 def _step_memory(run: Run, model: Any, limit_bytes: int) -> StepMemory:
     """Of one of the processes, counted on a model without weights, which is used up."""
-    recipe, training, place = run.recipe, run.recipe.training, run.processes.place
+    recipe, training, processes = run.recipe, run.recipe.training, run.processes
     on_cpu = run.hardware.device == "cpu"
-    rows = share_of(training.per_device_train_batch_size, training.gradient_accumulation_steps, place.count).rows
+    rows = share_of(training.per_device_train_batch_size, training.gradient_accumulation_steps, processes.count).rows
     longest = int(run.data.train.sequences.lengths.max())
     base_bytes = weight_bytes(model, recipe.base_quantization)
     saved = base_bytes if run.is_sharded else 0  # by the main process, on the CPU
@@ -177,10 +177,12 @@ def _step_memory(run: Run, model: Any, limit_bytes: int) -> StepMemory:
         run.precision,
         run.hardware.device,
         base_bytes=base_bytes,
-        limit_bytes=limit_bytes // place.local_count if on_cpu else limit_bytes,  # a machine without a GPU is shared
+        limit_bytes=limit_bytes // processes.local_count
+        if on_cpu
+        else limit_bytes,  # a machine without a GPU is shared
         optim=training.optim,
         end_bytes=end_bytes,
-        processes=place.count,
+        processes=processes.count,
         is_sharded=run.is_sharded,
         quantised_bytes=backend_of(recipe.quantization).bytes_of_a_weight(recipe.quantization),
         runtime_bytes=resident + saved if on_cpu else CONTEXT_BYTES + WORKSPACE_BYTES,

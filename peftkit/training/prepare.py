@@ -153,7 +153,7 @@ def prepare_run(file: RecipeFile, processes: Processes = ALONE, *, elsewhere: Ha
     with file.locating(), processes.first_on_machine("data"):
         hardware = elsewhere or detect_hardware()
         check_installed(recipe)
-        check_machine(processes.place, hardware)
+        check_machine(processes, hardware)
         check_recipe(recipe, processes.count)
         decide(hardware, recipe)  # what this machine cannot do is refused here, at its line of the recipe
         precision = choose_precision(recipe.precision, hardware).choice

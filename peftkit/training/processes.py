@@ -14,7 +14,7 @@ import os
 import signal
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from types import FrameType
 from typing import Any, Final
@@ -46,26 +46,15 @@ _REASON_SECONDS = 2.0
 
 
 @dataclass(frozen=True)
-class Processes:
+class Processes(Place):
     """This process among those of its run; by default it is the only one."""
 
-    place: Place = field(default_factory=Place)
     store: Any = None
-
-    @property
-    def count(self) -> int:
-        """Of all processes, on all machines."""
-        return self.place.count
-
-    @property
-    def is_main(self) -> bool:
-        """Whether this process writes files and messages."""
-        return self.place.is_main
 
     @property
     def are_many(self) -> bool:
         """Whether there are others."""
-        return self.place.count > 1
+        return self.count > 1
 
     def publish(self, name: str, value: Any) -> None:
         """Make a JSON value available to the other processes."""
@@ -93,8 +82,8 @@ class Processes:
         if self.store is None:  # the only process, or one of a plan
             yield
             return
-        machine = f"{name}-{self.place.rank - self.place.local_rank}"
-        if self.place.local_rank:
+        machine = f"{name}-{self.rank - self.local_rank}"
+        if self.local_rank:
             self.wait_for(machine)
         yield
         self.publish(machine, None)
@@ -105,20 +94,20 @@ class Processes:
         A process that does not answer for `timeout_seconds` counts as lost; None is torch's default for the backend.
         """
         if self.are_many and not distributed.is_initialized():
-            self.publish(f"ready-{self.place.rank}", None)
+            self.publish(f"ready-{self.rank}", None)
             for rank in range(self.count):  # a failure is noticed at the store, and not in the group
                 self.wait_for(f"ready-{rank}")
             distributed.init_process_group(
                 "cuda:nccl,cpu:gloo" if hardware.device == "cuda" else "gloo",
                 store=self.store,
-                rank=self.place.rank,
-                world_size=self.place.count,
+                rank=self.rank,
+                world_size=self.count,
                 timeout=None if timeout_seconds is None else timedelta(seconds=timeout_seconds),
             )
 
     def device(self, hardware: Hardware) -> str:
         """The device of this process, as torch names it."""
-        return f"cuda:{self.place.local_rank}" if self.are_many and hardware.device == "cuda" else hardware.device
+        return f"cuda:{self.local_rank}" if self.are_many and hardware.device == "cuda" else hardware.device
 
     def sums(self, *values: float) -> list[float]:
         """The sum of each value over all processes."""
@@ -139,7 +128,7 @@ class Processes:
     def draw_apart(self) -> None:
         """From here on, draw other random numbers than the other processes, which have drawn the same so far."""
         if self.are_many:
-            torch.manual_seed(int(torch.randint(2**62, ())) + self.place.rank)
+            torch.manual_seed(int(torch.randint(2**62, ())) + self.rank)
 
     def of_main(self, value: Any) -> Any:
         """The value of the main process."""
@@ -177,7 +166,7 @@ class Processes:
             type(error) is RuntimeError and "gloo" in str(error).lower()
         )
         end = self._end(_REASON_SECONDS if lost else 0.0)
-        if end and end["rank"] != self.place.rank:
+        if end and end["rank"] != self.rank:
             return PeerError(end["what"], end["status"])
         if isinstance(error, Stopped | KeyboardInterrupt):
             return error  # the others stop after the same step
@@ -185,14 +174,14 @@ class Processes:
             remedy = "What was saved is whole: go on with --resume."
             error = RunError("another process of the run was lost.", where="training", remedy=remedy)
         first = self.end(str(error), error.exit_status if isinstance(error, PeftkitError) else 1)
-        if first["rank"] != self.place.rank:
+        if first["rank"] != self.rank:
             return PeerError(first["what"], first["status"])
         console.speak()
         return error
 
     def end(self, what: str, status: int) -> dict[str, Any]:
         """Record how the run has ended, and return the first record, which may be that of another process."""
-        end = {"rank": self.place.rank, "status": status, "what": redact(what)}
+        end = {"rank": self.rank, "status": status, "what": redact(what)}
         with contextlib.suppress(distributed.DistError):  # the store may have ended with its process
             end = json.loads(self.store.compare_set(_END, "", json.dumps(end)))
         return end
@@ -216,17 +205,17 @@ ALONE = Processes()
 @contextlib.contextmanager
 def joined() -> Iterator[Processes]:
     """Join the processes of a launcher, if there are any; on GPUs, this process then has one of its own."""
-    place = Place.from_environment()
-    if place.count == 1:
+    processes = Processes.from_environment()
+    if not processes.are_many:
         yield ALONE
         return
     if torch.cuda.is_available():
-        torch.cuda.set_device(place.local_rank % torch.cuda.device_count())
+        torch.cuda.set_device(processes.local_rank % torch.cuda.device_count())
     store, _, _ = next(rendezvous("env://"))
-    processes = Processes(place, shared_store(store))
+    processes = replace(processes, store=shared_store(store))
     with processes.ending_as_one():
         yield processes
-    if place.is_main:
+    if processes.is_main:
         processes.end("nothing is left to do.", 0)
     if distributed.is_initialized():
         distributed.destroy_process_group()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import math
 import os
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -26,7 +25,7 @@ from peftkit.training.arguments import products_as_before, training_arguments
 from peftkit.training.memory import peak_memory_bytes, reset_peak_memory, within_memory
 from peftkit.training.prepare import Run
 from peftkit.training.trainer import TokenTrainer
-from peftkit.training.watching import HealthWatch, MetricsFile, ProgressReport
+from peftkit.training.watching import HealthWatch, MetricsFile, ProgressReport, finite
 from peftkit.training.weights import Shards, Weights
 
 __all__ = ["build_trainer", "train", "train_from"]
@@ -58,7 +57,7 @@ def train(model: Any, run: Run) -> RunMetrics:
         if run.processes.is_main:
             _watch(trainer, report, run)
         if run.checkpoint is None and run.data.validation:
-            progress.base_perplexity = _finite(trainer.evaluate()["eval_perplexity"])
+            progress.base_perplexity = finite(trainer.evaluate()["eval_perplexity"])
         try:
             train_from(trainer, run.checkpoint, before_leaving=report.close)
             seconds = trainer.train_seconds
@@ -81,7 +80,7 @@ def train(model: Any, run: Run) -> RunMetrics:
             train_loss=next((log["loss"] for log in reversed(trainer.state.log_history) if "loss" in log), None),
             base_perplexity=progress.base_perplexity,
             eval_loss=after.get("eval_loss"),
-            perplexity=_finite(after.get("eval_perplexity")),
+            perplexity=finite(after.get("eval_perplexity")),
             skipped_steps=progress.skipped_steps,
             checkpoints=progress.checkpoints,
             checkpoint_seconds=progress.checkpoint_seconds,
@@ -203,11 +202,6 @@ def _final_evaluation(trainer: TokenTrainer) -> dict[str, float]:
     with _saving_steps(trainer):
         evaluated: dict[str, float] = trainer.evaluate()
     return evaluated
-
-
-def _finite(value: float | None) -> float | None:
-    """A perplexity, or None for one beyond the largest float, which JSON lacks."""
-    return value if value is not None and math.isfinite(value) else None
 
 
 def _check_learnt(model: Any, method: TrainingMethod, before: dict[str, Any]) -> None:

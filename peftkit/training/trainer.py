@@ -281,7 +281,7 @@ class TokenTrainer(Trainer):  # type: ignore[misc]
             return
         randoms = read_randoms(Path(checkpoint))
         as_many = len(randoms) == self.processes.count
-        set_random_state(randoms[self.processes.place.rank if as_many and not self.draws_alike else 0]["now"])
+        set_random_state(randoms[self.processes.rank if as_many and not self.draws_alike else 0]["now"])
         if not (as_many or self.draws_alike):
             self.processes.draw_apart()
 

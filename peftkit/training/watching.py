@@ -15,7 +15,7 @@ from transformers import TrainerCallback
 from peftkit import console
 from peftkit.storage import append_json_line
 
-__all__ = ["HealthWatch", "MetricsFile", "ProgressReport", "sign_of_trouble"]
+__all__ = ["HealthWatch", "MetricsFile", "ProgressReport", "finite", "sign_of_trouble"]
 
 _STEP_NAMES = ("loss", "learning_rate", "grad_norm")
 _EVALUATION_NAMES = {"eval_loss": "eval_loss", "eval_perplexity": "perplexity"}
@@ -46,15 +46,15 @@ class MetricsFile(TrainerCallback):  # type: ignore[misc]
             {
                 "step": state.global_step,
                 "epoch": round(state.epoch or 0.0, 4),
-                **{name: _finite(value) for name, value in line.items()},
+                **{name: finite(value) for name, value in line.items()},
                 "train_tokens": self._trainer.progress.train_tokens,
                 "seconds": round(self._trainer.train_seconds, 3),
             },
         )
 
 
-def _finite(value: Any) -> Any:
-    """A number, or None for a non-finite one, which JSON lacks: the norm of an fp16 step that was skipped."""
+def finite(value: Any) -> Any:
+    """A number, or None for a non-finite one, which JSON lacks: a huge perplexity, the norm of a skipped fp16 step."""
     return value if isinstance(value, int | float) and math.isfinite(value) else None
 
 

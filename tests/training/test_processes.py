@@ -14,7 +14,6 @@ from torch.distributed import HashStore  # type: ignore[attr-defined]
 
 from peftkit import console
 from peftkit.errors import InputError, PeerError, RunError, Stopped
-from peftkit.planning.processes import Place
 from peftkit.training.processes import ALONE, Processes, joined, shared_store
 
 Pair = tuple[Processes, Processes]
@@ -24,7 +23,7 @@ Pair = tuple[Processes, Processes]
 def pair() -> Pair:
     """Two processes of one machine, here in one."""
     store = shared_store(HashStore())
-    return Processes(Place(0, 2, 0, 2), store), Processes(Place(1, 2, 1, 2), store)
+    return Processes(0, 2, 0, 2, store), Processes(1, 2, 1, 2, store)
 
 
 @pytest.fixture(autouse=True)
@@ -70,7 +69,7 @@ def test_one_process_of_a_machine_goes_before_the_others(pair: Pair) -> None:
 
     def work(processes: Processes) -> None:
         with processes.first_on_machine("data"):
-            order.append(processes.place.rank)
+            order.append(processes.rank)
             time.sleep(0.05)
 
     threads = [threading.Thread(target=work, args=[processes]) for processes in reversed(pair)]
