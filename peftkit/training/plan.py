@@ -177,9 +177,7 @@ def _step_memory(run: Run, model: Any, limit_bytes: int) -> StepMemory:
         run.precision,
         run.hardware.device,
         base_bytes=base_bytes,
-        limit_bytes=limit_bytes // processes.local_count
-        if on_cpu
-        else limit_bytes,  # a machine without a GPU is shared
+        limit_bytes=limit_bytes // (processes.local_count if on_cpu else 1),  # a machine without a GPU is shared
         optim=training.optim,
         end_bytes=end_bytes,
         processes=processes.count,

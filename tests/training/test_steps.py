@@ -1,4 +1,4 @@
-"""Optimizer steps take until the device has computed them, and what is between steps does not count."""
+"""Optimizer steps take until the device has computed them, and the time between steps does not count."""
 
 from __future__ import annotations
 

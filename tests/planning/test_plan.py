@@ -1,10 +1,12 @@
-"""The room that a run is said to take is what its optimizer's state really weighs, and little more."""
+"""Steps, time and disk space of a run, as the Trainer counts and writes them."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -12,9 +14,74 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 from transformers import Trainer, TrainingArguments
 
-from peftkit.planning.plan import DiskNeed, Schedule, disk_need
+from peftkit.planning.plan import DiskNeed, Schedule, disk_need, duration
 from peftkit.recipe.hyperparameters import Training
 from peftkit.training.checkpoint import write_values
+
+
+def schedule(sequences: int | None = 100, **training: Any) -> Schedule:
+    return Schedule(Training.model_validate(training), sequences)
+
+
+@pytest.mark.parametrize(
+    ("training", "steps"),
+    [
+        ({"per_device_train_batch_size": 8, "num_train_epochs": 3}, 39),
+        ({"per_device_train_batch_size": 8, "gradient_accumulation_steps": 4, "num_train_epochs": 1}, 4),
+        ({"per_device_train_batch_size": 10, "num_train_epochs": 0.5}, 5),
+        ({"per_device_train_batch_size": 8, "max_steps": 7}, 7),
+    ],
+)
+def test_the_steps_of_a_run(training: dict[str, Any], steps: int) -> None:
+    assert schedule(**training).steps == steps
+
+
+def test_a_stream_is_one_epoch_of_the_steps_it_is_given() -> None:
+    stream = schedule(None, max_steps=20)
+
+    assert (stream.steps, stream.steps_per_epoch, stream.epochs) == (20, 20, 1.0)
+
+
+@pytest.mark.parametrize(
+    ("training", "evaluations", "saves"),
+    [
+        ({"eval_strategy": "no", "save_strategy": "no"}, 0, 0),
+        ({"eval_strategy": "epoch", "save_strategy": "epoch", "num_train_epochs": 3}, 3, 3),
+        ({"eval_strategy": "steps", "eval_steps": 10, "save_strategy": "steps", "save_steps": 12}, 3, 4),
+        ({"eval_strategy": "steps", "logging_steps": 20, "save_strategy": "steps", "save_steps": 0.5}, 1, 2),
+    ],
+)
+def test_how_often_a_run_evaluates_and_saves(training: dict[str, Any], evaluations: int, saves: int) -> None:
+    found = schedule(**{"num_train_epochs": 3, **training})
+
+    assert (found.evaluations, found.saves) == (evaluations, saves)
+
+
+SCHEDULE = Schedule(
+    Training(per_device_train_batch_size=1, num_train_epochs=2, eval_strategy="epoch", save_strategy="epoch"), 50
+)
+
+
+def test_steps_evaluations_and_checkpoints_add_up() -> None:
+    found = duration(SCHEDULE, (1.0, 3.0), evaluation_seconds=10, save_seconds=5)
+
+    assert found.seconds == pytest.approx(100 * 2 + 2 * 10 + 2 * 5)
+
+
+def test_equal_steps_leave_nothing_to_doubt_and_one_step_everything() -> None:
+    assert duration(SCHEDULE, (2.0, 2.0, 2.0)).high == pytest.approx(200)
+    assert duration(SCHEDULE, (2.0,)).high is None
+
+
+def test_the_interval_holds_the_time_as_often_as_it_says() -> None:
+    rng = np.random.default_rng(0)
+    runs = [rng.normal(1.0, 0.2, 108) for _ in range(1000)]
+    found = [(duration(SCHEDULE, steps[:8].tolist()), steps[8:].sum()) for steps in runs]
+
+    held = np.mean([time.low is not None and time.low <= total <= (time.high or 0) for time, total in found])
+
+    assert 0.93 <= held <= 0.97
+
 
 SHAPES = ((1500, 1000), (768, 16), (1000,))
 TRAINABLE = 1500 * 1000 + 768 * 16 + 1000
