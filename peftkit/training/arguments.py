@@ -49,8 +49,11 @@ def training_arguments(
     Raises:
         FieldError: Transformers refuses a value, alone or with another.
     """
+    batches = _batches(recipe.training, processes)
     decided: dict[str, Any] = {decision.name: decision.choice for decision in decide(hardware, recipe)}
+    # a GPU copies batches from pinned memory while the host continues; otherwise the host would wait for each
     pinned = hardware.device == "cuda" and decided["pinned memory"]
+    batches["accelerator_config"] = {"non_blocking": pinned, **batches["accelerator_config"]}
     chosen: dict[str, Any] = {
         "report_to": "none",
         **recipe.training.model_dump(),
@@ -65,10 +68,8 @@ def training_arguments(
         "disable_tqdm": True,
         "fsdp": None,  # peftkit shards the model itself, before the Trainer trains it
         "logging_nan_inf_filter": False,  # it would show a NaN as a loss of 0
-        "accelerator_config": _loading(recipe.training, processes, pinned=pinned),
+        **batches,
     }
-    if processes > 1:
-        chosen.update(_shared(recipe, processes))
     if recipe.data.validation is None:
         chosen["eval_strategy"] = "no"
     if chosen["warmup_steps"] >= 1:
@@ -82,44 +83,40 @@ def training_arguments(
         raise FieldError("training", what, remedy="Change or remove that field.") from error
 
 
-def _shared(recipe: Recipe, processes: int) -> dict[str, Any]:
-    """What makes several processes take the steps that one would take.
+def _batches(training: Training, processes: int) -> dict[str, Any]:
+    """The recipe's `accelerator_config`, a dictionary or a JSON file, and how several processes share a step.
 
-    The batch sizes are those of all processes together; no process gets a row twice to make the shares equal. The order
-    of the rows is drawn from the same seed everywhere.
+    They take the steps that one would take. The batch sizes are then those of all processes together; no process gets a
+    row twice to make the shares equal. The order of the rows is drawn from the same seed everywhere.
     """
-    training = recipe.training
-    given: dict[str, Any] = training.model_extra or {}
+    extra: dict[str, Any] = training.model_extra or {}
+    given: Any = extra.get("accelerator_config") or {}
+    if isinstance(given, str):
+        try:
+            given = dict(read_json(Path(given)))
+        except (OSError, ValueError, TypeError) as error:
+            what, remedy = (
+                f"{Path(given)} cannot be read as a JSON object: {error}",
+                "Write its values into the recipe.",
+            )
+            raise FieldError("training.accelerator_config", what, remedy=remedy) from error
+    if given.get("dispatch_batches"):
+        what = "cannot be true: each process makes its own rows."
+        raise FieldError("training.accelerator_config.dispatch_batches", what, remedy="Remove it.")
+    config = {**given, "dispatch_batches": False}
+    if processes == 1:
+        return {"accelerator_config": config}
     share = share_of(training.per_device_train_batch_size, training.gradient_accumulation_steps, processes)
-    data_seed = given.get("data_seed")
+    data_seed = extra.get("data_seed")
     return {
+        "accelerator_config": {**config, "split_batches": True, "even_batches": False},
         "per_device_train_batch_size": share.rows * processes,
         "gradient_accumulation_steps": share.accumulation,
         "per_device_eval_batch_size": training.per_device_eval_batch_size * processes,
         "log_level_replica": "error",  # the main process is as quiet by itself
         "data_seed": training.seed if data_seed is None else data_seed,
-        "ddp_find_unused_parameters": given.get("ddp_find_unused_parameters") or False,
+        "ddp_find_unused_parameters": extra.get("ddp_find_unused_parameters") or False,
     }
-
-
-def _loading(training: Training, processes: int, *, pinned: bool) -> dict[str, Any]:
-    """The recipe's `accelerator_config`, by values or as a JSON file, completed: how batches come to the device.
-
-    A GPU copies batches from pinned memory while the host continues; otherwise the host would wait for each.
-    """
-    given: Any = (training.model_extra or {}).get("accelerator_config") or {}
-    if isinstance(given, str):
-        try:
-            given = dict(read_json(Path(given)))
-        except (OSError, ValueError, TypeError) as error:
-            what = f"{Path(given)} cannot be read as a JSON object: {error}"
-            remedy = "Write its values into the recipe."
-            raise FieldError("training.accelerator_config", what, remedy=remedy) from error
-    if given.get("dispatch_batches"):
-        what = "cannot be true: each process makes its own rows."
-        raise FieldError("training.accelerator_config.dispatch_batches", what, remedy="Remove it.")
-    shared = {"split_batches": True, "even_batches": False} if processes > 1 else {}
-    return {"non_blocking": pinned, **given, "dispatch_batches": False, **shared}
 
 
 @contextlib.contextmanager

@@ -32,10 +32,7 @@ from peftkit.shortage import memory_for
 from peftkit.storage import atomic_folder, folder_hashes, read_json, write_json, write_text
 from peftkit.training.prepare import Run
 
-__all__ = [
-    "SAMPLE_TOKENS", "export", "export_run", "pick_sample", "verify_output", "write_audit", "write_samples_after",
-    "write_samples_before",
-]  # fmt: skip
+__all__ = ["SAMPLE_TOKENS", "export", "export_run", "verify_output", "write_before"]
 
 _ROWS, SAMPLE_TOKENS = 8, 64
 """512 tokens: enough to see a wrong weight, and 100 MB of GPT-2's logits."""
@@ -46,46 +43,56 @@ the same way on the same device: on a CPU the difference is zero, whatever the p
 whole model, which a process on the CPU opens."""
 
 
-def write_audit(run: Run) -> None:
-    """Write what the model is trained on."""
-    rows = run.recipe.training.per_device_train_batch_size
-    write_json(run.folder.audit, asdict(audit(run.data, run.start.tokenizer, rows)))
-
-
-def write_samples_before(run: Run, model: Any) -> None:
-    """Write what the model generates before it is trained, if there are prompts and the run starts here."""
-    if run.checkpoint is None and run.data.validation and run.recipe.generation.samples:
-        begun = begin_samples(model, run.start.tokenizer, run.data.validation, run.recipe.generation)
+def write_before(run: Run, model: Any) -> None:
+    """Write what the model is trained on and, where there are prompts and no checkpoint yet, what it generates."""
+    recipe, tokenizer = run.recipe, run.start.tokenizer
+    write_json(run.folder.audit, asdict(audit(run.data, tokenizer, recipe.training.per_device_train_batch_size)))
+    if run.checkpoint is None and run.data.validation and recipe.generation.samples:
+        begun = begin_samples(model, tokenizer, run.data.validation, recipe.generation)
         write_json(run.folder.samples, [asdict(sample) for sample in begun])
 
 
-def write_samples_after(run: Run, model: Any) -> None:
-    """Write what the model generates now."""
-    if run.folder.samples.is_file():
-        begun = [Generated(**sample) for sample in read_json(run.folder.samples)]
-        samples = complete_samples(model, run.start.tokenizer, begun, run.recipe.generation)
-        write_json(run.folder.samples, [asdict(sample) for sample in samples])
-
-
-def export_run(run: Run, model: Any, sample: Sample) -> list[torch.Tensor]:
-    """Write what the run ships.
+def export_run(run: Run, model: Any) -> tuple[Sample, list[torch.Tensor]]:
+    """Write the output of the run, and what the model generates now.
 
     Returns:
-        The logits of the sample, float32 on the CPU, each [tokens, vocabulary].
+        A sample of the data, and its logits, float32 on the CPU, each [tokens, vocabulary].
 
     Raises:
         RunError: the adapter has no effect.
         MemoryRunError: the memory is not there.
     """
-    recipe, manifest = run.recipe, run.manifest
+    recipe, manifest, tokenizer = run.recipe, run.manifest, run.start.tokenizer
+    if run.folder.samples.is_file():
+        begun = [Generated(**each) for each in read_json(run.folder.samples)]
+        samples = complete_samples(model, tokenizer, begun, recipe.generation)
+        write_json(run.folder.samples, [asdict(each) for each in samples])
+    sample = _pick_sample(run.data)
     record = Record(recipe, manifest.base, run.base_dtype, manifest.data, asdict(manifest.metrics), manifest.versions)
     with _memory_for_verification(run):
         expected = logits_of(model, sample, exact=True)
         method = method_named(recipe.method)
         if recipe.trains_adapter and method.can_be_disabled(recipe.adapter):
             check_effect(model, expected, sample, method.strength)
-        export(model, run.start.tokenizer, run.output, record, sample)
-    return expected
+        export(model, tokenizer, run.output, record, sample)
+    return sample, expected
+
+
+def _pick_sample(data: RunData) -> Sample:
+    """Rows spread over the validation data, or else the training data: of each, 64 tokens of its first document."""
+    prepared, source = (data.validation, "validation data") if data.validation else (data.train, "training data")
+    sequences = prepared.sequences
+    numbers = np.linspace(0, len(sequences) - 1, min(_ROWS, len(sequences))).astype(int)
+    rows = [_first_document(sequences[int(number)]) for number in numbers]
+    taught = [row for row in rows if any(label != NO_LABEL for label in row[1])]
+    return Sample.of(source, taught or rows)
+
+
+def _first_document(row: Features) -> tuple[list[int], list[int]]:
+    positions = row.get("position_ids")
+    begins = np.flatnonzero(positions == 0) if positions is not None else np.zeros(1)
+    end = min(int(begins[1]) if len(begins) > 1 else len(row["input_ids"]), SAMPLE_TOKENS)
+    return row["input_ids"][:end].tolist(), row["labels"][:end].tolist()
 
 
 def verify_output(run: Run, device: str, expected: list[torch.Tensor], sample: Sample) -> dict[str, str]:
@@ -157,20 +164,3 @@ def _portable(adapter_config: dict[str, Any], base: str | None) -> dict[str, Any
         for key, value in sorted(adapter_config.items())
     }
     return {**ordered, "base_model_name_or_path": base}
-
-
-def pick_sample(data: RunData) -> Sample:
-    """Rows spread over the validation data, or else the training data: of each, 64 tokens of its first document."""
-    prepared, source = (data.validation, "validation data") if data.validation else (data.train, "training data")
-    sequences = prepared.sequences
-    numbers = np.linspace(0, len(sequences) - 1, min(_ROWS, len(sequences))).astype(int)
-    rows = [_first_document(sequences[int(number)]) for number in numbers]
-    taught = [row for row in rows if any(label != NO_LABEL for label in row[1])]
-    return Sample.of(source, taught or rows)
-
-
-def _first_document(row: Features) -> tuple[list[int], list[int]]:
-    positions = row.get("position_ids")
-    begins = np.flatnonzero(positions == 0) if positions is not None else np.zeros(1)
-    end = min(int(begins[1]) if len(begins) > 1 else len(row["input_ids"]), SAMPLE_TOKENS)
-    return row["input_ids"][:end].tolist(), row["labels"][:end].tolist()

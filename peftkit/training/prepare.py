@@ -166,9 +166,9 @@ def prepare_run(file: RecipeFile, processes: Processes = ALONE, *, elsewhere: Ha
         warnings = check(data, recipe.data)
         for message in warnings:
             console.warning(message)
-        _take_chat_template(recipe, data, start)
+        settled = _settled(file, data, start)
     folder = RunFolder(file.output)
-    return Run(_stated(file, data), folder, processes, hardware, precision, base_dtype, start, data, warnings)
+    return Run(settled, folder, processes, hardware, precision, base_dtype, start, data, warnings)
 
 
 def audit_recipe(file: RecipeFile, *, show: int) -> tuple[Audit, list[str], InputError | None]:
@@ -195,17 +195,17 @@ def audit_recipe(file: RecipeFile, *, show: int) -> tuple[Audit, list[str], Inpu
         return found, [], fault
 
 
-def _take_chat_template(recipe: Recipe, data: RunData, start: Start) -> None:
-    """Give a tokenizer without a chat template the one that conversations are trained with, to be saved with it."""
-    for source, part in zip(recipe.data.train_sources, data.train.parts, strict=False):  # of a stream, the first alone
-        if part.corpus.form.has_chat_template:
-            template = recipe.data.of(source).template
-            start.tokenizer.chat_template = part.corpus.form.choose_template(template, start.tokenizer)
+def _settled(file: RecipeFile, data: RunData, start: Start) -> RecipeFile:
+    """The recipe with the recognised format, which is printed.
+
+    A tokenizer without a chat template gets the one that conversations are trained with, to be saved with it.
+    """
+    for source, part in zip(file.recipe.data.train_sources, data.train.parts, strict=False):  # of a stream, the first
+        form = part.corpus.form
+        if form.has_chat_template:
+            template = file.recipe.data.of(source).template
+            start.tokenizer.chat_template = form.choose_template(template, start.tokenizer)
             break
-
-
-def _stated(file: RecipeFile, data: RunData) -> RecipeFile:
-    """The recipe with the recognised format, which is printed."""
     if file.recipe.data.format != "auto":
         return file
     for part in data.train.parts:

@@ -17,7 +17,6 @@ from torch.distributed.tensor import DTensor
 
 from peftkit.errors import FieldError
 from peftkit.models.loss import evaluate_loss
-from peftkit.planning.hardware import Hardware
 from peftkit.recipe.loader import load_recipe
 from peftkit.training.checkpoint import read_values, write_values
 from peftkit.training.prepare import prepare_run
@@ -137,7 +136,6 @@ def test_pages_of_a_gpu_are_pages_again_and_give_the_same_steps(name: str, devic
     assert all(torch.equal(ours, theirs) for ours, theirs in zip(other.weights, training.weights, strict=True))
 
 
-CPU = Hardware("cpu", "a CPU", 24 * 10**9, 1, 2)
 IDS = torch.arange(12).reshape(2, 6)
 BATCH = {"input_ids": IDS, "labels": IDS}
 
