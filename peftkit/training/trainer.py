@@ -88,7 +88,7 @@ class TokenTrainer(Trainer):  # type: ignore[misc]
 
     def save_step(self) -> None:
         """Write a checkpoint of the newest step."""
-        self._save_checkpoint()
+        self._save_checkpoint(self.model, None)
 
     def finish_checkpoint(self) -> None:
         """Wait until the newest checkpoint is whole, and count that time."""
@@ -167,9 +167,14 @@ class TokenTrainer(Trainer):  # type: ignore[misc]
         for name in ON_HOST if self._takes_label_indices else (*ON_HOST, "label_indices"):
             inputs.pop(name, None)
         inputs["use_cache"] = False  # with a cache, packed documents would see each other
-        with known_layout(packed=packed):
-            compute = partial(super().training_step, model, inputs, num_items_in_batch)
-            self._check.add_loss(within_memory(self, compute, self.newest_inputs))
+        step = super().training_step
+
+        def compute() -> torch.Tensor:
+            with known_layout(packed=packed):
+                loss: torch.Tensor = step(model, inputs, num_items_in_batch)
+            return loss
+
+        self._check.add_loss(within_memory(self, compute, self.newest_inputs))
         return torch.zeros(())
 
     def compute_loss_context_manager(self) -> contextlib.ExitStack:
