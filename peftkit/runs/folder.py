@@ -47,33 +47,48 @@ PROGRESS_NAME = "progress.json"
 _CHECKPOINT_NAME = re.compile(r"step-(\d+)")
 
 
+class _Inside:
+    """The path of a name in a run folder."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+
+    def __get__(self, folder: RunFolder, kind: type[RunFolder]) -> Path:
+        return folder.path / self._name
+
+
+@dataclass(frozen=True)
 class RunFolder:
     """One run on the disk."""
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self.recipe = path / "recipe.yaml"
-        """The resolved recipe, which trains the same run again."""
-        self.manifest = path / MANIFEST_NAME
-        """Status, hashes, versions and metrics of the run."""
-        self.metrics = path / "metrics.jsonl"
-        """One JSON line for each logged step and each evaluation."""
-        self.audit = path / "audit.json"
-        """What the model sees of the data, and which tokens are in the loss."""
-        self.samples = path / "samples.json"
-        """Prompts of the validation data with what the model generated before and after training."""
-        self.evaluation = path / "evaluation.json"
-        """The quality of generated text, measured by a comparison; no part of the run itself."""
-        self.tensorboard = path / "tensorboard"
-        """Where `report_to: tensorboard` writes, unless the environment names another place."""
-        self.report = path / "report.html"
-        """All of it as one page for people."""
-        self.checkpoints = path / "checkpoints"
-        self.adapter = path / ADAPTER_FOLDER
-        """What a run of an adapter ships."""
-        self.model = path / "model"
-        """What a run of `full` ships."""
-        self.resume_command = f"peftkit train {shlex.quote(str(path))} --resume"
+    path: Path
+
+    recipe = _Inside("recipe.yaml")
+    """The resolved recipe, which trains the same run again."""
+    manifest = _Inside(MANIFEST_NAME)
+    """Status, hashes, versions and metrics of the run."""
+    metrics = _Inside("metrics.jsonl")
+    """One JSON line for each logged step and each evaluation."""
+    audit = _Inside("audit.json")
+    """What the model sees of the data, and which tokens are in the loss."""
+    samples = _Inside("samples.json")
+    """Prompts of the validation data with what the model generated before and after training."""
+    evaluation = _Inside("evaluation.json")
+    """The quality of generated text, measured by a comparison; no part of the run itself."""
+    tensorboard = _Inside("tensorboard")
+    """Where `report_to: tensorboard` writes, unless the environment names another place."""
+    report = _Inside("report.html")
+    """All of it as one page for people."""
+    checkpoints = _Inside("checkpoints")
+    adapter = _Inside(ADAPTER_FOLDER)
+    """What a run of an adapter ships."""
+    model = _Inside("model")
+    """What a run of `full` ships."""
+
+    @property
+    def resume_command(self) -> str:
+        """The command that resumes the run."""
+        return f"peftkit train {shlex.quote(str(self.path))} --resume"
 
     @property
     def is_free(self) -> bool:
