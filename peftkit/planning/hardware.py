@@ -25,31 +25,31 @@ _SIZE = re.compile(r"(\d{1,4}(?:\.\d+)?)gi?b")
 
 @dataclass(frozen=True)
 class Hardware:
-    """The machine that a run uses."""
+    """The machine that a run uses.
+
+    Attributes:
+        device: `cpu`, `cuda`, or `mps`, which is torch's name of Apple's GPUs.
+        name: of the device.
+        memory_bytes: of one GPU, or of a machine without one.
+        device_count: GPUs.
+        cpu_cores: of the machine.
+        capability: CUDA compute capability: (7, 5) is a T4, (8, 0) an A100, (9, 0) an H100. None without CUDA.
+        cpu_bf16: whether the CPU multiplies bf16 in hardware (AVX512-BF16 or AMX).
+        flops_16bit: published peak operations per second on 16-bit numbers, without sparsity; None where unknown.
+        flops_fp32: the same on 32-bit numbers, without TF32.
+        memory_bytes_per_second: published peak bandwidth; None where unknown.
+    """
 
     device: Device
-    """`cpu`, `cuda`, or `mps`, which is torch's name of Apple's GPUs."""
-
     name: str
     memory_bytes: int
-    """Of one GPU, or of the whole machine where there is none."""
-
     device_count: int
     cpu_cores: int
     capability: tuple[int, int] | None = None
-    """CUDA compute capability: (7, 5) is a T4, (8, 0) an A100, (9, 0) an H100. None without CUDA."""
-
     cpu_bf16: bool = False
-    """Whether the CPU multiplies bf16 in hardware (AVX512-BF16 or AMX)."""
-
     flops_16bit: float | None = None
-    """Operations in a second on 16-bit numbers at the peak, without sparsity, as published; None where unknown."""
-
     flops_fp32: float | None = None
-    """The same on 32-bit numbers, without TF32."""
-
     memory_bytes_per_second: float | None = None
-    """What the memory delivers at the peak, as published; None where unknown."""
 
     @property
     def has_bf16(self) -> bool:

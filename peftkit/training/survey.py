@@ -38,38 +38,32 @@ _REMEDY = "Check the file; where its columns have other names, set data.columns 
 class SurveyedBase:
     """What is known of a base; None for what is not.
 
-    `located` has its configuration, and perhaps no weights.
+    Its number of parameters is `known_from` its configuration or its name. `located` has its configuration, and perhaps
+    no weights. `positions` are the tokens that it can see.
     """
 
     model: str
     parameters: int | None = None
     known_from: str | None = None
-    """Where the number of parameters was read."""
-
     located: LocatedBase | None = None
     positions: int | None = None
-    """Tokens that it can see."""
-
     tokenizer: Any = None
 
 
 @dataclass(frozen=True)
 class SurveyedData:
-    """What is known of data; None for what is not."""
+    """What is known of data; None for what is not.
+
+    There may be a validation part next to the training part; `share` is to be held out without it, unless too few
+    documents differ. `why` is how the format was recognised. 99% of the first documents have at most `longest` tokens.
+    """
 
     train: Source
     validation: Source | None
-    """A validation part next to the training part."""
-
     format: Format
     why: str | None = None
-    """How the format was recognised."""
-
     longest: int | None = None
-    """Tokens that 99% of the first documents do not exceed."""
-
     share: float | None = None
-    """What to hold out where there is no validation part; None too where too few documents differ."""
 
 
 def survey_base(model: str) -> SurveyedBase:
