@@ -64,7 +64,7 @@ def run(
     if options.auto_batch and processes.are_many:
         remedy = "Find the batch in one process first; its manifest tells it."
         raise InputError("works in one process alone.", where="--auto-batch", remedy=remedy)
-    with reopened(RunFolder(file.output), resume=options.resume) as past:
+    with _reopened(RunFolder(file.output), resume=options.resume) as past:
         file = as_found(file, past.manifest.auto_batch) if past else file
         if past and past.is_finished(file.recipe, options.allowed_changes):
             console.info(f"{past.folder.path} is finished: nothing is left to do.")
@@ -260,7 +260,7 @@ class Past:
 
 
 @contextmanager
-def reopened(folder: RunFolder, *, resume: bool) -> Iterator[Past | None]:
+def _reopened(folder: RunFolder, *, resume: bool) -> Iterator[Past | None]:
     """Hold the folder of a run that is to be resumed; None for a new run, whose place is free.
 
     Raises:
