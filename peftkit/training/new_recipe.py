@@ -17,11 +17,10 @@ from peftkit.models.outline import activation_bytes
 from peftkit.planning.decisions import ChosenPrecision, choose_precision
 from peftkit.planning.hardware import Hardware
 from peftkit.recipe.advice import shown
-from peftkit.recipe.advised import ADVICE, usual_rate
 from peftkit.recipe.fields import find_fields
 from peftkit.recipe.library import find_recipe
 from peftkit.recipe.loader import load_recipe, parse_recipe
-from peftkit.recipe.methods import METHODS, Method
+from peftkit.recipe.methods import ADVICE, METHODS, Method, usual_rate
 from peftkit.recipe.references import BUILTIN_PREFIX
 from peftkit.recipe.schema import Format, Source
 from peftkit.storage import write_text

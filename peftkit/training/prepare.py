@@ -20,7 +20,7 @@ from peftkit.models.start import Start, new_start, pretrained_start
 from peftkit.planning.decisions import ChosenPrecision, Dtype, choose_base_dtype, choose_precision, decide
 from peftkit.planning.hardware import Hardware
 from peftkit.planning.processes import check_machine, check_recipe, check_sharding, is_sharded
-from peftkit.recipe.installed import check_installed
+from peftkit.recipe.libraries import check_installed
 from peftkit.recipe.loader import RecipeFile
 from peftkit.recipe.schema import Recipe
 from peftkit.runs.differences import Inputs
