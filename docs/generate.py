@@ -9,21 +9,32 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Iterator
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import click
+from pydantic import PydanticSchemaGenerationError, TypeAdapter
+from pydantic.errors import PydanticInvalidForJsonSchema
 
 from peftkit.cli.app import COMMANDS, app
 from peftkit.console import size
 from peftkit.metrics import METRICS
 from peftkit.planning.decisions import decide
 from peftkit.planning.hardware import DEVICES
-from peftkit.recipe.installed import installed_listing
-from peftkit.recipe.json_schema import recipe_schema
-from peftkit.recipe.libraries import LISTING, listed_versions
+from peftkit.recipe.fields import PASSED_ON
+from peftkit.recipe.libraries import (
+    LIBRARIES,
+    LISTING,
+    OPTIMIZERS,
+    SCHEDULERS,
+    installed_arguments,
+    installed_values,
+    listed_versions,
+)
+from peftkit.recipe.methods import ADVICE
 from peftkit.recipe.schema import Recipe
-from peftkit.recipe.section import all_sections
+from peftkit.recipe.section import LibrarySection, Section, all_sections
 
 FOLDER = Path(__file__).resolve().parent
 RESULTS = FOLDER.parent / "benchmarks" / "results"
@@ -66,6 +77,66 @@ generated text and proofs always use `sdpa`."""
 _METRICS = """\
 Every figure by its name in `manifest.json`, `comparison.json`, `--json` and `expect`, and by its label in tables, cards
 and reports. `peftkit explain METRIC` says the same."""
+
+
+def installed_listing() -> dict[str, Any]:
+    """What the installed libraries say of all that a recipe may pass on: the content of `assets/arguments.json`."""
+    return {
+        "versions": {package: version(package) for package in sorted({each.package for each in LIBRARIES.values()})},
+        "classes": {
+            library.name: {name: vars(said) for name, said in installed_arguments(library).items()}
+            for library in LIBRARIES.values()
+        },
+        "values": {values.name: list(installed_values(values)) for values in (OPTIMIZERS, SCHEDULERS)},
+    }
+
+
+def recipe_schema() -> dict[str, Any]:
+    """JSON Schema (draft 2020-12) of a recipe, with the arguments of the libraries that it may name."""
+    schema = Recipe.model_json_schema()
+    sections: dict[type[Section], str] = {Recipe: ""}
+    for home, section in all_sections(Recipe):
+        sections.setdefault(section, home)  # one that recurs is advised on at its first place
+    for section, home in sections.items():
+        definition = schema if section is Recipe else schema["$defs"][section.__name__]
+        _document(definition["properties"], section, home)
+        if issubclass(section, LibrarySection):
+            for name, kind in sorted(section.passed_through_types().items()):
+                described = f"{section.library.name}'s {name}, {PASSED_ON}"
+                definition["properties"][name] = {**_type_schema(kind), "description": described}
+            definition["additionalProperties"] = False
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema, "title": "peftkit recipe"}
+
+
+def _document(properties: dict[str, Any], section: type[Section], home: str) -> None:
+    """Give each field its meaning on one line, its advice on further ones, and a default of its own."""
+    for name, field in section.model_fields.items():
+        advice = ADVICE.get(f"{home}.{name}" if home else name)
+        lines = [f"{what}: {text}" for what, text in advice.lines()] if advice else []
+        properties[name]["description"] = "\n".join([" ".join((field.description or "").split()), *lines])
+        if field.default_factory in (dict, list):
+            properties[name]["default"] = field.default_factory()
+
+
+def _type_schema(kind: Any) -> dict[str, Any]:
+    """The schema of a library's type, or of anything where JSON has no such type."""
+    try:
+        found: dict[str, Any] = _ordered(TypeAdapter(kind).json_schema())
+    except (PydanticSchemaGenerationError, PydanticInvalidForJsonSchema):
+        return {}
+    return found
+
+
+def _ordered(value: Any) -> Any:
+    """The same with alternatives in one order: `typing` gives those of whichever equal type was made first."""
+    if isinstance(value, list):
+        return [_ordered(item) for item in value]
+    if not isinstance(value, dict):
+        return value
+    found = {name: _ordered(item) for name, item in value.items()}
+    if "anyOf" in found:
+        found["anyOf"].sort(key=json.dumps)
+    return found
 
 
 def commands_page() -> str:
@@ -119,7 +190,7 @@ def _section_parts(title: str, section: dict[str, Any]) -> Iterator[str]:
     yield f"## {title}"
     yield section["description"]
     documented = {
-        name: field for name, field in section["properties"].items() if "passed on as it is" not in field["description"]
+        name: field for name, field in section["properties"].items() if not field["description"].endswith(PASSED_ON)
     }
     for name, field in documented.items():
         required = ", required" if name in section.get("required", []) else ""

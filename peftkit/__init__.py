@@ -21,5 +21,5 @@ __version__ = "0.1.0"
 def __getattr__(name: str) -> object:
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    import_module("peftkit.recipe.quantizers").hush()  # before the libraries are imported, which say much
+    import_module("peftkit.recipe.quantizers").quiet_loggers()  # before the libraries are imported, which say much
     return getattr(import_module("peftkit.api"), name)

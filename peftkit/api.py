@@ -21,7 +21,7 @@ from peftkit.evaluation.evaluate import Evaluation, Measures, data_of, evaluate_
 from peftkit.evaluation.generation import generate as generate_completions
 from peftkit.experiments.compare import CompareOptions
 from peftkit.experiments.compare import compare as compare_runs
-from peftkit.models.base import locate_base, take_quiet
+from peftkit.models.base import locate_base
 from peftkit.planning.plan import Plan
 from peftkit.recipe.library import find_recipe
 from peftkit.recipe.loader import RecipeFile
@@ -41,11 +41,7 @@ Listener = Callable[[str], None]
 
 
 def load_recipe(
-    recipe: str | Path,
-    *,
-    method: str | None = None,
-    overrides: Sequence[str] = (),
-    output: str | Path | None = None,
+    recipe: str | Path, *, method: str | None = None, overrides: Sequence[str] = (), output: str | Path | None = None
 ) -> RecipeFile:
     """Read and check a recipe.
 
@@ -157,11 +153,7 @@ def evaluate(
 
 
 def compare(
-    recipe: str | Path,
-    options: CompareOptions,
-    output: str | Path,
-    *,
-    on_message: Listener | None = None,
+    recipe: str | Path, options: CompareOptions, output: str | Path, *, on_message: Listener | None = None
 ) -> Comparison:
     """Train a recipe by several methods, values and seeds, each run in a process of its own, and compare the results.
 
@@ -248,7 +240,6 @@ def base_folder(model: str) -> Path:
 
 @contextmanager
 def _heard(listener: Listener | None) -> Iterator[None]:
-    """Within the block, messages go to a caller's function or nowhere, and libraries draw nothing."""
-    take_quiet()
+    """Within the block, messages go to a caller's function or nowhere."""
     with console.heard_by(listener or (lambda _: None)):
         yield

@@ -20,25 +20,9 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 __all__ = [
-    "draws",
-    "duration",
-    "error",
-    "heard_by",
-    "hush",
-    "info",
-    "is_heard",
-    "print_json",
-    "print_marked",
-    "print_table",
-    "print_text",
-    "progress",
-    "silenced",
-    "size",
-    "speak",
-    "stderr",
-    "stdout",
-    "warning",
-]
+    "draws", "duration", "error", "heard_by", "hush", "info", "is_heard", "print_json", "print_marked", "print_table",
+    "print_text", "progress", "silenced", "size", "speak", "stderr", "stdout", "warning",
+]  # fmt: skip
 
 _SHORT = 12
 """Cells of a table that have no more characters than this stay on one line."""
@@ -62,29 +46,23 @@ class _Messages:
     @property
     def _stream(self) -> TextIO:
         """Where messages go now, behind what Rich puts before it while it draws."""
-        stream: TextIO = getattr(sys.stderr, "rich_proxied_file", sys.stderr)
-        return stream
+        return cast(TextIO, getattr(sys.stderr, "rich_proxied_file", sys.stderr))
 
     def write(self, text: str) -> int:
-        """Write a text, or nothing where that has become impossible."""
         self._attempt(lambda: self._stream.write(text))
         return len(text)
 
     def flush(self) -> None:
-        """Let what was written be seen."""
         self._attempt(lambda: self._stream.flush())
 
     def isatty(self) -> bool:
-        """Whether a person sees it."""
         return self._stream.isatty()
 
     def fileno(self) -> int:
-        """The number that the system knows it by."""
         return self._stream.fileno()
 
     @property
     def encoding(self) -> str:
-        """How characters are written."""
         return self._stream.encoding
 
     def _attempt(self, act: Callable[[], object]) -> None:
@@ -164,11 +142,9 @@ def silenced() -> Iterator[None]:
 
 
 def _say(message: str, head: str = "") -> None:
-    """A terminal breaks lines between words, a file not at all; a token is shown on neither.
+    """Show a message as it is, after a head in Rich's markup.
 
-    Args:
-        message: shown as it is.
-        head: what stands before it, in Rich's markup.
+    A terminal breaks lines between words, a file not at all; a token is shown on neither.
     """
     if _listener is not None:
         from rich.markup import render
@@ -179,7 +155,6 @@ def _say(message: str, head: str = "") -> None:
 
 
 def _plain(text: str) -> str:
-    """A text as it is, for Rich."""
     from rich.markup import escape
 
     return escape(text)
@@ -188,18 +163,11 @@ def _plain(text: str) -> str:
 @contextmanager
 def progress(title: str, total: int | None) -> Iterator[Callable[[int], None]]:
     """A bar while something is done; call what it gives with each amount done. Nothing is drawn but on a terminal."""
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        TextColumn,
-        TimeElapsedColumn,
-        TimeRemainingColumn,
-    )
+    from rich import progress as parts
 
-    columns = (TextColumn("[bold]{task.description}"), BarColumn(bar_width=24), MofNCompleteColumn())
-    times = (TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn())
-    with Progress(*columns, *times, console=stderr(), transient=True, disable=not draws()) as bar:
+    columns = (parts.TextColumn("[bold]{task.description}"), parts.BarColumn(bar_width=24), parts.MofNCompleteColumn())
+    times = (parts.TimeElapsedColumn(), parts.TextColumn("left"), parts.TimeRemainingColumn())
+    with parts.Progress(*columns, *times, console=stderr(), transient=True, disable=not draws()) as bar:
         task = bar.add_task(title, total=total)
         yield lambda amount: bar.advance(task, amount)
 

@@ -22,9 +22,8 @@ from peftkit.models.base import locate_base
 from peftkit.models.device import detect_hardware
 from peftkit.models.quantization import Backend, backend_of
 from peftkit.models.varlen import has_varlen
-from peftkit.planning.decisions import decide
+from peftkit.planning.decisions import choose_precision, decide, dtype_of
 from peftkit.planning.hardware import Decision, Hardware
-from peftkit.planning.precision import choose_precision, dtype_of
 from peftkit.recipe.hyperparameters import Quantization
 from peftkit.recipe.quantizers import PRESETS, QUANTIZERS
 from peftkit.recipe.schema import Base
@@ -43,16 +42,11 @@ Answer = TypeVar("Answer")
 class Check:
     """Something that was tried."""
 
-    name: str
-    """What the machine is to do, as `reach the hub`."""
-
+    name: str  # what the machine is to do, as `reach the hub`
     works: bool
-    needed: bool
-    """Whether peftkit needs it; without the rest, something that can be done without is missing."""
-
+    needed: bool  # whether peftkit needs it; without the rest, something that can be done without is missing
     detail: str
-    advice: str | None
-    """What to do where it does not work."""
+    advice: str | None  # what to do where it does not work
 
 
 @dataclass(frozen=True)
@@ -62,9 +56,7 @@ class Report:
     hardware: Hardware
     versions: dict[str, str | None]
     libraries: Sequence[Library]
-    pythons: list[str]
-    """The versions of Python that were tested, from the lowest."""
-
+    pythons: list[str]  # the versions of Python that were tested, from the lowest
     checks: list[Check]
     decisions: list[Decision[Any]]
 
@@ -108,10 +100,10 @@ def _try(name: str, check: Callable[[], str], *, needed: bool = True, advice: st
     try:
         return Check(name, True, needed, redact(check()), None)
     except PeftkitError as error:
-        return Check(name, False, needed, redact(error.what), error.remedy or advice)
+        what, advice = error.what, error.remedy or advice
     except Exception as error:  # noqa: BLE001  the libraries fail in every way, and all of them are findings
-        line = f"{type(error).__name__}: {error}".splitlines()[0]
-        return Check(name, False, needed, redact(line), advice)
+        what = f"{type(error).__name__}: {error}".splitlines()[0]
+    return Check(name, False, needed, redact(what), advice)
 
 
 def _fitting(libraries: Sequence[Library]) -> str:
@@ -137,8 +129,7 @@ def _describe(hardware: Hardware) -> str:
 
 def _open_base() -> str:
     base = locate_base(_EMBEDDED)
-    model = base.load(base.config(), "float32")
-    return f"{base.reference}, {model.num_parameters():,} parameters"
+    return f"{base.reference}, {base.load(base.config(), 'float32').num_parameters():,} parameters"
 
 
 def _quantizes(name: str, hardware: Hardware, *, needed: bool) -> Iterator[Check]:
@@ -166,9 +157,8 @@ def _quantise(backend: Backend, hardware: Hardware, quantization: Quantization) 
 
 
 def _describe_cache() -> str:
-    folder = cache_folder()
-    held = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
-    return f"{room_at(folder)}; {size(held)} of it can be made again"
+    held = sum(path.stat().st_size for path in cache_folder().rglob("*") if path.is_file())
+    return f"{room_at(cache_folder())}; {size(held)} of it can be made again"
 
 
 def room_at(folder: Path) -> str:
@@ -210,11 +200,7 @@ _OFFLINE = "Local folders, builtin: and the cache work without it; HF_ENDPOINT n
 
 
 def _within(seconds: float, ask: Callable[[], Answer]) -> Answer:
-    """What `ask` gives; it is left behind when the time is over, as looking up a name knows no limit of its own.
-
-    Raises:
-        TimeoutError: it took longer.
-    """
+    """What `ask` gives; TimeoutError when the time is over, as looking up a name has no limit of its own."""
     answer: Future[Answer] = Future()
 
     def work() -> None:

@@ -9,11 +9,11 @@
     │   │   └── RowsError        exit 2   rows that cannot be used, the first of them each named
     │   ├── BaseError            exit 2   a base model that cannot be used as the recipe asks
     │   ├── TargetError          exit 2   a folder named on the command line is not what is needed
-    │   └── ChangedError         exit 2   a run that is gone on with, and what has changed since it began
+    │   └── ChangedError         exit 2   a run to be resumed, and what has changed since it began
     ├── RunError                 exit 1   a run that started and could not end as promised
     │   ├── MemoryRunError       exit 1   a part of the work that needs more memory than there is
     │   └── PeerError            exit N   a run that another of its processes has ended with status N
-    └── Stopped                  exit 128 + N   a run that signal N ended, and that can be gone on with
+    └── Stopped                  exit 128 + N   a run that signal N ended, and that can be resumed
 
 They are raised where the cause is known. Only the command line turns them into text and an exit status.
 """
@@ -26,24 +26,9 @@ from dataclasses import dataclass
 from typing import Literal
 
 __all__ = [
-    "BaseError",
-    "Batch",
-    "ChangedError",
-    "DataError",
-    "FieldError",
-    "InputError",
-    "MemoryRunError",
-    "PeerError",
-    "PeftkitError",
-    "Problem",
-    "RecipeError",
-    "RowsError",
-    "RunError",
-    "Stopped",
-    "TargetError",
-    "nearest",
-    "printable",
-]
+    "BaseError", "Batch", "ChangedError", "DataError", "FieldError", "InputError", "MemoryRunError", "PeerError",
+    "PeftkitError", "Problem", "RecipeError", "RowsError", "RunError", "Stopped", "TargetError", "nearest", "printable",
+]  # fmt: skip
 
 
 Batch = Literal["training", "evaluation"]
@@ -54,6 +39,8 @@ class PeftkitError(Exception):
     """Something that a user can act on: what is wrong, where, and what to do about it."""
 
     exit_status: int = 1
+    listed: Sequence[str] = ()
+    """Messages that come before this one."""
 
     def __init__(self, what: str, *, where: str | None = None, remedy: str | None = None) -> None:
         self.what = what
@@ -62,12 +49,12 @@ class PeftkitError(Exception):
         super().__init__(str(self))
 
     def __str__(self) -> str:
-        line = f"{self.where}: {self.what}" if self.where else self.what
-        return f"{line} {self.remedy}" if self.remedy else line
+        return "\n".join(self.lines())
 
     def lines(self) -> list[str]:
         """The messages to show, one for each thing that is wrong."""
-        return [str(self)]
+        own = " ".join(part for part in (f"{self.where}:" if self.where else "", self.what, self.remedy) if part)
+        return [*self.listed, own] if own else [*self.listed]
 
 
 class InputError(PeftkitError):
@@ -89,9 +76,8 @@ class Problem:
     remedy: str | None = None
 
     def __str__(self) -> str:
-        subject = f"{self.field}: " if self.field else ""
-        line = f"{self.where}: {subject}{self.what}"
-        return f"{line} {self.remedy}" if self.remedy else line
+        parts = (f"{self.where}:", self.field and f"{self.field}:", self.what, self.remedy)
+        return " ".join(part for part in parts if part)
 
 
 class RecipeError(InputError):
@@ -99,11 +85,8 @@ class RecipeError(InputError):
 
     def __init__(self, problems: Sequence[Problem]) -> None:
         self.problems = tuple(problems)
-        super().__init__("\n".join(str(problem) for problem in self.problems))
-
-    def lines(self) -> list[str]:
-        """One message for each problem."""
-        return [str(problem) for problem in self.problems]
+        self.listed = [str(problem) for problem in problems]
+        super().__init__("")
 
 
 class FieldError(InputError):
@@ -125,10 +108,7 @@ class FieldError(InputError):
 class UnfetchedError(FieldError):
     """A model or data set of the hub that is not on this machine, and that cannot be fetched now.
 
-    Args:
-        field: where the recipe names it.
-        what: which it is, and why it cannot be fetched.
-        command: what fetches it, where no recipe does.
+    `command` fetches it, where no recipe does.
     """
 
     def __init__(self, field: str, what: str, command: str) -> None:
@@ -148,29 +128,13 @@ class DataError(InputError):
 
 
 class RowsError(DataError):
-    """Rows of a source cannot be used.
-
-    Args:
-        rows: place and reason of the first ones.
-        bad: how many there are.
-        total: of how many.
-    """
+    """Rows of a source cannot be used: `bad` of `total`, of which `rows` has place and reason of the first ones."""
 
     def __init__(self, rows: Sequence[str], bad: int, total: int, *, where: str) -> None:
-        self.rows = tuple(rows)
+        self.listed = rows
         shown = "" if len(rows) == bad else f"; the first {len(rows)} stand above"
-        super().__init__(
-            f"{bad:,} of {total:,} rows cannot be used{shown}.",
-            where=where,
-            remedy="Fix or remove them, or set data.on_bad_rows: skip.",
-        )
-
-    def __str__(self) -> str:
-        return "\n".join(self.lines())
-
-    def lines(self) -> list[str]:
-        """One message for each row that is named, and one for all."""
-        return [*self.rows, super().__str__()]
+        remedy = "Fix or remove them, or set data.on_bad_rows: skip."
+        super().__init__(f"{bad:,} of {total:,} rows cannot be used{shown}.", where=where, remedy=remedy)
 
 
 class BaseError(InputError):
@@ -182,25 +146,12 @@ class TargetError(InputError):
 
 
 class ChangedError(InputError):
-    """A run cannot be gone on with as it is: what it is made of has changed since it began.
-
-    Args:
-        changes: what differs, one line for each.
-        where: the run folder.
-        remedy: what to do about all of them.
-    """
+    """A run cannot be resumed as it is: what it is made of has changed since it began, a line for each change."""
 
     def __init__(self, changes: Sequence[str], *, where: str, remedy: str) -> None:
-        self.changes = tuple(changes)
+        self.listed = self.changes = tuple(changes)
         differ = "thing differs" if len(changes) == 1 else "things differ"
         super().__init__(f"{len(changes)} {differ} from when the run began.", where=where, remedy=remedy)
-
-    def __str__(self) -> str:
-        return "\n".join(self.lines())
-
-    def lines(self) -> list[str]:
-        """One message for each change, and one for all."""
-        return [*self.changes, super().__str__()]
 
 
 class RunError(PeftkitError):
@@ -234,24 +185,22 @@ class MemoryRunError(RunError):
 
 
 class PeerError(RunError):
-    """Another process of the run has ended it, and has told why.
-
-    Args:
-        what: what that one has told.
-        exit_status: the status that it ends with.
-    """
+    """Another process of the run has ended it with a status, and has reported why."""
 
     def __init__(self, what: str, exit_status: int) -> None:
         super().__init__(what)
         self.exit_status = exit_status
 
+    def __str__(self) -> str:
+        return self.what
+
     def lines(self) -> list[str]:
-        """Nothing: it has been told."""
+        """Nothing: the other process has reported it."""
         return []
 
 
 class Stopped(PeftkitError):  # noqa: N818  it is no error: the run did what it was told
-    """A signal ended a run, which has said how to go on with it."""
+    """A signal ended a run, which has said how to resume it."""
 
     def __init__(self, signal_number: int, what: str, *, remedy: str | None = None) -> None:
         self.signal_number = signal_number

@@ -28,27 +28,18 @@ _Find = Callable[[], tuple[Snapshot, list[str]]]
 class Item:
     """One thing that a recipe names, and where it is."""
 
-    field: str
-    """Where the recipe names it."""
-
+    field: str  # where the recipe names it
     name: str
-    origin: Literal["hub", "local", "builtin"]
-    """`local` files and folders, and what is `builtin`, need no fetching."""
-
-    commit: str | None = None
-    """Of what is from the hub; None where it is not known."""
-
-    folder: str | None = None
-    """Where its files are; None for what is builtin, and where it is not known."""
-
+    origin: Literal["hub", "local", "builtin"]  # `local` files and folders, and what is `builtin`, need no fetching.
+    commit: str | None = None  # of what is from the hub; None where it is not known
+    folder: str | None = None  # where its files are; None for what is builtin, and where it is not known
     bytes: int | None = None
     """Of all its files that the recipe needs; None where they are not known, or need no fetching."""
 
     fetched_bytes: int = 0
     """Of those that were not here before; the small ones that say which the others are do not count."""
 
-    missing: bool = False
-    """Whether some of it is still not here."""
+    missing: bool = False  # whether some of it is still not here
 
 
 @dataclass(frozen=True)
@@ -120,9 +111,8 @@ def _needs(recipe: Recipe) -> Iterator[tuple[Item, _Find | None]]:
     for role, named in (("train", recipe.data.train), ("validation", recipe.data.validation)):
         if isinstance(named, Source):
             yield from _source(named, f"data.{role}")
-        elif isinstance(named, list):
-            for number, source in enumerate(named):
-                yield from _source(source, f"data.{role}.{number}")
+        for number, source in enumerate(named if isinstance(named, list) else ()):
+            yield from _source(source, f"data.{role}.{number}")
 
 
 def _model(base: Base, field: str, *, weights: bool) -> tuple[Item, _Find | None]:
@@ -132,16 +122,16 @@ def _model(base: Base, field: str, *, weights: bool) -> tuple[Item, _Find | None
 
 def _source(source: Source, field: str) -> Iterator[tuple[Item, _Find | None]]:
     if source.dataset is not None:
+
+        def find() -> tuple[Snapshot, list[str]]:
+            published = find_published(source, split_of(source, field), field)
+            return published.snapshot, published.names
+
         item = _item(f"{field}.dataset", source.dataset)
-        yield item, partial(_data_set, source, field) if item.origin == "hub" else None
+        yield item, find if item.origin == "hub" else None
         return
     for path in [source.path] if isinstance(source.path, str) else source.path or []:
         yield Item(f"{field}.path", path, "local", folder=str(Path(path).parent)), None
-
-
-def _data_set(source: Source, field: str) -> tuple[Snapshot, list[str]]:
-    published = find_published(source, split_of(source, field), field)
-    return published.snapshot, published.names
 
 
 def _item(field: str, name: str) -> Item:
@@ -154,8 +144,6 @@ def _check_room(items: Sequence[_Found]) -> None:
     absent = dict(pair for found in items for pair in found.absent.items())  # a file that two need is fetched once
     place, needed = cache_place().absolute(), sum(absent.values())
     if needed > (free := free_bytes(place)):
-        raise InputError(
-            f"{console.size(needed)} are to be fetched, but the disk has {console.size(free)} free.",
-            where=str(place),
-            remedy="Free some, or name a folder on another disk with HF_HOME.",
-        )
+        what = f"{console.size(needed)} are to be fetched, but the disk has {console.size(free)} free."
+        remedy = "Free some, or name a folder on another disk with HF_HOME."
+        raise InputError(what, where=str(place), remedy=remedy)

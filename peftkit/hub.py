@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache, cached_property
 from pathlib import Path, PurePosixPath
-from typing import Literal
+from typing import Any, Literal
 
 from peftkit import console
 from peftkit.errors import FieldError, InputError, UnfetchedError
@@ -34,18 +34,11 @@ class Repo:
 
     kind: Literal["model", "dataset"]
     name: str
-    revision: str | None
-    """Commit, tag or branch; None for the main branch."""
-
-    field: str
-    """Where the recipe names it, as `base.model`; the revision stands beside it."""
+    revision: str | None  # commit, tag or branch; None for the main branch
+    field: str  # where the recipe names it, as `base.model`; the revision stands beside it
 
     def __str__(self) -> str:
         return f"{self.name} at {self.revision}" if self.revision else self.name
-
-    def other_field(self, name: str) -> str:
-        """A field beside the one that names the repository."""
-        return f"{self.field.rpartition('.')[0]}.{name}"
 
 
 @dataclass(frozen=True)
@@ -54,8 +47,7 @@ class Snapshot:
 
     repo: Repo
     folder: Path
-    refusal: Exception | None
-    """Why the hub cannot be asked for what is missing; None where it can."""
+    refusal: Exception | None  # why the hub cannot be asked for what is missing; None where it can
 
     @property
     def commit(self) -> str:
@@ -73,7 +65,8 @@ class Snapshot:
         except CachedRepoTreeNotFoundError:
             paths = (path for path in sorted(self.folder.rglob("*")) if path.is_file())
             return {path.relative_to(self.folder).as_posix(): path.stat().st_size for path in paths}
-        return {file.path: file.size for file in tree if _stays_inside(file.path)}
+        places = ((PurePosixPath(file.path), file) for file in tree)
+        return {file.path: file.size for at, file in places if not at.is_absolute() and ".." not in at.parts}
 
     def absent(self, names: Collection[str]) -> list[str]:
         """Those files that are not on this machine."""
@@ -169,12 +162,8 @@ def _download(repo: Repo, revision: str | None, names: Collection[str], *, local
     set_verbosity(logging.ERROR)
     if not console.stderr().is_terminal:
         disable_progress_bars()
-    patterns = [glob.escape(name) for name in names]
-    return Path(
-        snapshot_download(
-            repo.name, repo_type=repo.kind, revision=revision, allow_patterns=patterns, local_files_only=local
-        )
-    )
+    wanted: dict[str, Any] = {"revision": revision, "allow_patterns": [glob.escape(name) for name in names]}
+    return Path(snapshot_download(repo.name, repo_type=repo.kind, local_files_only=local, **wanted))
 
 
 @contextmanager
@@ -203,25 +192,27 @@ def _fault(repo: Repo, error: Exception, absent: Collection[str] = ()) -> FieldE
     from huggingface_hub import constants, errors
 
     kind = "data set" if repo.kind == "dataset" else "model"
-    named = f"the {kind} {repo.name}"
+    named, field = f"the {kind} {repo.name}", repo.field
+    status = error.response.status_code if isinstance(error, errors.HfHubHTTPError) else None
     if isinstance(error, errors.HFValidationError):
+        what = f"{repo.name!r} is no name on the hub."
         remedy = "Write it as user/name, or name a folder that is there."
-        return FieldError(repo.field, f"{repo.name!r} is no name on the hub.", remedy=remedy)
-    if isinstance(error, errors.GatedRepoError):
+    elif isinstance(error, errors.GatedRepoError):
+        what = f"{named} is gated, and not open to you yet."
         page = f"{constants.ENDPOINT}/{'datasets/' if repo.kind == 'dataset' else ''}{repo.name}"
         remedy = f"Accept its licence at {page} and run `hf auth login`, or set HF_TOKEN."
-        return FieldError(repo.field, f"{named} is gated, and not open to you yet.", remedy=remedy)
-    if isinstance(error, errors.RevisionNotFoundError):
+    elif isinstance(error, errors.RevisionNotFoundError):
+        field, what = f"{field.rpartition('.')[0]}.revision", f"{named} has no revision {repo.revision}."
         remedy = "Name a branch, a tag or a whole commit hash."
-        return FieldError(repo.other_field("revision"), f"{named} has no revision {repo.revision}.", remedy=remedy)
-    if isinstance(error, errors.RepositoryNotFoundError):
+    elif isinstance(error, errors.RepositoryNotFoundError):
+        what = f"the hub has no {kind} {repo.name}, or it is private."
         remedy = "Check the name; for a private one, run `hf auth login` or set HF_TOKEN."
-        return FieldError(repo.field, f"the hub has no {kind} {repo.name}, or it is private.", remedy=remedy)
-    status = error.response.status_code if isinstance(error, errors.HfHubHTTPError) else None
-    if status in (401, 403):
+    elif status in (401, 403):
+        what = f"the hub does not open {named} to you (status {status})."
         remedy = "Run `hf auth login`, or set HF_TOKEN, with a token that may read it."
-        return FieldError(repo.field, f"the hub does not open {named} to you (status {status}).", remedy=remedy)
-    return _unfetched(repo, error, absent)
+    else:
+        return _unfetched(repo, error, absent)
+    return FieldError(field, what, remedy=remedy)
 
 
 def _unfetched(repo: Repo, refusal: Exception, absent: Collection[str]) -> UnfetchedError:
@@ -243,8 +234,3 @@ def _is_offline(refusal: Exception) -> bool:
 def _unreachable(refusal: Exception) -> str:
     reason = (str(refusal).strip().splitlines() or [type(refusal).__name__])[0].rstrip(".")
     return f"the hub gives no answer ({reason})"
-
-
-def _stays_inside(name: str) -> bool:
-    path = PurePosixPath(name)
-    return not path.is_absolute() and ".." not in path.parts

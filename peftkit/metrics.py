@@ -28,20 +28,13 @@ class Metric:
     """One figure that is measured."""
 
     name: str
-    label: str
-    """In tables and reports."""
-
+    label: str  # in tables and reports
     group: Group
-    unit: str
-    """Empty for a figure without one."""
-
+    unit: str  # empty for a figure without one
     better: Literal["lower", "higher"] | None
     meaning: str
-    decimals: int | None = None
-    """Digits after the point; None for four digits in all."""
-
-    in_terminal: bool = True
-    """Whether the terminal's tables, which are narrow, show it."""
+    decimals: int | None = None  # digits after the point; None for four digits in all
+    in_terminal: bool = True  # whether the terminal's tables, which are narrow, show it
 
     @property
     def direction(self) -> str:
@@ -81,6 +74,17 @@ def _completions(name: str, label: str, meaning: str, decimals: int = 1, *, lowe
     return Metric(name, label, "completions", "", "lower" if lower else "higher", meaning, decimals, in_terminal=main)
 
 
+_TER = "Edits for each 100 words of the references (Snover et al. 2006), by sacrebleu."
+_ROUGE_L = "F1, 0 to 100 (Lin 2004), of each completion's nearest reference."
+_TRAIN_TOKENS = "Tokens that the model was trained on, without padding, over all epochs, in all processes together."
+_TOKENS_PER_SECOND = "Useful tokens for each second of the training steps alone."
+_TRAIN_SECONDS = "Time of the training loop, its evaluations and checkpoints included."
+_PEAK_MEMORY = (
+    "From the first step to the end of the run: of the GPU, or the process's largest resident set on a CPU; "
+    "of several processes, the largest."
+)
+_CHECKPOINT_SECONDS = "Time that training waited for checkpoints to be written."
+
 METRICS: Final[Mapping[str, Metric]] = {
     metric.name: metric
     for metric in (
@@ -92,55 +96,19 @@ METRICS: Final[Mapping[str, Metric]] = {
         _completions("exact_match", "exact match", "Share of completions that equal a reference.", 3, main=True),
         _completions("bleu", "BLEU", "0 to 100 (Papineni et al. 2002), of the corpus, by sacrebleu.", main=True),
         _completions("chrf", "chrF", "chrF2, 0 to 100 (Popović 2015), by sacrebleu.", main=False),
-        _completions(
-            "ter",
-            "TER",
-            "Edits for each 100 words of the references (Snover et al. 2006), by sacrebleu.",
-            lower=True,
-            main=False,
-        ),
-        _completions(
-            "rouge_l", "ROUGE-L", "F1, 0 to 100 (Lin 2004), of each completion's nearest reference.", main=True
-        ),
+        _completions("ter", "TER", _TER, lower=True, main=False),
+        _completions("rouge_l", "ROUGE-L", _ROUGE_L, main=True),
         Metric("train_loss", "training loss", "run", "nats/token", "lower", "Mean over the last logged steps."),
         _cost("trainable_parameters", "trained parameters", "parameters", "Parameters that are trained."),
         Metric("total_parameters", "all parameters", "run", "parameters", None, "Parameters of base and adapter."),
-        Metric(
-            "train_tokens",
-            "tokens trained on",
-            "run",
-            "tokens",
-            None,
-            "Tokens that the model was trained on, without padding, over all epochs, in all processes together.",
-        ),
-        _cost(
-            "tokens_per_second",
-            "tokens/s",
-            "tokens/s",
-            "Useful tokens for each second of the training steps alone.",
-            "higher",
-        ),
-        _cost(
-            "train_seconds", "time", "seconds", "Time of the training loop, its evaluations and checkpoints included."
-        ),
-        _cost(
-            "peak_memory_bytes",
-            "peak memory",
-            "bytes",
-            "From the first step to the end of the run: of the GPU, or the process's largest resident set on a CPU; "
-            "of several processes, the largest.",
-        ),
+        Metric("train_tokens", "tokens trained on", "run", "tokens", None, _TRAIN_TOKENS),
+        _cost("tokens_per_second", "tokens/s", "tokens/s", _TOKENS_PER_SECOND, "higher"),
+        _cost("train_seconds", "time", "seconds", _TRAIN_SECONDS),
+        _cost("peak_memory_bytes", "peak memory", "bytes", _PEAK_MEMORY),
         _cost("output_bytes", "on disk", "bytes", "Size of the weights that the run made."),
         Metric("skipped_steps", "steps skipped", "run", "steps", "lower", "Steps left out by `on_nonfinite: skip`."),
         Metric("checkpoints", "checkpoints", "run", "checkpoints", None, "Checkpoints written."),
-        Metric(
-            "checkpoint_seconds",
-            "time of checkpoints",
-            "run",
-            "seconds",
-            "lower",
-            "Time that training waited for checkpoints to be written.",
-        ),
+        Metric("checkpoint_seconds", "time of checkpoints", "run", "seconds", "lower", _CHECKPOINT_SECONDS),
     )
 }
 """By name, in the order in which reports show them."""

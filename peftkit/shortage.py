@@ -47,22 +47,19 @@ def figures(text: str) -> str:
     Torch writes GB or GiB and means 2^30 bytes; the amounts are given in the units of every other message.
     """
     asked, capacity = _ASKED.search(text), _CAPACITY.search(text)
-    found = f": {_amount(*asked.groups())} more were needed" if asked else ""
-    if asked and capacity:
-        whole, free = capacity.groups()[:2], capacity.groups()[2:]
-        found += f", and {_amount(*free)} of {_amount(*whole)} were free"
-    return found
+    if not asked:
+        return ""
+    amounts = [*asked.groups(), *(capacity.groups() if capacity else ())]
+    pairs = zip(amounts[::2], amounts[1::2], strict=True)
+    needed, *known = (size(int(float(number) * _BYTES[unit.lower()])) for number, unit in pairs)
+    return f": {needed} more were needed" + (f", and {known[1]} of {known[0]} were free" if known else "")
 
 
 @contextmanager
 def memory_for(what: str, *, where: str, remedy: str, batch: Batch | None = None) -> Iterator[None]:
     """Say what did not fit, and what to do about it, where memory is short within the block.
 
-    Args:
-        what: did not fit.
-        where: the part of the work or the file that it belongs to.
-        remedy: what a user can do.
-        batch: which batch would have to be smaller; None where no batch has a part in it.
+    `batch` is the batch that would have to be smaller; None where no batch has a part in it.
 
     Raises:
         MemoryRunError: memory was short; an error that is one already stays as it is.
@@ -75,11 +72,9 @@ def memory_for(what: str, *, where: str, remedy: str, batch: Batch | None = None
         source = _source(error)
         if source is None:
             raise
-        told = MemoryRunError(
-            f"{what} does not fit into memory{figures(str(source))}.", where=where, remedy=remedy, batch=batch
-        )
+        text = f"{what} does not fit into memory{figures(str(source))}."
         forget_frames(error)
-        raise told from source
+        raise MemoryRunError(text, where=where, remedy=remedy, batch=batch) from source
 
 
 def forget_frames(error: BaseException) -> None:
@@ -111,7 +106,3 @@ def _chain(error: BaseException) -> Iterator[BaseException]:
         seen.add(id(newest))
         yield newest
         newest = newest.__cause__ or (None if newest.__suppress_context__ else newest.__context__)
-
-
-def _amount(number: str, unit: str) -> str:
-    return size(int(float(number) * _BYTES[unit.lower()]))

@@ -21,36 +21,29 @@ from typing import Any
 from peftkit.errors import RunError
 
 __all__ = [
-    "FULL",
-    "MANIFEST_NAME",
-    "append_json_line",
-    "atomic_folder",
-    "cache_folder",
-    "complete_folder",
-    "file_fault",
-    "folder_hashes",
-    "free_bytes",
-    "is_free",
-    "is_full",
-    "manifest_faults",
-    "new_part",
-    "read_json",
-    "remove_folder",
-    "remove_parts",
-    "sha256_of_file",
-    "sha256_of_json",
-    "sync_files",
-    "write_fault",
-    "write_json",
-    "write_text",
-]
+    "FULL", "MANIFEST_NAME", "append_json_line", "atomic_folder", "cache_folder", "complete_folder", "file_fault",
+    "folder_hashes", "free_bytes", "is_free", "is_full", "manifest_faults", "new_part", "read_json", "remove_folder",
+    "remove_parts", "sha256_of_file", "sha256_of_json", "sync_files", "write_fault", "write_json", "write_text",
+]  # fmt: skip
 
 MANIFEST_NAME = "manifest.json"
 _CHUNK_BYTES = 1 << 20
 _PART = re.compile(r"\..+\.[0-9a-f]{8}\.part")
 FULL = "the disk is full, or a limit on the size of files is reached."
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-_CLOSED = (errno.EACCES, errno.EPERM, errno.EROFS)
+_FAULTS = {
+    **dict.fromkeys(_FULL, FULL),
+    **dict.fromkeys(
+        (errno.EACCES, errno.EPERM, errno.EROFS),
+        "cannot be written: the folder or its disk is read-only for this user.",
+    ),
+    **dict.fromkeys(
+        (errno.ENOENT, errno.ENOTDIR, errno.ESTALE),
+        "is no longer there: a folder was removed or moved while it was in use.",
+    ),
+    errno.EIO: "the disk failed to read or write.",
+}
+"""What errors of the system mean to a user who writes."""
 _OS_ERROR = re.compile(r"\(os error (\d+)\)")  # how safetensors tells an error of the system
 
 
@@ -201,8 +194,16 @@ def new_part(place: Path) -> Path:
 
 
 def complete_folder(part: Path, place: Path, known: Mapping[str, str] | None = None) -> None:
-    """Sync what was written into a part, give it its manifest as the last file, and put it at its place."""
-    _finish_folder(part, known)
+    """Give what was written into a part the umask's modes and, last, its manifest; sync it, and put it at its place."""
+    umask = os.umask(0o022)
+    os.umask(umask)
+    for path in sorted(part.rglob("*")):
+        if path.is_file():
+            path.chmod(0o666 & ~umask)  # safetensors creates files with mode 0600; a shared folder wants the umask's
+    sync_files(part)
+    hashes = folder_hashes(part, known)
+    files = {name: {"bytes": (part / name).stat().st_size, "sha256": digest} for name, digest in hashes.items()}
+    write_json(part / MANIFEST_NAME, {"files": files})
     part.replace(place)
     _sync(place.parent)
 
@@ -230,17 +231,8 @@ def remove_parts(folder: Path) -> list[str]:
 
 def write_fault(error: BaseException, place: Path) -> RunError | None:
     """What an error of the system says to a user about writing below a place; None for any other error."""
-    number = _error_number(error)
-    where = str(getattr(error, "filename", None) or place)
-    if number in _FULL:
-        return RunError(FULL, where=where)
-    if number in _CLOSED:
-        return RunError("cannot be written: the folder or its disk is read-only for this user.", where=where)
-    if number in (errno.ENOENT, errno.ENOTDIR, errno.ESTALE):
-        return RunError("is no longer there: a folder was removed or moved while it was in use.", where=where)
-    if number == errno.EIO:
-        return RunError("the disk failed to read or write.", where=where)
-    return None
+    what = _FAULTS.get(_error_number(error) or 0)
+    return RunError(what, where=str(getattr(error, "filename", None) or place)) if what else None
 
 
 def is_full(error: BaseException) -> bool:
@@ -265,24 +257,6 @@ def sync_files(folder: Path) -> None:
     for path in sorted(folder.rglob("*")):
         if path.is_file():
             _sync(path)
-
-
-def _finish_folder(folder: Path, known: Mapping[str, str] | None) -> None:
-    """Set modes by the umask, sync every file, and write the manifest last."""
-    mode = 0o666 & ~_current_umask()
-    for path in sorted(folder.rglob("*")):
-        if path.is_file():
-            path.chmod(mode)  # safetensors creates its files with mode 0600; a shared model folder wants the umask's
-    sync_files(folder)
-    hashes = folder_hashes(folder, known)
-    files = {name: {"bytes": (folder / name).stat().st_size, "sha256": digest} for name, digest in hashes.items()}
-    write_json(folder / MANIFEST_NAME, {"files": files})
-
-
-def _current_umask() -> int:
-    umask = os.umask(0o022)
-    os.umask(umask)
-    return umask
 
 
 def _sync(path: Path) -> None:

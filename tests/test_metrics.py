@@ -6,7 +6,7 @@ from dataclasses import fields
 
 import pytest
 
-from peftkit.evaluation.text import TextScores
+from peftkit.evaluation.generation import TextScores
 from peftkit.metrics import METRICS, duration, in_group, share, small
 from peftkit.runs.manifest import RunMetrics
 

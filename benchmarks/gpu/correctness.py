@@ -20,8 +20,7 @@ from peftkit.models.isolation import check_isolation
 from peftkit.models.loss import compute_loss_at_labels, evaluate_loss
 from peftkit.models.shared_mask import SHARED_MASK
 from peftkit.models.varlen import VARLEN
-from peftkit.planning.decisions import Attention, choose_attention
-from peftkit.planning.precision import ChosenPrecision, choose_precision
+from peftkit.planning.decisions import Attention, ChosenPrecision, choose_attention, choose_precision
 
 __all__ = ["chosen_attention", "isolation", "loss_errors", "nf4_codes"]
 

@@ -11,7 +11,7 @@ from peftkit.metrics import in_group
 from peftkit.models.methods import method_named
 from peftkit.models.quantization import backend_of
 from peftkit.recipe.advice import shown
-from peftkit.recipe.explain import set_fields
+from peftkit.recipe.fields import set_fields
 from peftkit.recipe.schema import Source
 
 __all__ = ["model_card", "proof_rows"]

@@ -1,4 +1,4 @@
-"""The command line: one file for each command."""
+"""The command line: a file for each command, or for a few small ones of one subject."""
 
 from peftkit.cli.app import main
 

@@ -15,7 +15,7 @@ from peftkit.cli.app import LazyGroup
 
 if TYPE_CHECKING:
     from peftkit.adapters.compare import ModuleOverlap
-    from peftkit.adapters.inspect import ModuleUpdate, WholeUpdate
+    from peftkit.adapters.inspect import ModuleUpdate
     from peftkit.adapters.operations import Combined
 
 __all__ = ["COMMANDS", "command"]
@@ -38,7 +38,7 @@ def command() -> None:
 
 
 @click.command("list")
-@click.argument("folder", type=click.Path(path_type=Path), default=".")
+@click.argument("folder", type=options.PATH, default=".")
 @options.as_json
 def _list(folder: Path, as_json: bool) -> None:
     """List the adapters in FOLDER and below it, without opening their bases.
@@ -56,31 +56,20 @@ def _list(folder: Path, as_json: bool) -> None:
     if not found:
         console.info(f"{folder} holds no adapter.")
         return
-    columns = ["adapter", "base", "method", "rank", "targets", "size", "perplexity"]
-    rows = [
-        [
-            listing.adapter,
-            listing.base or "?",
-            listing.method or "?",
-            ", ".join(map(str, listing.ranks)),
-            ", ".join(listing.targets),
-            console.size(listing.bytes),
-            listing.fault or _perplexity(listing.base_perplexity, listing.perplexity),
-        ]
-        for listing in found
-    ]
-    console.print_table(None, columns, rows)
-
-
-def _perplexity(before: float | None, after: float | None) -> str:
-    if after is None:
-        return "?"
-    return f"{after:.4g}" if before is None else f"{before:.4g} → {after:.4g}"
+    rows = []
+    for each in found:
+        ranks, targets = ", ".join(map(str, each.ranks)), ", ".join(each.targets)
+        after = "?" if each.perplexity is None else f"{each.perplexity:.4g}"
+        if each.perplexity is not None and each.base_perplexity is not None:
+            after = f"{each.base_perplexity:.4g} → {after}"
+        size = console.size(each.bytes)
+        rows.append([each.adapter, each.base or "?", each.method or "?", ranks, targets, size, each.fault or after])
+    console.print_table(None, ["adapter", "base", "method", "rank", "targets", "size", "perplexity"], rows)
 
 
 @click.command("inspect")
-@click.argument("adapter", type=click.Path(path_type=Path))
-@click.option("--plot", type=click.Path(path_type=Path), metavar="FILE", help="Draw it: a .png, .svg or .pdf file.")
+@click.argument("adapter", type=options.PATH)
+@click.option("--plot", type=options.PATH, metavar="FILE", help="Draw it: a .png, .svg or .pdf file.")
 @options.base
 @options.as_json
 def _inspect(adapter: Path, plot: Path | None, base: str | None, quantization: str | None, as_json: bool) -> None:
@@ -97,9 +86,7 @@ def _inspect(adapter: Path, plot: Path | None, base: str | None, quantization: s
     """
     from peftkit.adapters.operations import inspect_adapter
     from peftkit.adapters.target import find_adapter
-    from peftkit.models.base import take_quiet
 
-    take_quiet()
     report = inspect_adapter(find_adapter(adapter), options.given_base(base, quantization))
     if plot is not None and report.modules:
         from peftkit.adapters.inspect import plot_updates
@@ -115,9 +102,13 @@ def _inspect(adapter: Path, plot: Path | None, base: str | None, quantization: s
     if report.modules:
         columns = ["layer", "target", "rank", "scaling", "‖ΔW‖", "‖ΔW‖/‖W‖", "effective rank", "largest |ΔW|"]
         console.print_table(None, columns, [_update_cells(module) for module in report.modules], numeric=True)
-    if report.whole:
+    whole = []
+    for each in report.whole:
+        change = "?" if each.relative_norm is None else f"{each.relative_norm:.2%}"
+        whole.append([each.name, " x ".join(map(str, each.shape)), change])
+    if whole:
         console.print_text("")
-        console.print_table(None, ["trained whole", "shape", "change"], [_whole_cells(whole) for whole in report.whole])
+        console.print_table(None, ["trained whole", "shape", "change"], whole)
     for module in report.untouched:
         console.warning(f"{module} is untouched: {report.beginning}.")
     for name in report.not_finite:
@@ -137,13 +128,8 @@ def _update_cells(module: ModuleUpdate) -> list[str]:
     ]
 
 
-def _whole_cells(whole: WholeUpdate) -> list[str]:
-    change = "?" if whole.relative_norm is None else f"{whole.relative_norm:.2%}"
-    return [whole.name, " x ".join(map(str, whole.shape)), change]
-
-
 @click.command("verify")
-@click.argument("adapter", type=click.Path(path_type=Path))
+@click.argument("adapter", type=options.PATH)
 @options.base
 @options.as_json
 def _verify(adapter: Path, base: str | None, quantization: str | None, as_json: bool) -> None:
@@ -158,23 +144,15 @@ def _verify(adapter: Path, base: str | None, quantization: str | None, as_json: 
     """
     from peftkit.adapters.target import find_adapter
     from peftkit.adapters.verify import check_adapter
-    from peftkit.cli.tables import print_checks, refuse
-    from peftkit.models.base import take_quiet
+    from peftkit.cli.tables import tell_checks
 
-    take_quiet()
     checks = check_adapter(find_adapter(adapter), options.given_base(base, quantization))
-    failed = [check for check in checks if check.passed is False]
-    if as_json:
-        checked = [asdict(check) for check in checks]
-        console.print_json({"adapter": str(adapter), "sound": not failed, "checks": checked})
-    else:
-        print_checks(None, "check", checks)
-    refuse(adapter, failed)
+    tell_checks(adapter, {"adapter": str(adapter)}, None, checks, as_json)
 
 
 @click.command("diff")
-@click.argument("first", type=click.Path(path_type=Path))
-@click.argument("second", type=click.Path(path_type=Path))
+@click.argument("first", type=options.PATH)
+@click.argument("second", type=options.PATH)
 @options.base
 @options.as_json
 def _diff(first: Path, second: Path, base: str | None, quantization: str | None, as_json: bool) -> None:
@@ -190,9 +168,7 @@ def _diff(first: Path, second: Path, base: str | None, quantization: str | None,
     from peftkit.adapters.files import kinds_of
     from peftkit.adapters.operations import diff_adapters
     from peftkit.adapters.target import find_adapter
-    from peftkit.models.base import take_quiet
 
-    take_quiet()
     found = diff_adapters(find_adapter(first), find_adapter(second), options.given_base(base, quantization))
     if as_json:
         console.print_json(asdict(found))
@@ -231,17 +207,17 @@ def _setting(value: Any) -> str:
 
 
 @click.command("combine")
-@click.argument("output", type=click.Path(path_type=Path))
+@click.argument("output", type=options.PATH)
 @click.option(
     "--adapter",
     "parts",
-    type=(click.Path(path_type=Path), float),
+    type=(options.PATH, float),
     multiple=True,
     required=True,
     metavar="ADAPTER WEIGHT",
     help="An adapter and what its update is multiplied by. Given once for each.",
 )
-@click.option("--rank", type=click.IntRange(min=1), help="Compress the sum to this rank; the error is told.")
+@click.option("--rank", type=options.COUNT, help="Compress the sum to this rank; the error is told.")
 @options.as_json
 def _combine(output: Path, parts: tuple[tuple[Path, float], ...], rank: int | None, as_json: bool) -> None:
     """Write the weighted sum of adapters of one base as one adapter, in OUTPUT.
@@ -256,21 +232,14 @@ def _combine(output: Path, parts: tuple[tuple[Path, float], ...], rank: int | No
     """
     from peftkit.adapters.operations import combine_adapters
     from peftkit.adapters.target import find_adapter
-    from peftkit.models.base import take_quiet
 
-    take_quiet()
-    made = combine_adapters([(find_adapter(folder), weight) for folder, weight in parts], output, rank)
-    if as_json:
-        console.print_json(asdict(made))
-        return
-    console.info(_summary(made))
-    console.print_text(made.output)
+    _print_made(combine_adapters([(find_adapter(folder), weight) for folder, weight in parts], output, rank), as_json)
 
 
 @click.command("shrink")
-@click.argument("adapter", type=click.Path(path_type=Path))
-@click.argument("output", type=click.Path(path_type=Path))
-@click.option("--rank", type=click.IntRange(min=1), required=True, help="The rank of each module, at most.")
+@click.argument("adapter", type=options.PATH)
+@click.argument("output", type=options.PATH)
+@click.option("--rank", type=options.COUNT, required=True, help="The rank of each module, at most.")
 @options.base
 @options.as_json
 def _shrink(adapter: Path, output: Path, rank: int, base: str | None, quantization: str | None, as_json: bool) -> None:
@@ -284,26 +253,21 @@ def _shrink(adapter: Path, output: Path, rank: int, base: str | None, quantizati
     """
     from peftkit.adapters.operations import shrink_adapter
     from peftkit.adapters.target import find_adapter
-    from peftkit.models.base import take_quiet
 
-    take_quiet()
-    made = shrink_adapter(find_adapter(adapter), output, rank, options.given_base(base, quantization))
+    _print_made(shrink_adapter(find_adapter(adapter), output, rank, options.given_base(base, quantization)), as_json)
+
+
+def _print_made(made: Combined, as_json: bool) -> None:
+    """An adapter that was made of others."""
     if as_json:
         console.print_json(asdict(made))
         return
-    console.info(_summary(made))
-    console.print_text(made.output)
-
-
-def _summary(made: Combined) -> str:
-    """One line on an adapter that was made of others."""
     text = f"rank {', '.join(map(str, made.ranks))}, {console.size(made.bytes)}"
-    if made.error is None:
-        return f"{text}: the exact sum"
-    text += f": the updates are {made.error:.2%} off"
+    text += ": the exact sum" if made.error is None else f": the updates are {made.error:.2%} off"
     if made.worst_error is not None:
         text += f", at most {made.worst_error:.2%} in {made.worst_module}"
-    return f"{text}; {made.logits.summary()}" if made.logits else text
+    console.info(f"{text}; {made.logits.summary()}" if made.logits else text)
+    console.print_text(made.output)
 
 
 _FOUND: dict[str, click.Command] = {

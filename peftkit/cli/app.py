@@ -14,9 +14,9 @@ import click
 
 import peftkit
 from peftkit import console
-from peftkit.errors import PeftkitError, Stopped
+from peftkit.errors import PeftkitError, Stopped, nearest
 from peftkit.planning.processes import is_follower
-from peftkit.recipe.quantizers import hush
+from peftkit.recipe.quantizers import quiet_loggers
 
 __all__ = ["COMMANDS", "LazyGroup", "app", "main"]
 
@@ -41,16 +41,14 @@ COMMANDS = {
     "push": "Upload a run, an adapter or a merged model to the hub.",
     "doctor": "Check what this machine can do.",
 }
-"""In the order of a first use, each with its line in the group's help. The file of that name has it as `command`."""
+"""In the order of a first use, each with its line in the group's help."""
+
+_FILES = {"fetch": "hub", "push": "hub"} | dict.fromkeys(("metrics", "report", "verify", "reproduce"), "runs")
+"""The commands that share a file; the file of any other's name has it as `command`."""
 
 
 class LazyGroup(click.Group):
-    """A group whose help imports none of its commands.
-
-    Args:
-        find: imports a command by its name.
-        summaries: the first sentence of each command's help, in the order of the group's own help.
-    """
+    """A group whose help imports none of its commands: `find` imports one, `summaries` has each with its line."""
 
     def __init__(
         self, *args: Any, find: Callable[[str], click.Command], summaries: Mapping[str, str], **kwargs: Any
@@ -71,36 +69,27 @@ class LazyGroup(click.Group):
             click.UsageError: there is none; names the nearest one.
         """
         if cmd_name not in self.summaries:
-            from peftkit.errors import nearest
-
             guess = nearest(cmd_name, self.summaries)
             hint = f"Did you mean {guess}?" if guess else f"There are: {', '.join(self.summaries)}."
             raise click.UsageError(f"There is no command {cmd_name!r}. {hint}", ctx)
         return self.find(cmd_name)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """The list of commands, as click lays it out for commands that it has."""
-        named = {name: click.Command(name, help=text) for name, text in self.summaries.items()}
-        _Listing(commands=named).format_commands(ctx, formatter)
-
-
-class _Listing(click.Group):
-    """Commands in the order in which they were given, not by their names."""
-
-    def list_commands(self, ctx: click.Context) -> list[str]:
+        """The list of commands, each with its line."""
         del ctx
-        return list(self.commands)
+        with formatter.section("Commands"):
+            formatter.write_dl(list(self.summaries.items()))
 
 
-def _file_of(name: str) -> click.Command:
-    """The command in the file of its name."""
-    command: click.Command = importlib.import_module(f"peftkit.cli.{name}").command
+def _find(name: str) -> click.Command:
+    file = importlib.import_module(f"peftkit.cli.{_FILES.get(name, name)}")
+    command: click.Command = getattr(file, name if name in _FILES else "command")
     return command
 
 
 @click.group(
     cls=LazyGroup,
-    find=_file_of,
+    find=_find,
     summaries=COMMANDS,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
 )
@@ -126,7 +115,7 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """
     if not sys.warnoptions:
         warnings.simplefilter("ignore")  # the libraries' notes to programmers say nothing to a user
-    hush()
+    quiet_loggers()
     sys.exit(_status(arguments))
 
 
@@ -162,10 +151,7 @@ def _status(arguments: Sequence[str] | None) -> int:
         if is_out_of_memory(error):
             console.error(f"memory was short{figures(str(error))}. Free memory that others use, or use a smaller base.")
             return 1
-        reason = str(error).strip().splitlines()
-        console.error(
-            f"{type(error).__name__}: {reason[0] if reason else 'without a message'} "
-            "Run it again with PEFTKIT_TRACEBACK=1 to see where."
-        )
+        reason = (str(error).strip().splitlines() or ["without a message"])[0]
+        console.error(f"{type(error).__name__}: {reason} Run it again with PEFTKIT_TRACEBACK=1 to see where.")
         return 1
     return 0

@@ -21,10 +21,8 @@ __all__ = ["command"]
 
 @click.command("compare")
 @click.argument("recipe")
-@click.option("--methods", metavar="METHOD,…", default=",".join(COMPARED), show_default=True, help="Which to compare.")
-@click.option(
-    "--seeds", type=click.IntRange(min=1), default=1, show_default=True, help="Runs of each, with other seeds."
-)
+@options.defaulted("--methods", metavar="METHOD,…", default=",".join(COMPARED), help="Which to compare.")
+@options.defaulted("--seeds", type=options.COUNT, default=1, help="Runs of each, with other seeds.")
 @click.option(
     "--vary",
     "varied",
@@ -39,11 +37,10 @@ __all__ = ["command"]
     help="Learning rates to choose each method's own from, by the validation loss of its first seed.",
 )
 @click.option("--generate", "generates", is_flag=True, help="Also let every run write completions, and score them.")
-@click.option(
+@options.defaulted(
     "--by",
     type=click.Choice(["eval_loss", *in_group("completions")]),
     default="eval_loss",
-    show_default=True,
     help="The metric that decides which is best.",
 )
 @options.output("The comparison's folder. Unset: runs/compare-NAME.")
@@ -80,10 +77,8 @@ def command(
     folder = output or Path("runs") / f"compare-{load_recipe(place, overrides=overrides).recipe.name}"
 
     from peftkit.experiments.compare import CompareOptions, compare
-    from peftkit.models.base import take_quiet
     from peftkit.report.page import write_report
 
-    take_quiet()
     asked = CompareOptions(chosen, seeds, vary, _listed(rates or ""), generates, by, overrides)
     comparison = compare(place, asked, folder)
     report = write_report([folder])
@@ -100,10 +95,9 @@ def _methods(text: str) -> tuple[Method, ...]:
             guess = nearest(name, METHODS)
             remedy = f"Did you mean {guess}?" if guess else f"There are: {', '.join(METHODS)}."
             raise InputError(f"there is no method {name}.", where="--methods", remedy=remedy)
-    found: tuple[Method, ...] = tuple(method for method in get_args(Method) if method in _listed(text))
-    if not found:
+    if not _listed(text):
         raise InputError("names no method.", where="--methods", remedy=f"There are: {', '.join(METHODS)}.")
-    return found
+    return tuple(method for method in get_args(Method) if method in _listed(text))
 
 
 def _varied(text: str) -> tuple[str, tuple[str, ...]]:

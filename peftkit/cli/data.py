@@ -22,7 +22,7 @@ _SHOWN_CHARACTERS = 600
 
 @click.command("data")
 @click.argument("recipe")
-@click.option("--show", type=click.IntRange(min=0), default=2, show_default=True, help="Training documents to print.")
+@options.defaulted("--show", type=click.IntRange(min=0), default=2, help="Training documents to print.")
 @options.overrides
 @options.as_json
 def command(recipe: str, show: int, overrides: tuple[str, ...], as_json: bool) -> None:
@@ -38,11 +38,9 @@ def command(recipe: str, show: int, overrides: tuple[str, ...], as_json: bool) -
     """
     file = load_recipe(find_recipe(recipe), overrides=overrides)
 
-    from peftkit.models.base import take_quiet
     from peftkit.report.facts import audit_table
     from peftkit.training.prepare import audit_recipe
 
-    take_quiet()
     audit, warnings, fault = audit_recipe(file, show=show)
     if as_json:
         console.print_json({**asdict(audit), "warnings": warnings})
@@ -50,7 +48,11 @@ def command(recipe: str, show: int, overrides: tuple[str, ...], as_json: bool) -
         _print_sources(audit)
         head, rows = audit_table(asdict(audit))
         console.print_table(None, head, rows, numeric=True)
-        _print_documents(audit)
+        if audit.shown:
+            console.print_text("\nThe first training documents; what is in the loss is green, between ⟦ and ⟧.")
+        for shown in audit.shown:
+            console.print_text("")
+            console.print_marked(_beginning(shown))
     for message in warnings:
         console.warning(message)
     if fault:
@@ -76,21 +78,11 @@ def _print_sources(audit: Audit) -> None:
     console.print_text("")
 
 
-def _print_documents(audit: Audit) -> None:
-    if audit.shown:
-        console.print_text("\nThe first training documents; what is in the loss is green, between ⟦ and ⟧.")
-    for shown in audit.shown:
-        console.print_text("")
-        console.print_marked(_beginning(shown))
-
-
 def _beginning(shown: Shown) -> list[tuple[bool, str]]:
     """As many runs as fit a screen."""
-    left = _SHOWN_CHARACTERS
-    parts: list[tuple[bool, str]] = []
+    left, parts = _SHOWN_CHARACTERS, list[tuple[bool, str]]()
     for taught, text in shown.runs:
-        parts.append((taught, text if len(text) <= left else f"{text[:left]} …"))
-        left -= len(text)
-        if left <= 0:
-            break
+        if left > 0:
+            parts.append((taught, text if len(text) <= left else f"{text[:left]} …"))
+            left -= len(text)
     return parts

@@ -12,7 +12,7 @@ from peftkit.cli import options
 from peftkit.cli.tables import print_decisions
 
 if TYPE_CHECKING:
-    from peftkit.doctor import Check, Report
+    from peftkit.doctor import Report
 
 __all__ = ["command"]
 
@@ -34,29 +34,21 @@ def command(as_json: bool) -> None:
     check_complete(libraries)  # before what imports them
 
     from peftkit.doctor import examine
-    from peftkit.models.base import take_quiet
 
-    take_quiet()
     report = examine(libraries)
     if as_json:
         console.print_json(report.record())
     else:
-        _print(report)
+        rows = []
+        for check in report.checks:  # what fails and is needed stands out
+            answer = "yes" if check.works else "NO" if check.needed else "no"
+            rows.append([check.name, answer, f"{check.detail}. {check.advice}" if check.advice else check.detail])
+        console.print_table(None, ["can it", "", ""], rows)
+        console.print_text("")
+        print_decisions(report.decisions)
+        console.print_text("")
+        console.print_table(None, ["library", "here", "tested", ""], list(_library_rows(report)))
     report.raise_for_failures()
-
-
-def _print(report: Report) -> None:
-    console.print_table(None, ["can it", "", ""], [_row(check) for check in report.checks])
-    console.print_text("")
-    print_decisions(report.decisions)
-    console.print_text("")
-    console.print_table(None, ["library", "here", "tested", ""], list(_library_rows(report)))
-
-
-def _row(check: Check) -> list[str]:
-    """A check's line; what fails and is needed stands out."""
-    answer = "yes" if check.works else "NO" if check.needed else "no"
-    return [check.name, answer, f"{check.detail}. {check.advice}" if check.advice else check.detail]
 
 
 def _library_rows(report: Report) -> Iterator[list[str]]:

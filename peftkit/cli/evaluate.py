@@ -14,33 +14,31 @@ from peftkit import console
 from peftkit.cli import options
 from peftkit.errors import InputError
 from peftkit.metrics import in_group, small
-from peftkit.recipe.evidence import Generation
+from peftkit.recipe.hyperparameters import Generation
 from peftkit.recipe.library import find_recipe
 from peftkit.recipe.loader import load_recipe
 from peftkit.recipe.schema import Data
 
 if TYPE_CHECKING:
     from peftkit.evaluation.evaluate import Baseline, Evaluation
-    from peftkit.evaluation.text import TextScores
+    from peftkit.evaluation.generation import TextScores
 
 __all__ = ["command"]
 
 
 @click.command("evaluate")
 @click.argument("target")
-@click.option(
-    "--recipe", "recipe", metavar="RECIPE", help="Evaluate on this recipe's data instead of the target's own."
-)
+@click.option("--recipe", metavar="RECIPE", help="Evaluate on this recipe's data instead of the target's own.")
 @click.option(
     "--data",
     "data_file",
-    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    type=options.FILE,
     help="Evaluate on this file, read as the recipe's data is; as plain text where there is no recipe.",
 )
-@click.option("--limit", type=click.IntRange(min=1), help="Only the first rows.")
+@click.option("--limit", type=options.COUNT, help="Only the first rows.")
 @click.option("--generate", "generates", is_flag=True, help="Also let it write the completions, and score them.")
-@click.option("--max-new-tokens", type=click.IntRange(min=1), help="For --generate, instead of the recipe's.")
-@click.option("--num-beams", type=click.IntRange(min=1), help="For --generate, instead of the recipe's.")
+@click.option("--max-new-tokens", type=options.COUNT, help="For --generate, instead of the recipe's.")
+@click.option("--num-beams", type=options.COUNT, help="For --generate, instead of the recipe's.")
 @click.option(
     "--save",
     type=click.Path(dir_okay=False, path_type=Path),
@@ -49,19 +47,15 @@ __all__ = ["command"]
 @click.option("--max-length", type=click.IntRange(min=2), help="Tokens of a window. Unset: the data's max_length.")
 @click.option(
     "--stride",
-    type=click.IntRange(min=1),
+    type=options.COUNT,
     help="Tokens between two windows of a longer text. Unset: side by side, as in training. "
     "Without a recipe, a file is then one long text.",
 )
 @click.option("--baseline", metavar="TARGET", help="Measure this too, and tell how much better or worse it is.")
-@click.option(
-    "--choices",
-    type=click.Path(exists=True, dir_okay=False, path_type=Path),
-    help="Also answer these questions: a file of prompt, choices and answer.",
-)
+@click.option("--choices", type=options.FILE, help="Also answer these questions: a file of prompt, choices and answer.")
 @click.option(
     "--forgetting",
-    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    type=options.FILE,
     metavar="TEXT",
     help="Also tell how much worse than its untouched base it is on this text.",
 )
@@ -113,9 +107,7 @@ def command(
     given = file.recipe if file else None
 
     from peftkit.evaluation.evaluate import Measures, data_of, evaluate_target, recorded_recipe
-    from peftkit.models.base import take_quiet
 
-    take_quiet()
     given = given or recorded_recipe(target, needed=not data_file)
     data = data_of(given, data_file, stride, where=recipe or target)
     data = _limited(data, limit) if limit else data
@@ -172,8 +164,7 @@ def _text_rows(scores: TextScores, indent: str) -> Iterator[list[str]]:
 def _limited(data: Data, limit: int) -> Data:
     """The data with only the first validation rows, of each source."""
     if isinstance(data.validation, float):
-        raise InputError(
-            "cannot act on a share of the training rows.", where="--limit", remedy="Name a file with --data."
-        )
+        what = "cannot act on a share of the training rows."
+        raise InputError(what, where="--limit", remedy="Name a file with --data.")
     sources = [source.model_copy(update={"limit": limit}) for source in data.validation_sources]
     return data.model_copy(update={"validation": sources})

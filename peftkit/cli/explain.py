@@ -10,12 +10,12 @@ import click
 
 from peftkit import console
 from peftkit.cli import options
-from peftkit.metrics import METRICS, Metric
+from peftkit.metrics import METRICS
 from peftkit.recipe.advice import shown
-from peftkit.recipe.fields import RecipeField, documented_fields, find_fields
+from peftkit.recipe.fields import Explained, RecipeField, documented_fields, explain_field, explain_recipe, find_fields
+from peftkit.recipe.library import find_recipe
 
 if TYPE_CHECKING:
-    from peftkit.recipe.explain import Explained
     from peftkit.recipe.loader import RecipeFile
 
 __all__ = ["command"]
@@ -48,14 +48,24 @@ def command(
     """
     if (method or overrides) and not recipe:
         raise click.UsageError("--method and --set change a recipe: give --recipe.")
-    metric = METRICS.get(field or "")
-    if metric:
-        _print_metric(metric, as_json=as_json)
+    if field and field in METRICS:
+        metric, unit = METRICS[field], f", in {METRICS[field].unit}" if METRICS[field].unit else ""
+        if as_json:
+            console.print_json(asdict(metric) | {"direction": metric.direction})
+        else:
+            console.print_text(f"{metric.name}\n  {metric.meaning}\n  {metric.label}{unit}: {metric.direction}")
         return
     fields = find_fields(field) if field else []
-    file = _load(recipe, method, overrides) if recipe else None
+    file = None
+    if recipe:
+        from peftkit.recipe.loader import load_recipe  # pydantic and YAML take as long as all the rest
+
+        file = load_recipe(find_recipe(recipe), method=method, overrides=overrides)
     if as_json:
-        console.print_json(_as_json(fields, file))
+        asked = [each for found in fields for each in found.inner or [found]]
+        asked = asked or [each for group in documented_fields().values() for each in group]
+        lines = [asdict(line) for line in _lines(file, fields)] if file else None
+        console.print_json({"fields": [_record(each) for each in asked], "recipe": lines})
     elif fields:
         for number, found in enumerate(fields):
             if number:
@@ -68,36 +78,16 @@ def command(
             _print_summaries(f"\n{home}" if home else "recipe", group)
 
 
-def _load(recipe: str, method: str | None, overrides: tuple[str, ...]) -> RecipeFile:
-    from peftkit.recipe.library import find_recipe
-    from peftkit.recipe.loader import load_recipe
-
-    return load_recipe(find_recipe(recipe), method=method, overrides=overrides)
-
-
 def _lines(file: RecipeFile, fields: list[RecipeField]) -> list[Explained]:
     """What a recipe says in some fields; everything that it says where none is named."""
-    from peftkit.recipe.explain import explain_field, explain_recipe
-
     return [line for field in fields for line in explain_field(file, field)] if fields else explain_recipe(file)
-
-
-def _print_metric(metric: Metric, *, as_json: bool) -> None:
-    if as_json:
-        console.print_json(asdict(metric) | {"direction": metric.direction})
-        return
-    unit = f", in {metric.unit}" if metric.unit else ""
-    console.print_text(f"{metric.name}\n  {metric.meaning}\n  {metric.label}{unit}: {metric.direction}")
 
 
 def _print_field(field: RecipeField, file: RecipeFile | None) -> None:
     console.print_text(f"{field.path}\n  {field.meaning}")
     if field.inner:
         console.print_text("")
-        if file:
-            _print_lines(_lines(file, [field]), file)
-        else:
-            _print_summaries(None, field.inner)
+        _print_lines(_lines(file, [field]), file) if file else _print_summaries(None, field.inner)
         return
     parts = [("default", "none: it must be given" if field.required else shown(field.default))]
     if field.library:
@@ -126,16 +116,6 @@ def _print_lines(lines: list[Explained], file: RecipeFile) -> None:
     for line in lines:
         place = line.set_by.replace(f"{file.path}:", "line ")
         console.print_text(f"{line.field}: {shown(line.value)}  # {place}\n    {line.why}")
-
-
-def _as_json(fields: list[RecipeField], file: RecipeFile | None) -> dict[str, Any]:
-    """What is known of the fields that are asked for, of all of them by default, and what a recipe says in them."""
-    every = [field for group in documented_fields().values() for field in group]
-    asked = [each for field in fields for each in field.inner or [field]]
-    return {
-        "fields": [_record(field) for field in asked or every],
-        "recipe": [asdict(line) for line in _lines(file, fields)] if file else None,
-    }
 
 
 def _record(field: RecipeField) -> dict[str, Any]:

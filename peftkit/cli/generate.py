@@ -16,15 +16,14 @@ __all__ = ["command"]
 @click.command("generate")
 @click.argument("target")
 @click.option("--prompt", "prompts", multiple=True, help="What to continue. May be given again. Unset: standard input.")
-@click.option("--max-new-tokens", type=click.IntRange(min=1), help="Longest answer. Unset: as the recipe says.")
-@click.option(
+@click.option("--max-new-tokens", type=options.COUNT, help="Longest answer. Unset: as the recipe says.")
+@options.defaulted(
     "--temperature",
     type=click.FloatRange(min=0),
     default=0.0,
-    show_default=True,
     help="0 always takes the likeliest token; higher values are more varied.",
 )
-@click.option("--seed", type=int, default=42, show_default=True, help="For a temperature above 0.")
+@options.defaulted("--seed", type=int, default=42, help="For a temperature above 0.")
 @click.option("--raw", is_flag=True, help="Do not put the prompt into the template of the target's recipe.")
 @options.base
 @options.as_json
@@ -52,9 +51,7 @@ def command(
         raise InputError("is empty.", where="--prompt", remedy="Give some text to continue.")
 
     from peftkit.evaluation.generation import generate
-    from peftkit.models.base import take_quiet
 
-    take_quiet()
     known = options.given_base(base, quantization)
     written = generate(
         target, given, max_new_tokens=max_new_tokens, temperature=temperature, seed=seed, raw=raw, given=known

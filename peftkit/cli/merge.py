@@ -36,33 +36,24 @@ class _Size(click.ParamType[int]):
 
 
 @click.command("merge")
-@click.argument("adapter", type=click.Path(path_type=Path))
-@click.argument("output", type=click.Path(path_type=Path))
-@click.option(
+@click.argument("adapter", type=options.PATH)
+@click.argument("output", type=options.PATH)
+@options.defaulted(
     "--onto",
     type=click.Choice(["dequantized", "original"]),
     default="dequantized",
-    show_default=True,
     help="For qlora: the base's rounded weights that the adapter was trained on, or the original ones, which the "
     "adapter does not know; how much that costs is measured and told.",
 )
-@click.option(
-    "--dtype",
-    type=click.Choice(["float32", "float16", "bfloat16"]),
-    default="float32",
-    show_default=True,
-    help="Number type to save in.",
+@options.defaulted(
+    "--dtype", type=click.Choice(["float32", "float16", "bfloat16"]), default="float32", help="Number type to save in."
 )
-@click.option("--shard-size", type=_Size(), default="50GB", show_default=True, help="Largest size of a file.")
-@click.option(
-    "--verify/--no-verify", default=True, show_default=True, help="Compare the result with the adapter on its base."
-)
-@click.option(
-    "--weight", type=float, default=1.0, show_default=True, help="What the adapter's update is multiplied by."
-)
+@options.defaulted("--shard-size", type=_Size(), default="50GB", help="Largest size of a file.")
+@options.defaulted("--verify/--no-verify", default=True, help="Compare the result with the adapter on its base.")
+@options.defaulted("--weight", type=float, default=1.0, help="What the adapter's update is multiplied by.")
 @click.option(
     "--also",
-    type=(click.Path(path_type=Path), float),
+    type=(options.PATH, float),
     multiple=True,
     metavar="ADAPTER WEIGHT",
     help="Add another adapter of the same base, times a weight. May be given again.",
@@ -96,9 +87,7 @@ def command(
     """
     from peftkit.adapters.merge import MergeSettings, merge
     from peftkit.adapters.target import find_weights
-    from peftkit.models.base import take_quiet
 
-    take_quiet()
     settings = MergeSettings(onto, dtype, shard_size, verify)  # type: ignore[arg-type]
     parts = [(find_weights(folder), factor) for folder, factor in ((adapter, weight), *also)]
     receipt = merge(parts, output, settings, options.given_base(base, quantization))
@@ -115,11 +104,8 @@ def _tell(receipt: MergeReceipt) -> None:
         console.warning("it was not compared with the adapter, as --no-verify says.")
         return
     if receipt.tolerance is None:
-        console.warning(
-            "the base's original weights are not those that the adapter was trained on; beside the adapter on its own, "
-            f"{proof.summary()}"
-        )
+        other = "the base's original weights are not those that the adapter was trained on"
+        console.warning(f"{other}; beside the adapter on its own, {proof.summary()}")
     else:
-        console.info(
-            f"opened without PEFT and bitsandbytes, {proof.summary()}; the logits may be {receipt.tolerance:.0e} off"
-        )
+        opened, bound = "opened without PEFT and bitsandbytes", f"the logits may be {receipt.tolerance:.0e} off"
+        console.info(f"{opened}, {proof.summary()}; {bound}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -15,15 +16,19 @@ if TYPE_CHECKING:
     from peftkit.adapters.base import GivenBase
 
 __all__ = [
-    "arguments_of",
-    "as_json",
-    "base",
-    "given_base",
-    "method",
-    "nproc",
-    "output",
+    "COUNT", "FILE", "PATH", "arguments_of", "as_json", "base", "defaulted", "given_base", "method", "nproc", "output",
     "overrides",
-]
+]  # fmt: skip
+
+PATH = click.Path(path_type=Path)
+FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
+COUNT = click.IntRange(min=1)
+defaulted = partial(click.option, show_default=True)
+
+as_json = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
+method = click.option("--method", type=click.Choice(list(METHODS)), help="Instead of the recipe's own method.")
+_CHANGE = "Change one field of the recipe, as training.learning_rate=1e-4. May be given again."
+overrides = click.option("--set", "overrides", metavar="FIELD=VALUE", multiple=True, help=_CHANGE)
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
@@ -46,26 +51,9 @@ def arguments_of(context: click.Context, *without: str) -> list[str]:
     return words
 
 
-def as_json(function: Function) -> Function:
-    """`--json`: the result as one JSON document."""
-    return click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")(function)
-
-
-def method(function: Function) -> Function:
-    """`--method`: which of them."""
-    kind = click.Choice(list(METHODS))
-    return click.option("--method", type=kind, help="Instead of the recipe's own method.")(function)
-
-
 def nproc(text: str) -> Callable[[Function], Function]:
     """`--nproc N`, with what is done for so many processes."""
-    return click.option("--nproc", type=click.IntRange(min=1), default=1, metavar="N", help=text)
-
-
-def overrides(function: Function) -> Function:
-    """`--set FIELD=VALUE`, as often as wanted."""
-    text = "Change one field of the recipe, as training.learning_rate=1e-4. May be given again."
-    return click.option("--set", "overrides", metavar="FIELD=VALUE", multiple=True, help=text)(function)
+    return click.option("--nproc", type=COUNT, default=1, metavar="N", help=text)
 
 
 def base(function: Function) -> Function:
@@ -87,4 +75,4 @@ def given_base(base: str | None, quantization: str | None) -> GivenBase:
 
 def output(text: str) -> Callable[[Function], Function]:
     """`--output DIR`, with what it is."""
-    return click.option("--output", type=click.Path(path_type=Path), metavar="DIR", help=text)
+    return click.option("--output", type=PATH, metavar="DIR", help=text)

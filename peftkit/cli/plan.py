@@ -15,7 +15,6 @@ from peftkit.recipe.library import find_recipe
 from peftkit.recipe.loader import load_recipe
 
 if TYPE_CHECKING:
-    from peftkit.planning.duration import Duration
     from peftkit.planning.plan import Plan
 
 __all__ = ["command"]
@@ -34,11 +33,10 @@ _PARTS = ("weights", "gradients", "optimizer", "activations", "logits", "end", "
     help="Compute for another machine: t4, rtx4090, a100, h100 and others, or a GPU's memory, as 24GB.",
 )
 @options.nproc("Compute for each of N processes that train together, each on a device of its own; nothing is measured.")
-@click.option(
+@options.defaulted(
     "--seconds",
     type=click.FloatRange(min=1),
     default=20.0,
-    show_default=True,
     help="About how long the steps of each method are measured.",
 )
 @options.overrides
@@ -76,11 +74,9 @@ def command(
 
     hardware = device_named(device) if device else None
 
-    from peftkit.models.base import take_quiet
     from peftkit.training.plan import plan, plan_methods
-    from peftkit.training.signals import stopping_at_signals
+    from peftkit.training.processes import stopping_at_signals
 
-    take_quiet()
     if all_methods:
         plans = plan_methods(options.arguments_of(context, "all_methods", "as_json"))
     else:
@@ -99,14 +95,11 @@ def _show(plans: Sequence[Plan]) -> None:
     console.print_table(None, ["", *(each.method for each in plans)], list(_rows(plans)), numeric=True)
     console.print_text("")
     how = "Measured on the run's own steps" if first.measured else "Computed from the model's structure"
-    console.print_text(f"{how}, on {first.device} in {first.precision}{_together(first)}.")
+    together = f", for each of {first.processes} processes" if first.processes > 1 else ""
+    console.print_text(f"{how}, on {first.device} in {first.precision}{together}.")
     if len(plans) == 1:
         console.print_text("")
         print_decisions(first.decisions)
-
-
-def _together(plan: Plan) -> str:
-    return f", for each of {plan.processes} processes" if plan.processes > 1 else ""
 
 
 def _rows(plans: Sequence[Plan]) -> Iterator[list[str]]:
@@ -120,25 +113,17 @@ def _rows(plans: Sequence[Plan]) -> Iterator[list[str]]:
     for part in (part for part in _PARTS if any(each.memory[part] for each in plans)):
         yield [f"  {part}", *(console.size(each.memory[part]) for each in plans)]
     yield ["memory there is", *(console.size(each.limit_bytes) for each in plans)]
-    yield ["checkpoints", *(_checkpoints(each) for each in plans)]
+    disks = [each.disk for each in plans]
+    kept = (f"{disk.checkpoints} of {console.size(disk.checkpoint_bytes)}" for disk in disks)
+    yield ["checkpoints", *(text if disk.checkpoints else "none" for disk, text in zip(disks, kept, strict=True))]
     yield ["disk needed", *(console.size(each.disk.total) for each in plans)]
     yield ["disk free", *(console.size(each.free_bytes) for each in plans)]
     times = [each.train_seconds for each in plans]
     if any(times):
         yield ["time", *(console.duration(time.seconds) if time else "" for time in times)]
         for name, bound in (("  at least", "low"), ("  at most", "high")):
-            yield [name, *(_bound(time, bound) for time in times)]
-
-
-def _checkpoints(plan: Plan) -> str:
-    if not plan.disk.checkpoints:
-        return "none"
-    return f"{plan.disk.checkpoints} of {console.size(plan.disk.checkpoint_bytes)}"
-
-
-def _bound(time: Duration | None, name: str) -> str:
-    seconds = getattr(time, name, None)
-    return "" if seconds is None else console.duration(seconds)
+            bounds = (getattr(time, bound, None) for time in times)
+            yield [name, *("" if seconds is None else console.duration(seconds) for seconds in bounds)]
 
 
 def _concerns(plan: Plan) -> Iterator[str]:

@@ -19,12 +19,11 @@ __all__ = ["command"]
 
 
 @click.command("quickstart")
-@click.option(
+@options.defaulted(
     "--output",
-    type=click.Path(path_type=Path),
+    type=options.PATH,
     metavar="DIR",
     default=Path("runs/quickstart"),
-    show_default=True,
     help="Where the runs go: a new folder.",
 )
 @options.as_json
@@ -35,9 +34,7 @@ def command(output: Path, as_json: bool) -> None:
     merged model write. It takes about two minutes on two CPU cores.
     """
     from peftkit.experiments.quickstart import quickstart
-    from peftkit.models.base import take_quiet
 
-    take_quiet()
     result = quickstart(output)
     if as_json:
         console.print_json(asdict(result))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from peftkit.planning.hardware import Decision
 from peftkit.runs.comparison import Comparison, Entry, Expected
 from peftkit.runs.verify import Check
 
-__all__ = ["print_checks", "print_comparison", "print_decisions", "refuse", "verdict_on"]
+__all__ = ["print_comparison", "print_decisions", "tell_checks", "verdict_on"]
 
 _WORDS = {True: "yes", False: "NO", None: "unknown"}
 
@@ -47,10 +48,8 @@ def _cells(entry: Entry, columns: list[str]) -> Iterator[str]:
 
 def _against(entry: Entry, by: str) -> str:
     against = entry.against_best
-    if against is None:
-        return ""
-    if against.verdict == "best":
-        return "best"
+    if against is None or against.verdict == "best":
+        return "best" if against else ""
     words = {"noise": ", may be noise", "worse": ", more than noise", "unknown": ""}
     return f"{against.difference:+.3g} {by}{words[against.verdict]}"
 
@@ -66,21 +65,26 @@ def verdict_on(expected: Expected) -> str:
     return f"NOT as expected, {expected.value:.4g} is {abs(expected.distance):.3g} {side}: {what}"
 
 
-def print_checks(title: str | None, heading: str, checks: Sequence[Check]) -> None:
-    """A table with a line for each check."""
-    rows = [[check.name, _WORDS[check.passed], check.detail] for check in checks]
-    console.print_table(title, [heading, "sound", ""], rows)
-
-
-def refuse(place: Path, failed: Sequence[Check], remedy: str | None = None) -> None:
-    """Leave with status 2 if a check failed.
+def tell_checks(place: Path, head: dict[str, Any], title: str | None, checks: Sequence[Check], as_json: bool) -> None:
+    """Print a line for each check, or all of them after `head` as JSON.
 
     Raises:
-        TargetError: one did.
+        TargetError: one failed.
     """
+    failed = [check for check in checks if check.passed is False]
+    if as_json:
+        console.print_json({**head, "sound": not failed, "checks": [asdict(check) for check in checks]})
+    else:
+        rows = [[check.name, _WORDS[check.passed], check.detail] for check in checks]
+        console.print_table(title, ["part" if title else "check", "sound", ""], rows)
     if failed:
         first = failed[0]
-        raise TargetError(f"is not sound: {first.name}: {first.detail.rstrip('.')}.", where=str(place), remedy=remedy)
+        remedy = "Checkpoints that are not sound are passed over by --resume."
+        raise TargetError(
+            f"is not sound: {first.name}: {first.detail.rstrip('.')}.",
+            where=str(place),
+            remedy=remedy if first.name.startswith("checkpoints/") else None,
+        )
 
 
 def print_decisions(decisions: Sequence[Decision[Any]]) -> None:

@@ -70,26 +70,26 @@ def command(
     if nproc > 1:
         _launch(context, nproc)
         return
-    place, output = _place(recipe, output) if resume else (find_recipe(recipe), output)
+    own = RunFolder(Path(recipe))  # which, to be resumed, brings its own recipe
+    by_folder = resume and own.recipe.is_file()
+    place, output = (own.recipe, output or own.path) if by_folder else (find_recipe(recipe), output)
     file = load_recipe(place, method=method, overrides=overrides, output=output)
     for note in file.notes() if not resume else ():
         console.info(note)
 
-    from peftkit.models.base import take_quiet
-    from peftkit.training.processes import joined
+    from peftkit.training.processes import joined, stopping_at_signals
     from peftkit.training.run import RunOptions, follow, run
-    from peftkit.training.signals import stopping_at_signals
 
-    take_quiet()
     allowed = tuple(field.strip() for given in allow_changes for field in given.split(","))
-    reports = reports and not (resume and _is_finished(RunFolder(file.output)))  # which stays as it is
+    known = RunFolder(file.output)
+    is_finished = resume and known.manifest.is_file() and known.read().status == "finished"
     with joined() as processes, stopping_at_signals() as stop:
         if not processes.is_main:
             follow(file, processes, stop)
             return
         run_options = RunOptions(resume=resume, allowed_changes=allowed, auto_batch=auto_batch)
         folder, manifest = run(file, run_options, processes, stop)
-    if reports:
+    if reports and not is_finished:  # where it stays as it is
         _report(folder)
     if as_json:
         console.print_json({"output": str(folder.path), **manifest.to_json()})
@@ -105,10 +105,6 @@ def _launch(context: click.Context, nproc: int) -> None:
     from peftkit.training.launch import train_in_processes
 
     train_in_processes(["train", *options.arguments_of(context, "nproc")], nproc)
-
-
-def _is_finished(folder: RunFolder) -> bool:
-    return folder.manifest.is_file() and folder.read().status == "finished"
 
 
 def _report(folder: RunFolder) -> None:
@@ -132,9 +128,3 @@ def _tell(manifest: RunManifest) -> None:
         waited = (metrics.checkpoint_seconds or 0.0) / (metrics.train_seconds or 1.0)
         console.info(f"{metrics.checkpoints} checkpoints, for which training waited {waited:.1%} of its time")
     console.info(f"{metrics.train_tokens:,} tokens in {metrics.train_seconds:.0f} s; opened again and found right:")
-
-
-def _place(recipe: str, output: Path | None) -> tuple[Path, Path | None]:
-    """The recipe's file and the run folder: a run folder brings its own recipe."""
-    own = RunFolder(Path(recipe))
-    return (own.recipe, output or own.path) if own.recipe.is_file() else (find_recipe(recipe), output)

@@ -23,16 +23,10 @@ __all__ = ["command"]
 @click.command("tune")
 @click.argument("recipe")
 @click.option(
-    "--study",
-    type=click.Path(path_type=Path),
-    metavar="FILE",
-    required=True,
-    help="Which fields to search over, in which ranges.",
+    "--study", type=options.PATH, metavar="FILE", required=True, help="Which fields to search over, in which ranges."
 )
 @options.output("The search's folder. Unset: runs/tune-NAME.")
-@click.option(
-    "--trials", type=click.IntRange(min=1), metavar="N", help="Trials in all, instead of the study's n_trials."
-)
+@click.option("--trials", type=options.COUNT, metavar="N", help="Trials in all, instead of the study's n_trials.")
 @click.option(
     "--time-limit",
     "minutes",
@@ -97,13 +91,8 @@ def command(
 
 def _print(result: Tuned, recipe: str) -> None:
     names = list(dict.fromkeys(name for tried in result.trials for name in tried.values))
-    columns = [
-        "trial",
-        "",
-        METRICS["eval_loss"].label,
-        METRICS["perplexity"].label,
-        *(name.rpartition(".")[2] for name in names),
-    ]
+    measured = [METRICS[name].label for name in ("eval_loss", "perplexity")]
+    columns = ["trial", "", *measured, *(name.rpartition(".")[2] for name in names)]
     rows = [list(_cells(tried, result, names)) for tried in result.trials]
     console.print_table(f"{recipe} on its validation data", columns, rows, numeric=True)
     if result.importances:

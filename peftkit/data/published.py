@@ -23,6 +23,8 @@ from peftkit.recipe.schema import Source
 
 __all__ = ["LIBRARY_ERRORS", "Published", "find_published", "unreadable"]
 
+datasets.disable_progress_bars()  # peftkit shows its own
+
 LIBRARY_ERRORS = (ValueError, OSError, RuntimeError, datasets.exceptions.DatasetsError)
 """What the library raises about a data set that it cannot read."""
 

@@ -13,15 +13,10 @@ import fsspec
 from peftkit.errors import FieldError, printable
 from peftkit.storage import atomic_folder, cache_folder, sha256_of_file, sha256_of_json
 
-__all__ = ["bring", "is_remote"]
+__all__ = ["bring"]
 
 _VERSION_KEYS: Final = ("ETag", "etag", "LastModified", "last_modified", "mtime", "updated", "md5")
 """What drivers say of a file that changes with its content."""
-
-
-def is_remote(name: str) -> bool:
-    """Whether a source is an address rather than a path."""
-    return "://" in name
 
 
 def bring(address: str, field: str) -> Path:

@@ -14,9 +14,9 @@ from peftkit.data import grammar
 from peftkit.data.files import Row, count_lines, file_rows
 from peftkit.data.formats import AUTO, FORMATS
 from peftkit.data.formats.format import DataFormat
-from peftkit.data.remote import bring, is_remote
+from peftkit.data.remote import bring
 from peftkit.errors import DataError, FieldError, RowsError, nearest, printable
-from peftkit.recipe.references import DATA_SUFFIXES, data_suffix
+from peftkit.recipe.references import DATA_SUFFIXES, data_suffix, is_remote
 from peftkit.recipe.schema import Data, Source
 from peftkit.storage import sha256_of_file
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from peftkit.data.sequences import Features
 from peftkit.errors import DataError
 from peftkit.models.loss import row_losses
 from peftkit.models.start import padding_id, positions
-from peftkit.planning.precision import ChosenPrecision
+from peftkit.planning.decisions import ChosenPrecision
 from peftkit.recipe.references import data_suffix
 from peftkit.recipe.schema import Data, Source
 
@@ -65,11 +65,15 @@ def read_questions(path: Path) -> list[Question]:
 
 def _question(values: dict[str, Any]) -> Question:
     prompt, choices, answer = (values.get(name) for name in ("prompt", "choices", "answer"))
-    wrong = list(_faults(prompt, choices))
-    if wrong:
+    wrong = []
+    if not isinstance(prompt, str) or not prompt.strip():
+        wrong.append("prompt is no text")
+    if not isinstance(choices, list) or len(choices) < 2:
+        wrong.append("choices is no list of two or more")
+    elif not all(isinstance(choice, str) and choice.strip() for choice in choices):
+        wrong.append("a choice is no text")
+    if wrong or not isinstance(prompt, str) or not isinstance(choices, list):
         raise RowError(", ".join(wrong))
-    assert isinstance(prompt, str)
-    assert isinstance(choices, list)
     if isinstance(answer, str) and choices.count(answer) == 1:
         answer = choices.index(answer)
     if isinstance(answer, bool) or not isinstance(answer, int) or not 0 <= answer < len(choices):
@@ -77,31 +81,17 @@ def _question(values: dict[str, Any]) -> Question:
     return Question(prompt, choices, answer)
 
 
-def _faults(prompt: Any, choices: Any) -> Iterator[str]:
-    if not isinstance(prompt, str) or not prompt.strip():
-        yield "prompt is no text"
-    if not isinstance(choices, list) or len(choices) < 2:
-        yield "choices is no list of two or more"
-    elif not all(isinstance(choice, str) and choice.strip() for choice in choices):
-        yield "a choice is no text"
-
-
 @dataclass(frozen=True)
 class ChoiceScores:
     """How often the likeliest continuation is the right one."""
 
     questions: int
-    accuracy: float
-    """By the likelihood of the whole continuation."""
-
+    accuracy: float  # by the likelihood of the whole continuation
     accuracy_by_length: float
     """By the likelihood for each byte of it, which does not favour short ones (Gao et al. 2021)."""
 
-    standard_error: float
-    """Of `accuracy`, over questions as drawn from many."""
-
-    chance: float
-    """What guessing gives."""
+    standard_error: float  # of `accuracy`, over questions as drawn from many
+    chance: float  # what guessing gives
 
 
 def score_choices(

@@ -19,16 +19,14 @@ from peftkit.data.prepare import Prepared, count_words, prepare_validation
 from peftkit.data.prompts import prompt_of, wanted
 from peftkit.errors import FieldError, InputError, RunError, TargetError
 from peftkit.evaluation.choices import ChoiceScores, Question, read_questions, score_choices
-from peftkit.evaluation.generation import write
+from peftkit.evaluation.generation import TextScores, score_texts, write
 from peftkit.evaluation.perplexity import Difference, DocumentLosses, difference, measure_documents
-from peftkit.evaluation.text import TextScores, score_texts
 from peftkit.models.device import detect_hardware
 from peftkit.models.loss import Loss
 from peftkit.models.start import padding_id, positions
+from peftkit.planning.decisions import ChosenPrecision, choose_precision
 from peftkit.planning.hardware import Hardware
-from peftkit.planning.precision import ChosenPrecision, choose_precision
-from peftkit.recipe.evidence import Generation
-from peftkit.recipe.hyperparameters import Training
+from peftkit.recipe.hyperparameters import Generation, Training
 from peftkit.recipe.schema import Base, Data, Recipe, Source
 from peftkit.shortage import memory_for
 from peftkit.storage import write_text
@@ -40,27 +38,16 @@ __all__ = ["Baseline", "Evaluation", "Forgetting", "Measures", "data_of", "evalu
 class Measures:
     """What is measured of a target beside its loss, and how."""
 
-    generation: Generation | None = None
-    """Let it write the completions so, and score them."""
-
-    save: Path | None = None
-    """A file for the completions: JSON Lines of `prompt`, `written` and `references`."""
-
-    max_length: int | None = None
-    """Tokens of a window, where these are not to be the data's `max_length`."""
-
+    generation: Generation | None = None  # generate completions so, and score them
+    save: Path | None = None  # a file for the completions: JSON Lines of `prompt`, `written` and `references`
+    max_length: int | None = None  # tokens of a window, where these are not to be the data's `max_length`
     stride: int | None = None
     """Tokens between the beginnings of two windows of a document that is longer than `max_length`; None lays documents
     out as in training."""
 
-    baseline: str | None = None
-    """Another target to measure on the same documents."""
-
-    choices: Path | None = None
-    """Questions with several answers."""
-
-    forgetting: Path | None = None
-    """A text of the kind that the base was good at."""
+    baseline: str | None = None  # another target to measure on the same documents
+    choices: Path | None = None  # questions with several answers
+    forgetting: Path | None = None  # a text of the kind that the base was good at
 
 
 @dataclass(frozen=True)
@@ -70,11 +57,8 @@ class Baseline:
     target: str
     eval_loss: float
     perplexity: float
-    difference: Difference
-    """What the target has more."""
-
-    text: TextScores | None = None
-    """Of what it writes, where the target was let write."""
+    difference: Difference  # how much more loss the target has
+    text: TextScores | None = None  # of its completions, if they were asked for
 
 
 @dataclass(frozen=True)
@@ -93,32 +77,20 @@ class Evaluation:
 
     target: str
     kind: str
-    method: str | None
-    """None for a model that peftkit did not train."""
-
+    method: str | None  # None for a model that peftkit did not train
     data: dict[str, Any]
-    documents: int
-    """With a taught token."""
-
-    tokens: int
-    """Taught tokens, which the loss is a mean over."""
-
+    documents: int  # that have a token in the loss
+    tokens: int  # in the loss, which is a mean over them
     max_length: int
     stride: int | None
     eval_loss: float
-    standard_error: float | None
-    """Of the loss, over documents; None where there is one."""
-
+    standard_error: float | None  # of the loss, over documents; None where there is one
     perplexity: float
     word_perplexity: float | None
     """`exp` of the loss for each word between spaces; None for data that is no plain text."""
 
-    generation: dict[str, Any] | None
-    """How the completions were written; None where that was not asked for."""
-
-    text: TextScores | None
-    """Of the completions that it writes."""
-
+    generation: dict[str, Any] | None  # how the completions were written; None where that was not asked for
+    text: TextScores | None  # of its completions
     choices: ChoiceScores | None
     baseline: Baseline | None
     forgetting: Forgetting | None
@@ -132,11 +104,8 @@ def recorded_recipe(name: str, *, needed: bool) -> Recipe | None:
     """
     recipe = find_target(name).recipe
     if recipe is None and needed:
-        raise TargetError(
-            "records no recipe, so there is no data to evaluate on.",
-            where=name,
-            remedy="Name a file with --data, or a recipe with --recipe.",
-        )
+        remedy = "Name a file with --data, or a recipe with --recipe."
+        raise TargetError("records no recipe, so there is no data to evaluate on.", where=name, remedy=remedy)
     return recipe
 
 
@@ -171,27 +140,33 @@ def evaluate_target(
     """
     questions = read_questions(measures.choices) if measures.choices else []
     base = _base_of(name) if measures.forgetting else None
-    measured = _Measured.open(name, data, measures, given)
-    losses, opened, prepared = measured.losses, measured.opened, measured.prepared
-    words = count_words(prepared, opened.tokenizer)
-    method = opened.target.recipe.method if opened.target.recipe else None
+    hardware = detect_hardware()
+    opened = open_target(find_target(name), hardware.device, given)
+    measured = _Measured.of(name, opened, data, measures, _precision(opened.target.recipe, hardware))
+    theirs = None
+    if measures.baseline:
+        other = open_target(find_target(measures.baseline), hardware.device)
+        theirs = _Measured.of(measures.baseline, other, measured.data, measures, measured.precision)
+    loss = measured.losses.loss
+    words = count_words(measured.prepared, opened.tokenizer)
+    by_word = Loss(loss.total, words, loss.sequences).perplexity if words else math.inf
     return Evaluation(
         target=name,
         kind=opened.target.kind,
-        method=method,
-        data=prepared.identity,
-        documents=losses.loss.sequences,
-        tokens=losses.loss.tokens,
+        method=opened.target.recipe.method if opened.target.recipe else None,
+        data=measured.prepared.identity,
+        documents=loss.sequences,
+        tokens=loss.tokens,
         max_length=measured.data.max_length,
         stride=measures.stride,
-        eval_loss=losses.loss.mean,
-        standard_error=losses.standard_error,
-        perplexity=losses.loss.perplexity,
-        word_perplexity=_per_word(losses.loss, words) if words else None,
+        eval_loss=loss.mean,
+        standard_error=measured.losses.standard_error,
+        perplexity=loss.perplexity,
+        word_perplexity=by_word if math.isfinite(by_word) else None,  # JSON has no number for more
         generation=measures.generation.model_dump(mode="json") if measures.generation else None,
         text=measured.text(measures.generation, measures.save) if measures.generation else None,
         choices=measured.choose(questions) if questions else None,
-        baseline=_compared(measured, measures.baseline, measures) if measures.baseline else None,
+        baseline=measured.against(theirs, measures) if theirs else None,
         forgetting=_forgotten(measured, base, measures.forgetting, measures) if measures.forgetting and base else None,
     )
 
@@ -205,22 +180,7 @@ class _Measured:
     data: Data
     prepared: Prepared
     losses: DocumentLosses
-    precision: ChosenPrecision
-    """That it was computed in; what it is compared with is computed in the same."""
-
-    @classmethod
-    def open(
-        cls,
-        name: str,
-        data: Data,
-        measures: Measures,
-        given: GivenBase = AS_RECORDED,
-        precision: ChosenPrecision | None = None,
-    ) -> _Measured:
-        """Measure a target in a precision, by default that which its recipe would train it in here."""
-        hardware = detect_hardware()
-        opened = open_target(find_target(name), hardware.device, given)
-        return cls.of(name, opened, data, measures, precision or _precision(opened.target.recipe, hardware))
+    precision: ChosenPrecision  # that it was computed in; what it is compared with is computed in the same
 
     @classmethod
     def of(cls, name: str, opened: Opened, data: Data, measures: Measures, precision: ChosenPrecision) -> _Measured:
@@ -245,10 +205,8 @@ class _Measured:
         prompts = [group.ids for group in groups]
         written = write(self.opened.model, self.opened.tokenizer, prompts, generation, self.prepared.end_tokens)
         if save:
-            rows = (
-                {"prompt": group.prompt, "written": text, "references": group.references}
-                for group, text in zip(groups, written, strict=True)
-            )
+            pairs = zip(groups, written, strict=True)
+            rows = ({"prompt": each.prompt, "written": text, "references": each.references} for each, text in pairs)
             write_text(save, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
         return score_texts(written, [group.references for group in groups])
 
@@ -256,9 +214,7 @@ class _Measured:
         """Accuracy on questions, whose prompts are put as the target was taught to see them."""
         recipe, tokenizer = self.opened.target.recipe, self.opened.tokenizer
         if recipe is not None:
-            questions = [
-                replace(question, prompt=prompt_of(question.prompt, recipe.data, tokenizer)) for question in questions
-            ]
+            questions = [replace(each, prompt=prompt_of(each.prompt, recipe.data, tokenizer)) for each in questions]
         with _windows(self.name, self.data.max_length):
             return score_choices(self.opened.model, tokenizer, questions, _batch_size(self.opened), self.precision)
 
@@ -290,23 +246,8 @@ def _batch_size(opened: Opened) -> int:
     return training.per_device_eval_batch_size
 
 
-def _per_word(loss: Loss, words: int) -> float | None:
-    """The perplexity of words, or None for one that is beyond the largest float, which JSON has not."""
-    found = Loss(loss.total, words, loss.sequences).perplexity
-    return found if math.isfinite(found) else None
-
-
-def _compared(measured: _Measured, baseline: str, measures: Measures) -> Baseline:
-    theirs = _Measured.open(baseline, measured.data, measures, precision=measured.precision)
-    return measured.against(theirs, measures)
-
-
 def _base_of(name: str) -> Base:
-    """The untouched base of a target.
-
-    Raises:
-        TargetError: the target is no fine-tuned model, or began from none.
-    """
+    """The untouched base of a target; TargetError if it is no fine-tuned model, or began from none."""
     recipe = find_target(name).recipe
     if recipe is None or recipe.base.init:
         what = "began from no base, so it has forgotten none." if recipe else "records no base."

@@ -1,9 +1,11 @@
-"""Text that a model generates: from prompts, and the samples of a run before and after training."""
+"""Text that a model generates: from prompts, the samples of a run before and after training, and its scores."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import zip_longest
+from statistics import fmean
 from typing import Any
 
 import torch
@@ -17,10 +19,10 @@ from peftkit.models.attention import plain_attention
 from peftkit.models.device import detect_hardware
 from peftkit.models.dtypes import computing
 from peftkit.models.start import padding_id, positions
-from peftkit.recipe.evidence import Generation
+from peftkit.recipe.hyperparameters import Generation
 from peftkit.shortage import memory_for
 
-__all__ = ["Sample", "begin_samples", "complete_samples", "generate", "write"]
+__all__ = ["Sample", "TextScores", "begin_samples", "complete_samples", "generate", "score_texts", "write"]
 
 
 @torch.inference_mode()
@@ -114,8 +116,7 @@ class Sample:
     prompt: str
     wanted: str
     before: str
-    after: str | None = None
-    """None until training has ended."""
+    after: str | None = None  # None until training has ended
 
     ids: Sequence[int] = ()
     """The tokens of the prompt; runs of older versions have not kept them."""
@@ -170,3 +171,43 @@ def generate(
         generation = generation.model_copy(update={"max_new_tokens": max_new_tokens})
     torch.manual_seed(seed)
     return write(opened.model, tokenizer, rows, generation, ends, temperature=temperature)
+
+
+@dataclass(frozen=True)
+class TextScores:
+    """Scores of all completions together. Spaces at their ends, and at those of the references, are left aside."""
+
+    prompts: int  # different ones, each with one completion
+    references: int
+    exact_match: float  # share of completions that are one of their references
+    bleu: float  # 0 to 100 (Papineni et al. 2002), of the corpus, by sacrebleu (Post 2018).
+    chrf: float  # chrF2, 0 to 100 (Popović 2015), by sacrebleu.
+    ter: float  # edits for each 100 words of the references (Snover et al. 2006), by sacrebleu; lower is better.
+    rouge_l: float
+    """ROUGE-L's F1, 0 to 100 (Lin 2004): of each completion against its nearest reference, and their mean."""
+
+    signatures: dict[str, str]  # how sacrebleu computed each, to be reported with the figure
+
+
+def score_texts(written: Sequence[str], references: Sequence[Sequence[str]]) -> TextScores:
+    """Compare each completion with its references, of which there may be different numbers."""
+    from rouge_score.rouge_scorer import RougeScorer
+    from sacrebleu.metrics.bleu import BLEU
+    from sacrebleu.metrics.chrf import CHRF
+    from sacrebleu.metrics.ter import TER
+
+    written = [text.strip() for text in written]
+    groups = [[text.strip() for text in group] for group in references]
+    streams = [list(stream) for stream in zip_longest(*groups)]  # None where a completion has fewer
+    metrics: dict[str, BLEU | CHRF | TER] = {"bleu": BLEU(), "chrf": CHRF(), "ter": TER()}
+    rouge = RougeScorer(["rougeL"], use_stemmer=False)
+    nearest = [rouge.score_multi(group, text)["rougeL"].fmeasure for text, group in zip(written, groups, strict=True)]
+    scores = {name: metric.corpus_score(written, streams).score for name, metric in metrics.items()}
+    return TextScores(
+        prompts=len(written),
+        references=sum(map(len, groups)),
+        exact_match=fmean(text in group for text, group in zip(written, groups, strict=True)),
+        **scores,
+        rouge_l=100 * fmean(nearest),
+        signatures={name: str(metric.get_signature()) for name, metric in metrics.items()},
+    )

@@ -16,7 +16,7 @@ from peftkit.data.formats.format import NO_LABEL
 from peftkit.data.prepare import Prepared
 from peftkit.data.sequences import Features, truncation_of
 from peftkit.models.loss import Loss, row_losses
-from peftkit.planning.precision import ChosenPrecision
+from peftkit.planning.decisions import ChosenPrecision
 from peftkit.recipe.schema import Data
 
 __all__ = [
@@ -31,11 +31,8 @@ _DRAWN_AT_ONCE = 1 << 22  # numbers of documents
 class DocumentLosses:
     """The loss of each document that has a taught token."""
 
-    nats: npt.NDArray[np.float64]
-    """[documents]: negative log-likelihood of the tokens that count, summed."""
-
-    tokens: npt.NDArray[np.int64]
-    """[documents]: how many these are."""
+    nats: npt.NDArray[np.float64]  # [documents]: negative log-likelihood of the tokens that count, summed.
+    tokens: npt.NDArray[np.int64]  # [documents]: how many these are.
 
     @property
     def loss(self) -> Loss:
@@ -61,8 +58,7 @@ class Difference:
 
     nats: float
     low: float
-    high: float
-    """The interval that holds 95 of 100 of what other documents of the kind would have shown."""
+    high: float  # the interval that holds 95 of 100 of what other documents of the kind would have shown
 
     @property
     def is_noise(self) -> bool:

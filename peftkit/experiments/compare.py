@@ -1,31 +1,35 @@
-"""One recipe by several methods and over several seeds, in one table."""
+"""One recipe by several methods, with several values and over several seeds, in one table."""
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from itertools import product
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from peftkit import console
 from peftkit.errors import InputError, RunError, TargetError
 from peftkit.evaluation.evaluate import Measures, evaluate_target
-from peftkit.experiments.arms import Arm, Cell, arms_of, with_rate
-from peftkit.experiments.tabulate import Table, tabulate
+from peftkit.experiments.tabulate import tabulate
 from peftkit.metrics import METRICS
 from peftkit.recipe.library import recipe_name
-from peftkit.recipe.schema import Method, Recipe
+from peftkit.recipe.loader import RecipeFile, load_recipe
+from peftkit.recipe.methods import Method, unused_sections
+from peftkit.recipe.schema import Recipe
 from peftkit.runs.comparison import COMPARISON_NAME, Comparison
 from peftkit.runs.folder import RunFolder, locked
 from peftkit.storage import is_free, read_json, write_json
 from peftkit.training.launch import run_apart, wait_for
-from peftkit.training.resume import read_past
+from peftkit.training.run import read_past
 
-__all__ = ["CompareOptions", "compare"]
+__all__ = ["Arm", "Cell", "CompareOptions", "arms_of", "compare", "with_rate"]
 
-_PLAN_NAME = "plan.json"
-_BASE_NAME = "base.json"
+_PLAN_NAME, _BASE_NAME = "plan.json", "base.json"
+_RATE, _SEED = "training.learning_rate", "training.seed"
+_NO_NAME = re.compile(r"[^A-Za-z0-9.+-]+")
 
 
 @dataclass(frozen=True)
@@ -33,30 +37,23 @@ class CompareOptions:
     """What is compared."""
 
     methods: tuple[Method, ...]
-    seeds: int = 1
-    """Runs of each, with the recipe's own seed and those after it."""
-
+    seeds: int = 1  # runs of each, with the recipe's own seed and those after it
     vary: dict[str, tuple[str, ...]] = field(default_factory=dict)
     """Values for fields of the recipe, each of which is combined with each other."""
 
     learning_rates: tuple[str, ...] = ()
     """Rates to choose each method's own from, by the validation loss of its first seed."""
 
-    generates: bool = False
-    """Let every run write the completions of the validation data, and score them."""
-
-    by: str = "eval_loss"
-    """The metric that is compared."""
-
-    overrides: tuple[str, ...] = ()
-    """`--set`, for all runs."""
+    generates: bool = False  # generate completions of the validation data by every run, and score them
+    by: str = "eval_loss"  # the metric that is compared
+    overrides: tuple[str, ...] = ()  # `--set`, for all runs.
 
 
 def compare(recipe: Path, options: CompareOptions, output: Path) -> Comparison:
     """Train a recipe by each method, with each value and seed, and put what came out side by side.
 
     Every run is an ordinary run folder in `output`, trained in a process of its own, so that its peak memory is its
-    own. Runs that are finished stay as they are, and one that was stopped is gone on with.
+    own. Finished runs stay as they are, and one that was stopped is resumed.
 
     Raises:
         InputError: the recipe is wrong for one of the runs, or the folder is another's; nothing has been trained then.
@@ -81,19 +78,98 @@ def compare(recipe: Path, options: CompareOptions, output: Path) -> Comparison:
             _train(cell, output, f"{number} of {len(cells)}")
         if generates:
             _evaluate(cells, output)
-        table = Table(recipe_name(recipe), arms, output, options.seeds, options.by, tried)
-        comparison = tabulate(table, output / _BASE_NAME if generates else None)
+        base = output / _BASE_NAME if generates else None
+        comparison = tabulate(recipe_name(recipe), arms, options, output, tried, base)
         write_json(output / COMPARISON_NAME, comparison.to_json())
     return comparison
 
 
-@contextlib.contextmanager
-def _held(output: Path, plan: dict[str, Any]) -> Iterator[None]:
-    """Hold the comparison's folder, new or begun earlier.
+class Cell(NamedTuple):
+    """One run: an arm with a seed."""
+
+    name: str  # of its folder
+    recipe: Recipe
+    arguments: list[str]  # of `peftkit train`, without the output
+
+
+@dataclass(frozen=True)
+class Arm:
+    """A method with its settings, which is run with each seed."""
+
+    name: str  # as the table calls it: `lora`, `lora r=4`
+    recipe: Path
+    method: Method
+    overrides: tuple[str, ...]
+    changes: Mapping[str, str]  # fields and values, as `--set` takes them
+    file: RecipeFile
+
+    def cells(self, seeds: int) -> list[Cell]:
+        """The arm with the recipe's own seed, and with those after it."""
+        first = self.file.recipe.training.seed
+        values = "".join(f"-{_leaf(name)}{_NO_NAME.sub('_', value)}" for name, value in self.changes.items())
+        settings = [part for each in _settings(self.overrides, self.changes) for part in ("--set", each)]
+        return [
+            Cell(
+                f"{self.method}{values}-seed{seed}",
+                self.file.with_training({"seed": seed}).recipe,
+                [str(self.recipe), "--method", self.method, *settings, "--set", f"{_SEED}={seed}"],
+            )
+            for seed in range(first, first + seeds)
+        ]
+
+
+def arms_of(
+    recipe: Path, methods: Sequence[Method], vary: Mapping[str, Sequence[str]], overrides: Sequence[str]
+) -> list[Arm]:
+    """Every method with every combination of the values; those of fields that a method does not use, once.
 
     Raises:
-        TargetError: it is something else's, or another process is at work in it.
+        InputError: the recipe is wrong with one of them, or two are the same.
     """
+    if _SEED in vary:
+        raise InputError("training.seed is varied by --seeds.", where="--vary", remedy="Give --seeds.")
+    arms: list[Arm] = []
+    for method in methods:
+        unused = tuple(f"{section}." for section in unused_sections(method))
+        fields = [name for name in vary if not name.startswith(unused)]
+        arms.extend(
+            _arm(recipe, method, overrides, dict(zip(fields, values, strict=True)))
+            for values in product(*(vary[name] for name in fields))
+        )
+    names = [arm.cells(1)[0].name for arm in arms]
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if twice:
+        remedy = "Give each method and value once."
+        raise InputError(f"two runs would be called {twice}.", where="--methods and --vary", remedy=remedy)
+    return arms
+
+
+def with_rate(arm: Arm, rate: str) -> Arm:
+    """The same with another learning rate.
+
+    Raises:
+        RecipeError: it is none.
+    """
+    return _arm(arm.recipe, arm.method, arm.overrides, {**arm.changes, _RATE: rate})
+
+
+def _arm(recipe: Path, method: Method, overrides: Sequence[str], changes: Mapping[str, str]) -> Arm:
+    file = load_recipe(recipe, method=method, overrides=_settings(overrides, changes))
+    name = " ".join([method, *(f"{_leaf(field)}={value}" for field, value in changes.items())])
+    return Arm(name, recipe, method, tuple(overrides), changes, file)
+
+
+def _settings(overrides: Sequence[str], changes: Mapping[str, str]) -> list[str]:
+    return [*overrides, *(f"{name}={value}" for name, value in changes.items())]
+
+
+def _leaf(field: str) -> str:
+    return "lr" if field == _RATE else field.rpartition(".")[2]
+
+
+@contextlib.contextmanager
+def _held(output: Path, plan: dict[str, Any]) -> Iterator[None]:
+    """Hold the comparison's folder, new or begun earlier; TargetError if it or a process in it is something else's."""
     if not is_free(output) and not (output / _PLAN_NAME).is_file():
         remedy = "Name another place with --output."
         raise TargetError("exists already, and holds no comparison.", where=str(output), remedy=remedy)
@@ -109,11 +185,9 @@ def _held(output: Path, plan: dict[str, Any]) -> Iterator[None]:
 
 
 def _train(cell: Cell, output: Path, which: str, *, may_fail: bool = False) -> bool:
-    """Train one run to its end, or see that it has come there; gives whether it has.
+    """Train one run to its end unless it is finished; gives whether it is.
 
-    Raises:
-        InputError: recipe, base or data are wrong.
-        RunError: it failed, and must not.
+    Raises InputError or RunError, by its exit status, if it failed and must not.
     """
     folder = RunFolder(output / cell.name)
     if _is_finished(folder, cell):
@@ -121,10 +195,10 @@ def _train(cell: Cell, output: Path, which: str, *, may_fail: bool = False) -> b
         return True
     wait_for(folder.path)
     console.info(f"{which}: {cell.name}")
-    going_on = [] if folder.is_free else ["--resume"]
-    status = run_apart(["train", *cell.arguments(), "--output", str(folder.path), *going_on])
+    resuming = [] if folder.is_free else ["--resume"]
+    status = run_apart(["train", *cell.arguments, "--output", str(folder.path), *resuming])
     if status and not (may_fail and status == 1):
-        remedy = "Mend it, and give the same command again: finished runs stay."
+        remedy = "Fix it, and give the same command again: finished runs stay."
         error = InputError if status == 2 else RunError
         raise error(f"{cell.name} failed; its message stands above.", where=str(folder.path), remedy=remedy)
     return not status
@@ -134,15 +208,11 @@ def _is_finished(folder: RunFolder, cell: Cell) -> bool:
     if not folder.manifest.is_file():
         return False
     manifest = folder.read()
-    return manifest.status == "finished" and read_past(folder, manifest).is_finished(cell.file.recipe, ())
+    return manifest.status == "finished" and read_past(folder, manifest).is_finished(cell.recipe, ())
 
 
 def _with_best_rate(arm: Arm, rates: Sequence[str], output: Path, tried: list[dict[str, Any]]) -> Arm:
-    """The arm with the learning rate whose first seed has the lowest validation loss.
-
-    Raises:
-        RunError: none of the rates came to an end.
-    """
+    """The arm with the learning rate whose first seed has the lowest validation loss; RunError if no run finished."""
     found: list[tuple[float, Arm]] = []
     for number, rate in enumerate(rates, start=1):
         candidate = with_rate(arm, rate)
@@ -163,14 +233,14 @@ def _with_best_rate(arm: Arm, rates: Sequence[str], output: Path, tried: list[di
 
 
 def _evaluate(cells: Sequence[Cell], output: Path) -> None:
-    """Let every run write the completions, and the untouched base; what was measured already stays."""
-    recipe = cells[0].file.recipe
+    """Score what every run and the untouched base write; what was measured already stays."""
+    recipe = cells[0].recipe
     if recipe.base.model:
         base = f"{recipe.base.model}@{recipe.base.revision}" if recipe.base.revision else recipe.base.model
         _written(base, f"{recipe.base.model} before any fine-tuning", recipe, output / _BASE_NAME)
     for cell in cells:
         folder = RunFolder(output / cell.name)
-        _written(str(folder.path), cell.name, cell.file.recipe, folder.evaluation)
+        _written(str(folder.path), cell.name, cell.recipe, folder.evaluation)
 
 
 def _written(target: str, name: str, recipe: Recipe, place: Path) -> None:

@@ -23,9 +23,7 @@ from peftkit.runs.folder import RunFolder
 
 __all__ = ["Quickstart", "Sample", "quickstart"]
 
-_RECIPE = "quickstart"
-_MERGED = "merged-qlora"
-_SAMPLES = 3
+_RECIPE, _MERGED, _SAMPLES = "quickstart", "merged-qlora", 3
 
 
 @dataclass(frozen=True)
@@ -76,11 +74,8 @@ def _check_helped(entry: Entry, base: Entry) -> None:
     before, after = base.metrics["perplexity"].mean, entry.metrics["perplexity"].mean
     right_before, right = base.metrics["exact_match"].mean, entry.metrics["exact_match"].mean
     if not after < before or not right > right_before:
-        raise RunError(
-            f"{entry.name} did not make the base better: perplexity {before} to {after}, "
-            f"exact match {right_before:.2f} to {right:.2f}.",
-            where=entry.runs[0],
-        )
+        found = f"perplexity {before} to {after}, exact match {right_before:.2f} to {right:.2f}"
+        raise RunError(f"{entry.name} did not make the base better: {found}.", where=entry.runs[0])
 
 
 def _samples(merged: Path, data: Data) -> list[Sample]:
@@ -89,7 +84,5 @@ def _samples(merged: Path, data: Data) -> list[Sample]:
     assert prepared is not None  # the comparison has seen to it
     chosen = pairs(prepared, tokenizer, _SAMPLES)
     written = generate(str(merged), [asked.prompt for asked in chosen], raw=True)
-    return [
-        Sample(asked.prompt.strip(), text.strip(), asked.completion)
-        for asked, text in zip(chosen, written, strict=True)
-    ]
+    texts = zip(chosen, written, strict=True)
+    return [Sample(asked.prompt.strip(), text.strip(), asked.completion) for asked, text in texts]

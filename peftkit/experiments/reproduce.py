@@ -30,20 +30,12 @@ class Reproduction:
 
     run: str
     again: str
-    changes: list[str]
-    """What differs in versions and machine, which may make other weights of the same recipe."""
-
+    changes: list[str]  # what differs in versions and machine, which may make other weights of the same recipe
     same_weights: bool
-    largest_difference: float
-    """Between two numbers of the weights that were saved."""
-
-    eval_loss: float | None
-    """Of the run; None where it has no validation data."""
-
+    largest_difference: float  # between two numbers of the weights that were saved
+    eval_loss: float | None  # of the run; None where it has no validation data
     eval_loss_again: float | None
-    difference: Difference | None
-    """What the second run's loss has more; None where the weights are the same."""
-
+    difference: Difference | None  # what the second run's loss has more; None where the weights are the same
     within_noise: bool | None
     """Whether the two losses differ by no more than the standard error over documents; None without validation data."""
 
@@ -98,11 +90,7 @@ def reproduce(path: Path, output: Path) -> Reproduction:
 
 
 def _changes(file: RecipeFile, before: RunManifest, path: Path) -> list[str]:
-    """What differs in versions and machine.
-
-    Raises:
-        ChangedError: the data or the base is another.
-    """
+    """What differs in versions and machine; ChangedError if the data or the base does."""
     now = prepare_run(file).manifest
     found = input_differences(before, now)
     inputs = [str(each) for each in found if each.field.startswith(("data.", "base"))]
@@ -132,13 +120,10 @@ def _differences(ours: Path, theirs: Path) -> Iterator[float]:
             return
         for name in first.keys():  # noqa: SIM118 - it is no dictionary
             a, b = first.get_tensor(name), second.get_tensor(name)
-            yield (
-                float("inf")
-                if a.shape != b.shape
-                else float((a.double() - b.double()).abs().max())
-                if a.numel()
-                else 0.0
-            )
+            if a.shape != b.shape:
+                yield float("inf")
+            elif a.numel():
+                yield float((a.double() - b.double()).abs().max())
 
 
 def _gap(file: RecipeFile, again: RunFolder, path: Path) -> tuple[Difference | None, bool]:

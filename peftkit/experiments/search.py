@@ -10,27 +10,37 @@ import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import optuna
 from optuna.exceptions import ExperimentalWarning
 from optuna.importance import PedAnovaImportanceEvaluator, get_param_importances
-from optuna.pruners import BasePruner, MedianPruner, NopPruner
+from optuna.pruners import MedianPruner, NopPruner
 from optuna.samplers import TPESampler
 from optuna.storages import RDBStorage
 from optuna.trial import Trial, TrialState
 
-from peftkit.experiments.trials import Outcome, State
 from peftkit.recipe.study import Scalar, Searched, Study, holds
 
 if TYPE_CHECKING:
     from optuna import Study as Search
-    from optuna.trial import FrozenTrial
 
 __all__ = [
-    "OUTSIDE", "Tried", "Tuned", "begin", "importances", "judge", "next_trial", "opened", "run_name", "tell",
-    "tried", "tuned",
+    "OUTSIDE", "Outcome", "State", "Tried", "Tuned", "ask", "begin", "importances", "judge", "opened", "run_name",
+    "tell", "tried", "tuned",
 ]  # fmt: skip
+
+State = Literal["finished", "pruned", "failed", "unfinished"]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a trial ended."""
+
+    state: State
+    eval_loss: float | None = None  # of the validation data: after training, or when the trial was ended early
+    error: str | None = None
+
 
 _NAME = "tune"
 _RANDOM_TRIALS = 5
@@ -58,8 +68,10 @@ def opened(database: Path, study: Study) -> Iterator[optuna.Study]:
             "sqlite:///study.db",
             engine_kwargs={"creator": lambda: sqlite3.connect(database, timeout=60, check_same_thread=False)},
         )
+        few = _FINISHED_BEFORE_PRUNING
+        median = MedianPruner(n_startup_trials=few, n_warmup_steps=_FIRST_PRUNED_EVALUATION, n_min_trials=few)
+        pruner = median if study.pruning else NopPruner()
         try:
-            pruner = _pruner(study)
             yield optuna.create_study(storage=storage, study_name=_NAME, pruner=pruner, load_if_exists=True)
         finally:
             storage.remove_session()
@@ -75,25 +87,20 @@ def begin(search: optuna.Study, searched: Searched) -> bool:
     return True
 
 
-def next_trial(search: optuna.Study, searched: Searched) -> tuple[Trial, dict[str, Scalar]]:
+def ask(search: optuna.Study, searched: Searched) -> tuple[Trial, dict[str, Scalar]]:
     """The trial that another process did not bring to its end, or a new one; with its values.
 
     The lock on the folder says that no other process is at work in it.
     """
     left = search.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
     trial = Trial(search, left[0]._trial_id) if left else search.ask()
-    return trial, _draw(search, trial, searched)
-
-
-def _draw(search: optuna.Study, trial: Trial, searched: Searched) -> dict[str, Scalar]:
-    """A trial's values: those that it has, and others by a seed of its own, so that they hang on its number alone."""
-    space, values = searched.study.space, dict[str, Scalar]()
-    if "method" in space:
-        values["method"] = _suggested(search, trial, searched, "method")
+    values: dict[str, Scalar] = {}
+    if "method" in searched.study.space:
+        values["method"] = _suggested(search, trial, searched.study, "method")
     for name in _fields(searched, values.get("method")):
         if name not in values:
-            values[name] = _suggested(search, trial, searched, name)
-    return values
+            values[name] = _suggested(search, trial, searched.study, name)
+    return trial, values
 
 
 def judge(trial: Trial) -> Callable[[int, float], bool]:
@@ -135,26 +142,16 @@ def _fields(searched: Searched, method: Scalar) -> list[str]:
     return [name for name in searched.study.space if not name.startswith(unused)]
 
 
-def _suggested(search: optuna.Study, trial: Trial, searched: Searched, name: str) -> Scalar:
-    _seed(search, searched.study, trial.number, name)
-    span = searched.study.space[name]
+def _suggested(search: optuna.Study, trial: Trial, study: Study, name: str) -> Scalar:
+    """A trial's value of a field: its own, or one drawn by a seed of its own, so that it depends on its number only."""
+    digest = hashlib.sha256(f"{study.seed} {trial.number} {name}".encode()).digest()
+    search.sampler = TPESampler(n_startup_trials=_RANDOM_TRIALS, seed=int.from_bytes(digest[:4]))
+    span = study.space[name]
     if isinstance(span, list):
         return trial.suggest_categorical(name, span)
     if span.is_whole:
         return trial.suggest_int(name, int(span.low), int(span.high), step=int(span.step or 1), log=span.log)
     return trial.suggest_float(name, span.low, span.high, step=span.step, log=span.log)
-
-
-def _seed(search: optuna.Study, study: Study, number: int, name: str) -> None:
-    digest = hashlib.sha256(f"{study.seed} {number} {name}".encode()).digest()
-    search.sampler = TPESampler(n_startup_trials=_RANDOM_TRIALS, seed=int.from_bytes(digest[:4]))
-
-
-def _pruner(study: Study) -> BasePruner:
-    if not study.pruning:
-        return NopPruner()
-    few = _FINISHED_BEFORE_PRUNING
-    return MedianPruner(n_startup_trials=few, n_warmup_steps=_FIRST_PRUNED_EVALUATION, n_min_trials=few)
 
 
 @contextlib.contextmanager
@@ -174,12 +171,8 @@ def _quiet() -> Iterator[None]:
 class Tried:
     """One trial."""
 
-    number: int | None
-    """None for the recipe's own values, where the space does not hold them."""
-
-    run: str
-    """Its run folder, within the search's."""
-
+    number: int | None  # None for the recipe's own values, where the space does not hold them
+    run: str  # its run folder, within the search's
     state: State
     values: dict[str, Scalar]
     eval_loss: float | None
@@ -194,20 +187,12 @@ class Tuned:
     """What a search has found."""
 
     output: str
-    trials: list[Tried]
-    """Those that were finished, by their loss; then the others."""
-
+    trials: list[Tried]  # those that were finished, by their loss; then the others
     trials_left: int
     best: Tried | None
-    best_recipe: str
-    """The recipe file of the best trial."""
-
-    recipe: Tried | None
-    """The trial with the recipe's own values, if it was finished."""
-
-    gain: float | None
-    """By how much the best validation loss is below the recipe's."""
-
+    best_recipe: str  # the recipe file of the best trial
+    recipe: Tried | None  # the trial with the recipe's own values, if it was finished
+    gain: float | None  # by how much the best validation loss is below the recipe's
     importances: dict[str, float]
     """Each field's share of what tells good trials from others; empty where there are too few."""
 
@@ -221,8 +206,19 @@ def tried(search: Search, searched: Searched) -> list[Tried]:
     """All trials that have begun: those that were finished, the best first, then the others."""
     own = search.user_attrs.get(OUTSIDE)
     rows = [_row(None, searched.own_values(), Outcome(**own))] if own else []
-    rows += [_of(trial) for trial in search.get_trials(deepcopy=False) if trial.state.name in _STATES]
-    return sorted(rows, key=_rank)
+    for trial in search.get_trials(deepcopy=False):
+        if trial.state.name in _STATES:
+            state, seen = _STATES[trial.state.name], trial.intermediate_values
+            loss = trial.value if state == "finished" else seen[max(seen)] if seen and state == "pruned" else None
+            rows.append(_row(trial.number, trial.params, Outcome(state, loss, trial.user_attrs.get("error"))))
+    return sorted(
+        rows,
+        key=lambda row: (
+            _ORDER.index(row.state),
+            math.inf if row.eval_loss is None else row.eval_loss,
+            -1 if row.number is None else row.number,
+        ),
+    )
 
 
 def tuned(search: Search, searched: Searched, output: str, best_recipe: str, left: int) -> Tuned:
@@ -237,24 +233,9 @@ def tuned(search: Search, searched: Searched, output: str, best_recipe: str, lef
     return Tuned(output, rows, left, best, best_recipe, own, gain, importances(search))
 
 
-def _of(trial: FrozenTrial) -> Tried:
-    state = _STATES[trial.state.name]
-    seen = trial.intermediate_values
-    loss = trial.value if state == "finished" else seen[max(seen)] if seen and state == "pruned" else None
-    return _row(trial.number, trial.params, Outcome(state, loss, trial.user_attrs.get("error")))
-
-
 def _row(number: int | None, values: dict[str, Scalar], outcome: Outcome) -> Tried:
     loss = outcome.eval_loss
     known = loss is not None and math.isfinite(loss)
-    perplexity = math.exp(loss) if loss is not None and loss < _LARGEST else None
+    # beyond that, the perplexity of a loss is no finite number
+    perplexity = math.exp(loss) if loss is not None and loss < 700 else None
     return Tried(number, run_name(number), outcome.state, values, loss if known else None, perplexity, outcome.error)
-
-
-_LARGEST = 700.0
-"""A loss whose perplexity is still a number."""
-
-
-def _rank(row: Tried) -> tuple[int, float, int]:
-    loss = math.inf if row.eval_loss is None else row.eval_loss
-    return _ORDER.index(row.state), loss, -1 if row.number is None else row.number

@@ -4,26 +4,27 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from statistics import fmean, variance
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from scipy.special import stdtrit
 
-from peftkit.experiments.arms import Arm
 from peftkit.metrics import METRICS, in_group
 from peftkit.models.quantization import backend_of
 from peftkit.recipe.advice import shown
-from peftkit.recipe.advised import usual_rate
-from peftkit.recipe.methods import METHODS, Method
+from peftkit.recipe.methods import METHODS, Method, usual_rate
 from peftkit.recipe.schema import Recipe
 from peftkit.report.content import read_metrics
 from peftkit.runs.comparison import Against, Comparison, Entry, Expected, Statistic
 from peftkit.runs.folder import RunFolder
 from peftkit.storage import read_json
 
-__all__ = ["Table", "check_expectations", "measured_of", "rate_concern", "statistic", "tabulate", "welch_interval"]
+if TYPE_CHECKING:
+    from peftkit.experiments.compare import Arm, CompareOptions
+
+__all__ = ["check_expectations", "measured_of", "rate_concern", "statistic", "tabulate", "welch_interval"]
 
 _OF_THE_BASE = ("base.", "data.", "quantization.")
 """Sections that the untouched base's own loss depends on."""
@@ -35,38 +36,33 @@ _SMALL = 100_000_000
 """Models with fewer parameters than this take higher rates, and nothing is said of them."""
 
 
-@dataclass(frozen=True)
-class Table:
-    """What is put side by side."""
-
-    recipe: str
-    arms: Sequence[Arm]
-    folder: Path
-    seeds: int
-    by: str
-    tried: list[dict[str, Any]]
-
-
-def tabulate(table: Table, base_evaluation: Path | None) -> Comparison:
-    """Read what every run measured; `base_evaluation` is what the untouched base writes, where that was asked for."""
-    entries = [_entry(arm, table) for arm in table.arms]
-    higher = METRICS[table.by].better == "higher"
-    best = (max if higher else min)(entries, key=lambda entry: entry.metrics[table.by].mean)
-    entries = [replace(entry, against_best=_against(entry, best, table.by)) for entry in entries]
-    seed = table.arms[0].file.recipe.training.seed
+def tabulate(
+    recipe: str,
+    arms: Sequence[Arm],
+    options: CompareOptions,
+    folder: Path,
+    tried: list[dict[str, Any]],
+    base_evaluation: Path | None,
+) -> Comparison:
+    """Read what every run of every arm measured; `base_evaluation` scores the untouched base, if that was asked for."""
+    by, seed = options.by, arms[0].file.recipe.training.seed
+    entries = [_entry(arm, folder, options.seeds) for arm in arms]
+    higher = METRICS[by].better == "higher"
+    best = (max if higher else min)(entries, key=lambda entry: entry.metrics[by].mean)
+    entries = [replace(entry, against_best=_against(entry, best, by)) for entry in entries]
     return Comparison(
-        recipe=table.recipe,
-        by=table.by,
+        recipe=recipe,
+        by=by,
         higher_is_better=higher,
-        seeds=list(range(seed, seed + table.seeds)),
-        entries=[*_bases(table, base_evaluation), *entries],
-        warnings=[warning for arm in table.arms for warning in _warnings(arm, table)],
+        seeds=list(range(seed, seed + options.seeds)),
+        entries=[*_bases(arms, folder, base_evaluation), *entries],
+        warnings=[each for arm in arms for each in _warnings(arm, folder, options.seeds, rates_tried=bool(tried))],
         expected=[
             found
-            for arm, entry in zip(table.arms, entries, strict=True)
+            for arm, entry in zip(arms, entries, strict=True)
             for found in check_expectations(arm.file.recipe, entry.name, entry.metrics)
         ],
-        tried=table.tried,
+        tried=tried,
     )
 
 
@@ -79,9 +75,9 @@ def check_expectations(recipe: Recipe, name: str, metrics: dict[str, Statistic])
             yield Expected(name, expectation.metric, expectation.band, expectation.source, value, distance)
 
 
-def _entry(arm: Arm, table: Table) -> Entry:
-    cells = arm.cells(table.seeds)
-    measured = [measured_of(RunFolder(table.folder / cell.name)) for cell in cells]
+def _entry(arm: Arm, folder: Path, seeds: int) -> Entry:
+    cells = arm.cells(seeds)
+    measured = [measured_of(RunFolder(folder / cell.name)) for cell in cells]
     names = [name for name in measured[0] if all(each.get(name) is not None for each in measured)]
     metrics = {name: statistic([float(each[name]) for each in measured]) for name in names}
     return Entry(arm.name, arm.method, dict(arm.changes), [cell.name for cell in cells], metrics)
@@ -102,22 +98,20 @@ def _text_scores(place: Path) -> dict[str, float]:
 
 
 def _against(entry: Entry, best: Entry, by: str) -> Against:
-    ours, theirs = entry.metrics[by], best.metrics[by]
-    difference = ours.mean - theirs.mean
     if entry is best:
         return Against(0.0, None, None, "best")
-    interval = welch_interval(ours.values, theirs.values)
-    if interval is None:
-        return Against(difference, None, None, "unknown")
-    low, high = interval
-    return Against(difference, low, high, "noise" if low <= 0 <= high else "worse")
+    ours, theirs = entry.metrics[by], best.metrics[by]
+    low, high = welch_interval(ours.values, theirs.values) or (None, None)
+    verdict: Literal["unknown", "noise", "worse"]
+    verdict = "unknown" if low is None or high is None else "noise" if low <= 0 <= high else "worse"
+    return Against(ours.mean - theirs.mean, low, high, verdict)
 
 
-def _bases(table: Table, base_evaluation: Path | None) -> list[Entry]:
+def _bases(arms: Sequence[Arm], folder: Path, base_evaluation: Path | None) -> list[Entry]:
     """The untouched base as the runs measured it before their first step: whole, and quantised."""
     found: dict[str, Entry] = {}
-    for arm in table.arms:
-        before = RunFolder(table.folder / arm.cells(1)[0].name).read().metrics.base_perplexity
+    for arm in arms:
+        before = RunFolder(folder / arm.cells(1)[0].name).read().metrics.base_perplexity
         if before is None or arm.file.recipe.base.init:
             continue
         held = arm.file.recipe.base_quantization
@@ -131,18 +125,17 @@ def _bases(table: Table, base_evaluation: Path | None) -> list[Entry]:
     return sorted(found.values(), key=lambda entry: entry.name)
 
 
-def _warnings(arm: Arm, table: Table) -> Iterator[str]:
+def _warnings(arm: Arm, folder: Path, seeds: int, *, rates_tried: bool) -> Iterator[str]:
     """What makes an entry look worse than its method is."""
     training = arm.file.recipe.training
-    first = RunFolder(table.folder / arm.cells(1)[0].name)
+    first = RunFolder(folder / arm.cells(1)[0].name)
     total = first.read().metrics.total_parameters or 0
-    concern = None if table.tried else rate_concern(arm.method, training.learning_rate, total)
+    concern = None if rates_tried else rate_concern(arm.method, training.learning_rate, total)
     if concern:
         yield f"{arm.name}: {concern} --lr-per-method gives each method its best."
-    for cell in arm.cells(table.seeds):
-        losses = [
-            line["eval_loss"] for line in read_metrics(table.folder / cell.name) if line.get("eval_loss") is not None
-        ]
+    for cell in arm.cells(seeds):
+        known = (line.get("eval_loss") for line in read_metrics(folder / cell.name))
+        losses = [loss for loss in known if loss is not None]
         if losses and losses[-1] > min(losses) * (1 + _RISE):
             yield (
                 f"{cell.name}: the validation loss rose again, from {min(losses):.4f} to {losses[-1]:.4f}: "

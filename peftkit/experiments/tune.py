@@ -3,24 +3,27 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import math
 import shlex
 import shutil
+import signal
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from peftkit import console
 from peftkit.errors import ChangedError, InputError, RunError, Stopped, TargetError
-from peftkit.experiments.search import OUTSIDE, Tuned, begin, judge, next_trial, opened, run_name, tell, tried, tuned
-from peftkit.experiments.trials import Outcome, Watch, train_trial
+from peftkit.experiments.search import OUTSIDE, Outcome, Tuned, ask, begin, judge, opened, run_name, tell, tried, tuned
+from peftkit.recipe.hyperparameters import Training
 from peftkit.recipe.loader import load_recipe
 from peftkit.recipe.study import Scalar, Searched, load_study, read_study, settings
 from peftkit.runs.differences import recipe_differences
 from peftkit.runs.folder import RunFolder, locked
 from peftkit.storage import is_free, new_part, write_text
+from peftkit.training.launch import run_apart, wait_for
 
 if TYPE_CHECKING:
     from optuna import Study as Search
@@ -29,7 +32,7 @@ __all__ = ["TuneOptions", "tune"]
 
 _DATABASE, _STUDY, _RECIPE, _BEST = "study.db", "study.yaml", "recipe.yaml", "best.yaml"
 _CHANGEABLE = ("n_trials", "time_limit_minutes")
-"""What a study may say otherwise when it is gone on with."""
+"""What a study may say otherwise when it is resumed."""
 
 
 @dataclass(frozen=True)
@@ -38,33 +41,23 @@ class TuneOptions:
 
     study: Path
     method: str | None = None
-    overrides: tuple[str, ...] = ()
-    """`--set`, for all trials."""
-
-    trials: int | None = None
-    """Instead of the study's `n_trials`."""
-
-    minutes: float | None = None
-    """Instead of the study's `time_limit_minutes`."""
+    overrides: tuple[str, ...] = ()  # `--set`, for all trials.
+    trials: int | None = None  # instead of the study's `n_trials`
+    minutes: float | None = None  # instead of the study's `time_limit_minutes`
 
     def command(self, recipe: Path, output: Path) -> str:
-        """The command that goes on with the search."""
-        given: list[tuple[str, Any]] = [
-            ("--study", self.study),
-            ("--output", output),
-            ("--method", self.method),
-            ("--trials", self.trials),
-            ("--time-limit", self.minutes),
-            *(("--set", text) for text in self.overrides),
-        ]
-        options = [str(part) for name, value in given if value is not None for part in (name, value)]
+        """The command that resumes the search."""
+        given: dict[str, Any] = {"--study": self.study, "--output": output, "--method": self.method}
+        given |= {"--trials": self.trials, "--time-limit": self.minutes}
+        pairs = [*given.items(), *(("--set", text) for text in self.overrides)]
+        options = [str(part) for name, value in pairs if value is not None for part in (name, value)]
         return shlex.join(["peftkit", "tune", str(recipe), *options])
 
 
 def tune(recipe: Path, options: TuneOptions, output: Path) -> Tuned:
     """Try values for the fields of a study, each in a run of its own, and write the recipe of the best.
 
-    Begun again after whatever end, the search goes on where it was, and makes the same trials.
+    Called again after whatever end, it resumes the search, and makes the same trials.
 
     Raises:
         InputError: recipe or study are wrong, or the folder is another search's; nothing has been trained then.
@@ -88,11 +81,7 @@ def tune(recipe: Path, options: TuneOptions, output: Path) -> Tuned:
 
 
 def _begin(output: Path, searched: Searched, study: Path) -> None:
-    """Make the search's folder, whole or not at all.
-
-    Raises:
-        TargetError: nothing can be written there.
-    """
+    """Make the search's folder, whole or not at all; TargetError if nothing can be written there."""
     try:
         part = new_part(output)
         try:
@@ -110,12 +99,7 @@ def _begin(output: Path, searched: Searched, study: Path) -> None:
 
 
 def _check_same(output: Path, searched: Searched) -> None:
-    """See that a folder holds this search.
-
-    Raises:
-        TargetError: it is something else's.
-        ChangedError: it is a search with another study or recipe.
-    """
+    """See that a folder holds this search: TargetError for something else's, ChangedError for other values."""
     if not (output / _DATABASE).is_file():
         remedy = "Name another place with --output."
         raise TargetError("exists already, and holds no search.", where=str(output), remedy=remedy)
@@ -137,7 +121,7 @@ def _check_same(output: Path, searched: Searched) -> None:
 
 @contextlib.contextmanager
 def _telling(command: str) -> Iterator[None]:
-    """Say how to go on where a signal ends it."""
+    """Say how to resume where a signal ends it."""
     try:
         yield
     except Stopped as stopped:
@@ -164,8 +148,9 @@ class _Work:
             if outcome.state != "unfinished":
                 self.search.set_user_attr(OUTSIDE, asdict(outcome))
         while self._left() and not self._is_late():
-            trial, values = next_trial(self.search, self.searched)
-            shown = ", ".join(f"{name} {_short(value)}" for name, value in values.items())
+            trial, values = ask(self.search, self.searched)
+            short = {name: f"{value:.4g}" if isinstance(value, float) else value for name, value in values.items()}
+            shown = ", ".join(f"{name} {value}" for name, value in short.items())
             console.info(f"{run_name(trial.number)}, {self.wanted - self._left() + 1} of {self.wanted}: {shown}")
             outcome = self._train(values, run_name(trial.number), judge(trial))
             tell(self.search, trial, outcome)
@@ -174,16 +159,12 @@ class _Work:
             console.info(f"time is up with {self._left()} trials left; the same command goes on.")
 
     def result(self) -> Tuned:
-        """What has been found.
-
-        Raises:
-            RunError: no trial was finished.
-        """
+        """What has been found; RunError if no trial was finished."""
         self._write_best()
         result = tuned(self.search, self.searched, str(self.output), str(self.output / _BEST), self._left())
         if result.best is None:
             why = next((each.error for each in result.trials if each.error), "time was up too early.")
-            remedy = "Mend what the trials say, or give the same command again with more time or trials."
+            remedy = "Fix what the trials say, or give the same command again with more time or trials."
             raise RunError(f"no trial was finished: {why}", where=str(self.output), remedy=remedy)
         return result
 
@@ -201,11 +182,7 @@ class _Work:
         return outcome
 
     def _check_data(self, folder: RunFolder) -> None:
-        """See that all trials have had the same data.
-
-        Raises:
-            ChangedError: its files have changed.
-        """
+        """See that all trials have had the same data; ChangedError if not."""
         data = folder.read().data if folder.manifest.is_file() else None
         known = self.search.user_attrs.get("data")
         if data is not None and known is None:
@@ -231,5 +208,82 @@ class _Work:
         return time.monotonic() >= self.deadline
 
 
-def _short(value: Scalar) -> str:
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
+class Watch:
+    """Looks at a run's evaluations, each once and in order, until one of them ends it.
+
+    What comes of it depends on the losses alone and not on when they are seen: the newest evaluation of a run that has
+    trained to its end never ends it.
+    """
+
+    def __init__(self, folder: RunFolder, training: Training, is_hopeless: Callable[[int, float], bool]) -> None:
+        self._folder = folder
+        self._training = training
+        self._is_hopeless = is_hopeless
+        self._seen = 0
+        self.pruned: Outcome | None = None
+
+    def look(self) -> bool:
+        """Look at what is new; gives whether the run is to end."""
+        for number, loss in list(self._evaluations())[self._seen :]:
+            if self.pruned:
+                break
+            self._seen = number
+            if self._is_hopeless(number, loss):
+                self.pruned = Outcome("pruned", loss if math.isfinite(loss) else None)
+        return self.pruned is not None
+
+    def _evaluations(self) -> Iterator[tuple[int, float]]:
+        """Number and loss of each evaluation between the first step and the last."""
+        if not self._folder.metrics.is_file():
+            return
+        text = self._folder.metrics.read_text(encoding="utf-8")
+        lines = [json.loads(line) for line in text.splitlines(keepends=True) if line.endswith("\n")]
+        evaluated = [line for line in lines if "eval_loss" in line and line["step"] > 0]
+        for number, line in enumerate(evaluated, start=1):
+            left: float = self._training.max_steps - line["step"]
+            if self._training.max_steps <= 0:
+                left = self._training.num_train_epochs - 1e-4 - line["epoch"]  # lines have four digits of it
+            if left > 0:
+                yield number, math.inf if line["eval_loss"] is None else line["eval_loss"]
+
+
+def train_trial(arguments: Sequence[str], watch: Watch, folder: RunFolder, is_late: Callable[[], bool]) -> Outcome:
+    """Train a trial, or resume it, to its end or until it is ended early; when time is up it is saved.
+
+    Raises:
+        InputError: it is not as `train` can take it.
+        Stopped: a signal came; what was trained is saved.
+    """
+    wait_for(folder.path)
+    status = 0
+    if not watch.look():
+        resuming = [] if folder.is_free else ["--resume"]
+        command = ["train", *arguments, "--output", str(folder.path), *resuming]
+        status = run_apart(command, lambda: watch.look() or is_late())
+    if watch.look() and watch.pruned:
+        return watch.pruned
+    stopped = status in (128 + signal.SIGTERM, -signal.SIGTERM)
+    if stopped and is_late():
+        return Outcome("unfinished")
+    if stopped or status in (128 + signal.SIGINT, 128 + signal.SIGHUP):
+        number = signal.SIGTERM if stopped else status - 128
+        raise Stopped(number, f"{folder.path} was stopped by {signal.Signals(number).name}.")
+    if status == 2:
+        remedy = "Fix it, and give the same command again."
+        raise InputError("cannot be trained; its message stands above.", where=str(folder.path), remedy=remedy)
+    return _outcome(folder, status)
+
+
+def _outcome(folder: RunFolder, status: int) -> Outcome:
+    manifest = folder.read() if folder.manifest.is_file() else None
+    if status < 0:
+        name = signal.Signals(-status).name
+        memory = ", as the system does when its memory is short" if name == "SIGKILL" else ""
+        return Outcome("failed", error=f"ended by {name}{memory}.")
+    if status or manifest is None:
+        known = manifest.error if manifest and manifest.status == "failed" else None
+        return Outcome("failed", error=known or f"ended with status {status} before it trained.")
+    loss = manifest.metrics.eval_loss
+    if loss is None or not math.isfinite(loss):
+        return Outcome("failed", error="its validation loss is no finite number.")
+    return Outcome("finished", loss)

@@ -14,9 +14,8 @@ from peftkit.models.attach import inner_model
 from peftkit.models.isolation import check_isolation
 from peftkit.models.shared_mask import SHARED_MASK
 from peftkit.models.varlen import VARLEN, fits_varlen, has_varlen
-from peftkit.planning.decisions import Attention, choose_attention
+from peftkit.planning.decisions import Attention, ChosenPrecision, Dtype, choose_attention
 from peftkit.planning.hardware import Hardware
-from peftkit.planning.precision import ChosenPrecision, Dtype
 
 __all__ = ["kernels_of", "plain_attention", "takes_bounds", "use_attention"]
 

@@ -13,13 +13,14 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedConfig
+from transformers.utils import logging
 
 from peftkit.errors import BaseError, FieldError
 from peftkit.hub import Repo, cached_folder
 from peftkit.models.dtypes import loading_in
 from peftkit.models.published import find_hub_base
 from peftkit.models.weights import weight_files
-from peftkit.recipe.quantizers import hush
+from peftkit.recipe.quantizers import quiet_loggers
 from peftkit.recipe.references import BUILTIN_PREFIX
 from peftkit.recipe.schema import Base
 from peftkit.storage import sha256_of_file, sha256_of_json
@@ -30,8 +31,12 @@ __all__ = [
     "locate_base",
     "open_tokenizer",
     "set_dropout",
-    "take_quiet",
 ]
+
+# Whatever opens a base is quiet: peftkit says what users need to know.
+quiet_loggers()
+logging.set_verbosity_error()
+logging.disable_progress_bar()
 
 _ASSETS = Path(__file__).resolve().parents[1] / "assets"
 _DROPOUT_NAMES = ("resid_pdrop", "embd_pdrop", "attn_pdrop", "attention_dropout", "hidden_dropout", "embedding_dropout")
@@ -204,17 +209,6 @@ def set_dropout(config: PreTrainedConfig, dropout: float) -> PreTrainedConfig:
     for name in names:
         setattr(config, name, dropout)
     return config
-
-
-def take_quiet() -> None:
-    """Keep the libraries' progress bars and notes off the terminal; peftkit says what users need to know."""
-    import datasets
-    from transformers.utils import logging
-
-    hush()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    datasets.disable_progress_bars()
 
 
 def _unusable(reference: str, error: Exception) -> BaseError:

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from peftkit.planning.precision import ChosenPrecision, dtype_of
+from peftkit.planning.decisions import ChosenPrecision, dtype_of
 
 __all__ = [
     "autocast_dtype",

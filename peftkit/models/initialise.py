@@ -9,7 +9,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, 
 from transformers import PreTrainedTokenizerFast
 
 from peftkit.errors import FieldError
-from peftkit.recipe.schema import Init
+from peftkit.recipe.hyperparameters import Init
 
 __all__ = ["END_OF_TEXT", "PADDING", "initialise_model", "train_tokenizer"]
 

@@ -14,7 +14,7 @@ from peftkit.models.attach import inner_model
 from peftkit.models.dtypes import computing
 from peftkit.models.start import positions
 from peftkit.models.varlen import BOUNDS, VARLEN, bounds_of
-from peftkit.planning.precision import ChosenPrecision
+from peftkit.planning.decisions import ChosenPrecision
 
 __all__ = ["check_isolation"]
 

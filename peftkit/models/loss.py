@@ -18,7 +18,7 @@ from peftkit.models.attach import inner_model
 from peftkit.models.dtypes import computing, exact_residual
 from peftkit.models.linear_cross_entropy import Head, summed_loss, token_losses
 from peftkit.models.varlen import BOUNDS
-from peftkit.planning.precision import ChosenPrecision
+from peftkit.planning.decisions import ChosenPrecision
 
 __all__ = [
     "LABEL_LOSSES",

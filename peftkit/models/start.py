@@ -15,8 +15,9 @@ from peftkit.models.dtypes import hold
 from peftkit.models.initialise import initialise_model, train_tokenizer
 from peftkit.models.methods import method_named
 from peftkit.models.quantization import load_base
-from peftkit.planning.precision import Dtype
-from peftkit.recipe.schema import Base, Init, Recipe
+from peftkit.planning.decisions import Dtype
+from peftkit.recipe.hyperparameters import Base, Init
+from peftkit.recipe.schema import Recipe
 from peftkit.shortage import memory_for
 
 __all__ = ["Start", "new_start", "padding_id", "positions", "pretrained_start"]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path as FilePath
 from typing import Any, TypeAlias
 
@@ -14,11 +14,11 @@ from ruamel.yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
 
 from peftkit.errors import InputError, Problem, RecipeError, printable
 
-__all__ = ["DEEPEST", "Document", "Path", "dotted", "is_number", "parse_document", "parse_value", "read_source"]
+__all__ = ["Document", "Path", "dotted", "is_number", "parse_document", "parse_override", "read_source"]
 
 Path: TypeAlias = tuple[str | int, ...]
 
-DEEPEST = 50
+_DEEPEST = 50
 """Levels of mappings and lists in a document: far more than a recipe needs, far fewer than Python can nest."""
 
 _LONGEST_NUMBER = 100  # digits of a whole number; Python itself stops at some thousand
@@ -26,9 +26,7 @@ _LONGEST_NUMBER = 100  # digits of a whole number; Python itself stops at some t
 # The core schema of YAML 1.2.2, section 10.3.2. ruamel.yaml takes 1_000 and 0b11 for numbers too, which it is not.
 _NULL = re.compile(r"(?:null|Null|NULL|~|)")
 _BOOLEAN = re.compile(r"(?:true|True|TRUE|false|False|FALSE)")
-_DECIMAL = re.compile(r"[-+]?[0-9]+")
-_OCTAL = re.compile(r"0o[0-7]+")
-_HEXADECIMAL = re.compile(r"0x[0-9a-fA-F]+")
+_WHOLE = re.compile(r"[-+]?[0-9]+|0o[0-7]+|0x[0-9a-fA-F]+")
 _FLOAT = re.compile(r"[-+]?(?:\.[0-9]+|[0-9]+(?:\.[0-9]*)?)(?:[eE][-+]?[0-9]+)?")
 _FIX = "Fix this line."
 _NOT_FINITE = re.compile(r"(?:[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN))")
@@ -47,8 +45,8 @@ def dotted(path: Path) -> str:
     return ".".join(str(part) for part in path)
 
 
-def parse_document(text: str, name: str) -> Document:
-    """Read a mapping from YAML text; `name` is the file's in errors.
+def parse_document(text: str, name: str, example: str = "Start from one of `peftkit recipes list`.") -> Document:
+    """Read a mapping from YAML text; `name` is the file's in errors, and `example` says where to find a whole one.
 
     Keys that come twice, anchors and tags are refused: what a recipe says should be what it shows.
 
@@ -58,7 +56,7 @@ def parse_document(text: str, name: str) -> Document:
     node, tags = _compose(text, name)
     if not isinstance(node, MappingNode):
         what = "is empty." if node is None else "is not a mapping of fields."
-        raise RecipeError([Problem(f"{name}:1", "", what, "Start from one of `peftkit recipes list`.")])
+        raise RecipeError([Problem(f"{name}:1", "", what, example)])
     reader = _Reader(name, tags)
     values = reader.value(node, ())
     if reader.problems:
@@ -66,31 +64,42 @@ def parse_document(text: str, name: str) -> Document:
     return Document(values, reader.lines)
 
 
-def parse_value(text: str, name: str, path: Path) -> Any:
-    """Read one value by a recipe's own rules of YAML; `name` and `path` are the option's and the field's in errors.
+def parse_override(text: str) -> tuple[Path, Any]:
+    """Read `field=value` of `--set`, the value being YAML as in a recipe; gives the field's path and the value.
 
     Raises:
-        RecipeError: as `parse_document` does, without lines.
+        RecipeError: it is not of that form.
     """
+    name, sign, value = text.partition("=")
+    path = tuple(name.strip().split("."))
+    where = f"--set {dotted(path)}"
+    if not sign or not all(part and part.isprintable() for part in path):
+        remedy = "Write it as training.learning_rate=1e-4."
+        raise RecipeError([Problem(f"--set {printable(text)}", "", "is not FIELD=VALUE.", remedy)])
+    if len(path) > _DEEPEST:
+        raise RecipeError([Problem(where, "", "is nested too deeply.", "A recipe needs few levels.")])
+    if path[0] == "methods":
+        own = ".".join(path[2:]) or "training.learning_rate"
+        remedy = f"Set {own} itself: what is set on the command line holds for the method that runs."
+        raise RecipeError([Problem(where, dotted(path), "cannot be set there.", remedy)])
     try:
-        node, tags = _compose(text, name)
-        reader = _Reader(name, tags)
-        value = None if node is None else reader.value(node, path)
-    except RecipeError as error:
-        raise RecipeError([_on_an_option(problem, name) for problem in error.problems]) from error
-    if reader.problems:
-        raise RecipeError([_on_an_option(problem, name) for problem in reader.problems])
-    return value
+        node, tags = _compose(value, where)
+        reader = _Reader(where, tags)
+        found = None if node is None else reader.value(node, path)
+        if reader.problems:
+            raise RecipeError(reader.problems)
+    except RecipeError as error:  # an option has no lines
+        fixes = {_FIX: "Fix the value."}
+        problems = [
+            replace(each, where=where, remedy=fixes.get(str(each.remedy), each.remedy)) for each in error.problems
+        ]
+        raise RecipeError(problems) from error
+    return path, found
 
 
 def is_number(text: str) -> bool:
     """Whether the text, written without quotes, would be a finite number."""
-    return any(kind.fullmatch(text) for kind in (_DECIMAL, _OCTAL, _HEXADECIMAL, _FLOAT))
-
-
-def _on_an_option(problem: Problem, name: str) -> Problem:
-    remedy = "Fix the value." if problem.remedy == _FIX else problem.remedy
-    return Problem(name, problem.field, problem.what, remedy)
+    return bool(_WHOLE.fullmatch(text) or _FLOAT.fullmatch(text))
 
 
 def _compose(text: str, name: str) -> tuple[Node | None, dict[int, str]]:
@@ -98,15 +107,14 @@ def _compose(text: str, name: str) -> tuple[Node | None, dict[int, str]]:
 
     Aliases are refused before the tree is made, because with them it may be a ring, or grow without end.
     """
-    line = 1
+    line, depth = 1, 0
+    tags: dict[int, str] = {}
+    aliases: list[Problem] = []
     try:
-        tags: dict[int, str] = {}
-        aliases: list[Problem] = []
-        depth = 0
         for event in YAML(typ="safe", pure=True).parse(text):
             line = _line(event)
             depth += isinstance(event, CollectionStartEvent) - isinstance(event, CollectionEndEvent)
-            if depth > DEEPEST:
+            if depth > _DEEPEST:
                 problem = Problem(f"{name}:{line}", "", "is nested too deeply.", "A recipe needs few levels.")
                 raise RecipeError([problem])
             if isinstance(event, AliasEvent):
@@ -121,11 +129,10 @@ def _compose(text: str, name: str) -> tuple[Node | None, dict[int, str]]:
         return yaml.compose(text), tags
     except YAMLError as error:
         raise RecipeError([_syntax_problem(error, text, name)]) from error
-    except AssertionError as error:  # ruamel.yaml's, of a version
-        raise RecipeError([Problem(f"{name}:{line}", "", f"is not valid YAML: {error}.", _FIX)]) from error
-    except (OverflowError, ValueError) as error:  # Python's, of what ruamel.yaml makes of an escape
-        what = "is not valid YAML: an escape is no character."
-        raise RecipeError([Problem(f"{name}:{line}", "", what, _FIX)]) from error
+    except (AssertionError, OverflowError, ValueError) as error:
+        # ruamel.yaml's own, of a version; or Python's, of what ruamel.yaml makes of an escape
+        why = error if isinstance(error, AssertionError) else "an escape is no character"
+        raise RecipeError([Problem(f"{name}:{line}", "", f"is not valid YAML: {why}.", _FIX)]) from error
 
 
 def _syntax_problem(error: YAMLError, text: str, name: str) -> Problem:
@@ -154,19 +161,15 @@ class _Reader:
         if node.anchor is not None:
             self._refuse(node, path, "has an anchor.", "Write the value out where it is needed.")
         if node.start_mark.index in self._tags:
-            self._refuse(
-                node, path, f"has the tag {self._tags[node.start_mark.index]}.", "Remove it; values are plain."
-            )
+            what = f"has the tag {self._tags[node.start_mark.index]}."
+            self._refuse(node, path, what, "Remove it; values are plain.")
         if isinstance(node, MappingNode):
             return self._mapping(node, path)
         if isinstance(node, SequenceNode):
-            return [self._item(item, (*path, index)) for index, item in enumerate(node.value)]
+            self.lines |= {(*path, index): _line(item) for index, item in enumerate(node.value)}
+            return [self.value(item, (*path, index)) for index, item in enumerate(node.value)]
         assert isinstance(node, ScalarNode)  # YAML has no fourth kind
         return self._scalar(node, path)
-
-    def _item(self, node: Node, path: Path) -> Any:
-        self.lines[path] = _line(node)
-        return self.value(node, path)
 
     def _mapping(self, node: MappingNode, path: Path) -> dict[str, Any]:
         values: dict[str, Any] = {}
@@ -177,8 +180,7 @@ class _Reader:
                 continue
             inner = (*path, key)
             if key in values:
-                first = self.lines[inner]
-                remedy = f"It is on line {first} already; keep one of the two."
+                remedy = f"It is on line {self.lines[inner]} already; keep one of the two."
                 self._refuse(key_node, inner, "comes twice.", remedy)
                 continue
             self.lines[inner] = _line(key_node)
@@ -193,8 +195,9 @@ class _Reader:
         return key if key.isprintable() and key not in ("", "<<") else None
 
     def _scalar(self, node: ScalarNode, path: Path) -> Any:
-        text = _whole(str(node.value))
-        if text is None:
+        try:  # JSON escapes a character beyond U+FFFF in two halves
+            text = str(node.value).encode("utf-16", "surrogatepass").decode("utf-16")
+        except UnicodeDecodeError:
             self._refuse(node, path, "holds half of a character, as no text does.", "Write the whole character.")
             return None
         if node.style in ("'", '"', "|", ">"):
@@ -203,7 +206,7 @@ class _Reader:
             return None
         if _BOOLEAN.fullmatch(text):
             return text.lower() == "true"
-        if _DECIMAL.fullmatch(text) or _OCTAL.fullmatch(text) or _HEXADECIMAL.fullmatch(text):
+        if _WHOLE.fullmatch(text):
             if len(text) > _LONGEST_NUMBER:
                 self._refuse(node, path, f"is a number of {len(text)} digits.", "Write a shorter one.")
                 return 0
@@ -218,14 +221,6 @@ class _Reader:
         self.problems.append(Problem(f"{self._file}:{_line(node)}", dotted(path), what, remedy))
 
 
-def _whole(text: str) -> str | None:
-    """The text with halves of characters, as JSON escapes those beyond U+FFFF, put together; None if one is alone."""
-    try:
-        return text.encode("utf-16", "surrogatepass").decode("utf-16")
-    except UnicodeDecodeError:
-        return None
-
-
 def _line(node: Any) -> int:
     """The line, from 1, of a node or an event."""
     return int(node.start_mark.line) + 1
@@ -236,12 +231,7 @@ _LARGEST_FILE = 1 << 18
 
 
 def read_source(path: FilePath, kind: str, missing: str) -> str:
-    """Read a YAML file, with lines that end in a line feed.
-
-    Args:
-        path: the file.
-        kind: what it should be: `recipe`, `study`.
-        missing: what to do where there is none.
+    """Read a YAML file, with lines that end in a line feed; `kind` is `recipe` or `study`, and `missing` a remedy.
 
     Raises:
         InputError: there is none, or it cannot be one.
@@ -253,8 +243,8 @@ def read_source(path: FilePath, kind: str, missing: str) -> str:
     except FileNotFoundError as error:
         raise InputError(f"there is no such {kind}.", where=str(path), remedy=missing) from error
     except IsADirectoryError as error:
-        remedy = "Name the YAML file in it."
-        raise InputError(f"is a folder, not a {kind}.", where=str(path), remedy=remedy) from error
+        what = f"is a folder, not a {kind}."
+        raise InputError(what, where=str(path), remedy="Name the YAML file in it.") from error
     except UnicodeDecodeError as error:
         line = error.object.count(b"\n", 0, error.start) + 1
         raise InputError("is not UTF-8 text.", where=f"{path}:{line}", remedy="Save the file in UTF-8.") from error

@@ -1,4 +1,4 @@
-"""The sections on the model and how it is trained: base, adapter, quantisation and training arguments."""
+"""The sections on the model, how it is trained, and how it writes: arguments of the libraries, and the base."""
 
 from __future__ import annotations
 
@@ -8,13 +8,12 @@ from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from peftkit.errors import nearest
 from peftkit.recipe.libraries import BITSANDBYTES_CONFIG, LORA_CONFIG, OPTIMIZERS, SCHEDULERS, TRAINING_ARGUMENTS
-from peftkit.recipe.names import LORA_INITS_BEYOND, LORA_OWNED, QUANTIZATION_OWNED, TRAINING_REFUSED
+from peftkit.recipe.names import LORA_INITS_BEYOND
 from peftkit.recipe.quantizers import QUANTIZERS
-from peftkit.recipe.section import LibrarySection, Section, disagree
+from peftkit.recipe.section import LibrarySection, Positive, Section, disagree
 
-__all__ = ["Base", "Init", "Lora", "Quantization", "Training"]
+__all__ = ["Base", "Generation", "Ia3", "Init", "Lora", "Quantization", "Training"]
 
-Positive = Annotated[int, Field(gt=0)]
 Share = Annotated[float, Field(ge=0, lt=1)]
 Interval = Literal["no", "steps", "epoch"]
 
@@ -28,18 +27,9 @@ def _one_of(name: str, valid: tuple[str, ...], what: str = "Transformers' names"
     return name
 
 
-def _optimizer(name: str) -> str:
-    return _one_of(name, OPTIMIZERS.listed())
-
-
-def _scheduler(name: str) -> str:
-    return _one_of(name, SCHEDULERS.listed())
-
-
-def _quantizer(name: str) -> str:
-    return _one_of(name, tuple(QUANTIZERS), "the libraries' names")
-
-
+Optimizer = Annotated[str, AfterValidator(lambda name: _one_of(name, OPTIMIZERS.values()))]
+Scheduler = Annotated[str, AfterValidator(lambda name: _one_of(name, SCHEDULERS.values()))]
+Quantizer = Annotated[str, AfterValidator(lambda name: _one_of(name, tuple(QUANTIZERS), "the libraries' names"))]
 _FULL_SHARD = ("full_shard", "full_shard auto_wrap")
 """What Transformers has called it."""
 
@@ -55,17 +45,14 @@ def _is_sharded(value: Any) -> Any:
     raise ValueError("can only be true or full_shard: all of weights, gradients and optimizer state is sharded.")
 
 
-Sharded = Annotated[
-    bool,
-    BeforeValidator(_is_sharded, json_schema_input_type=bool | Literal[_FULL_SHARD] | list[str] | None),
-]
+_SHARDED: Any = bool | Literal[_FULL_SHARD] | list[str] | None
+Sharded = Annotated[bool, BeforeValidator(_is_sharded, json_schema_input_type=_SHARDED)]
 
 
 class Training(LibrarySection):
     """Hyperparameters. Beside these, every other argument of `TrainingArguments` may be set by its name."""
 
     library = TRAINING_ARGUMENTS
-    owned = TRAINING_REFUSED
 
     learning_rate: Annotated[float, Field(gt=0)] = 5e-5
     """Size of an optimizer step, at its highest: the warm-up leads up to it, the schedule down from it."""
@@ -97,11 +84,11 @@ class Training(LibrarySection):
     """Gradient clipping: a gradient whose norm over all trained weights is larger is scaled down to it (Pascanu et
     al. 2013); 0 turns it off."""
 
-    optim: Annotated[str, AfterValidator(_optimizer)] = "adamw_torch_fused"
+    optim: Optimizer = "adamw_torch_fused"
     """Optimizer, by Transformers' name: `adamw_torch_fused` (AdamW, Loshchilov & Hutter 2019, as one kernel),
     `adamw_torch` (the same in more steps), or any other that Transformers has."""
 
-    lr_scheduler_type: Annotated[str, AfterValidator(_scheduler)] = "linear"
+    lr_scheduler_type: Scheduler = "linear"
     """How the learning rate falls after the warm-up, by Transformers' name."""
 
     adam_beta1: Share = 0.9
@@ -217,7 +204,6 @@ class Lora(LibrarySection):
     """The adapter (Hu et al. 2021). Beside these, every other argument of PEFT's `LoraConfig` may be set by name."""
 
     library = LORA_CONFIG
-    owned = LORA_OWNED
 
     r: Positive = 8
     """Rank: the width of the two small matrices that stand for the change of a weight."""
@@ -253,13 +239,28 @@ class Lora(LibrarySection):
         return self
 
 
+class Ia3(Section):
+    """The adapter of `method: ia3` (Liu et al. 2022): a vector for each module, which scales what it computes."""
+
+    target_modules: str | list[str] = "auto"
+    """Layers that get a vector: `auto` (what PEFT names for the model: `c_attn` and `mlp.c_proj` for GPT-2, `k_proj`,
+    `v_proj` and `down_proj` for Llama), `all-linear` (every layer but the head), a list of names, or one regular
+    expression over whole module names."""
+
+    feedforward_modules: Literal["auto"] | list[str] = "auto"
+    """Those of the layers whose inputs are scaled, and not their outputs: `auto` (the last layer of each feedforward
+    block), or a list of names."""
+
+    modules_to_save: list[str] | None = None
+    """Modules trained whole beside the vectors and saved with them."""
+
+
 class Quantization(LibrarySection):
     """How the base is quantised. Beside these, other arguments of `BitsAndBytesConfig` may be set by name."""
 
     library = BITSANDBYTES_CONFIG
-    owned = QUANTIZATION_OWNED
 
-    backend: Annotated[str, AfterValidator(_quantizer)] = "bitsandbytes"
+    backend: Quantizer = "bitsandbytes"
     """Library that quantises. `bitsandbytes` is always there; another one is installed by the extra of its name, and
     takes no other arguments than `load_in_4bit` and `load_in_8bit`."""
 
@@ -291,8 +292,32 @@ class Quantization(LibrarySection):
             what = f"{self.backend} cannot: it holds weights in {' or '.join(map(str, widths))} bits."
             disagree((f"load_in_{width}bit", f"{what} Set load_in_{widths[0]}bit: true."))
         if self.model_extra and self.backend != "bitsandbytes":
-            stray = sorted(self.model_extra)
-            disagree(
-                *((name, f"is bitsandbytes' own, and {self.backend} does not take it. Remove it.") for name in stray)
-            )
+            what = f"is bitsandbytes' own, and {self.backend} does not take it. Remove it."
+            disagree(*((name, what) for name in sorted(self.model_extra)))
         return self
+
+
+class Generation(Section):
+    """How completions are written where they are measured or shown: arguments of Transformers' `GenerationConfig`."""
+
+    max_new_tokens: Positive = 64
+    """Longest completion, in tokens; the end token ends it earlier."""
+
+    num_beams: Positive = 1
+    """Continuations that are followed at the same time; 1 always takes the likeliest token. The LoRA paper uses 10 on
+    E2E (Hu et al. 2021, table 11)."""
+
+    length_penalty: float = 1.0
+    """With beams, a continuation's log-likelihood is divided by its length to this power: above 1 prefers longer ones,
+    below 1 shorter ones. The LoRA paper uses 0.9 on E2E."""
+
+    no_repeat_ngram_size: Annotated[int, Field(ge=0)] = 0
+    """Sequences of this many tokens come once at most, the prompt's included; 0 lets them repeat. The LoRA paper uses
+    4 on E2E."""
+
+    batch_size: Positive = 16
+    """Prompts that are continued together. It changes memory and speed, and never the result but by rounding."""
+
+    samples: Annotated[int, Field(ge=0)] = 3
+    """Prompts of the validation data that are continued before and after training, to be seen in the report; 0 leaves
+    that out."""

@@ -30,9 +30,7 @@ class ShippedRecipe:
 
     name: str
     method: str
-    base: str
-    """The model that it starts from; `new` for one made from `base.init`."""
-
+    model: str  # that it starts from; `new` for one made from `base.init`
     format: str
     description: str
 
@@ -42,13 +40,8 @@ def list_recipes() -> list[ShippedRecipe]:
 
     Each of them writes out what is listed, and a test compares that with what the loader reads.
     """
-    found = [dict(_LISTED.findall(path.read_text(encoding="utf-8"))) for path in shipped_recipes().values()]
-    return [
-        ShippedRecipe(
-            recipe["name"], recipe["method"], recipe.get("model", "new"), recipe["format"], recipe["description"]
-        )
-        for recipe in found
-    ]
+    texts = [path.read_text(encoding="utf-8") for path in shipped_recipes().values()]
+    return [ShippedRecipe(**{"model": "new", **dict(_LISTED.findall(text))}) for text in texts]
 
 
 def find_recipe(name: str) -> Path:

@@ -10,9 +10,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Final, Literal, get_args
 
-from peftkit.recipe.advice import Advice, Between, Measure, OneOf
+from peftkit.recipe.advice import FIELDS, Advice, Between, Measure, OneOf
 
-__all__ = ["COMPARED", "KINDS", "METHODS", "Method", "Traits", "sections", "title_of", "unused_sections"]
+__all__ = [
+    "ADVICE", "COMPARED", "KINDS", "METHODS", "Method", "Traits", "sections", "title_of", "unused_sections",
+    "usual_rate",
+]  # fmt: skip
 
 Method = Literal["full", "lora", "qlora", "ia3"]
 
@@ -21,39 +24,26 @@ Method = Literal["full", "lora", "qlora", "ia3"]
 class Traits:
     """What has to be known of a method without its code."""
 
-    code: str
-    """The module of `peftkit.models.methods` that implements it."""
-
-    title: str
-    """Its name at the start of a sentence."""
-
-    rates: Between
-    """Learning rates that it is usually trained with."""
-
-    rarely: tuple[float, float]
-    """Below the first and above the second, a learning rate is rarely the best."""
-
+    code: str  # the module of `peftkit.models.methods` that implements it
+    title: str  # its name at the start of a sentence
+    rates: Between  # learning rates that it is usually trained with
+    rarely: tuple[float, float]  # below the first and above the second, a learning rate is rarely the best
     section: str | None = None
     """The recipe section with the settings of its adapter; None where the weights themselves are trained."""
 
-    quantizes: bool = False
-    """Whether the frozen base is quantised."""
-
-    compared: bool = True
-    """Whether `compare` and `plan --all-methods` include it unless asked otherwise."""
-
-    advice: Mapping[str, Advice] = field(default_factory=dict)
-    """What is known of each field of the section."""
-
-    mutable: tuple[str, ...] = ()
-    """Fields of the section with which checkpoints still fit when they change."""
-
+    quantizes: bool = False  # whether the frozen base is quantised
+    compared: bool = True  # whether `compare` and `plan --all-methods` include it unless asked otherwise
+    advice: Mapping[str, Advice] = field(default_factory=dict)  # what is known of each field of the section
+    mutable: tuple[str, ...] = ()  # fields of the section with which checkpoints still fit when they change
     drafted: Mapping[str, Any] = field(default_factory=dict)
     """Fields of the section that a new recipe writes out, with their values; None for the default."""
 
 
+_DEVLIN = "Devlin et al. 2019, appendix A.3"
 _LORA = "Hu et al. 2021, table 11"
 _QLORA = "Dettmers et al. 2023, appendix B.2"
+_ATTENTION = "Hu et al. 2021, section 4.2"
+_GROWS = "the adapter grows by these modules' whole weights"
 _PEFT = "PEFT's documentation of LoraConfig"
 
 _LORA_ADVICE: Mapping[str, Advice] = {
@@ -75,20 +65,16 @@ _LORA_ADVICE: Mapping[str, Advice] = {
     ),
     "target_modules": Advice(
         (
-            OneOf(
-                ("auto",),
-                "attention alone, as in Hu et al. 2021, section 4.2; c_attn holds key, query and value",
-                ("lora",),
-            ),
+            OneOf(("auto",), f"attention alone, as in {_ATTENTION}; c_attn holds key, query and value", ("lora",)),
             OneOf(("auto", "all-linear"), f"every linear layer in {_QLORA}", ("qlora",)),
         ),
         named={
             "all-linear": "every layer but the head learns: needed to match full fine-tuning in "
-            "Dettmers et al. 2023, figure 2; more memory",
+            "Dettmers et al. 2023, figure 2; more memory"
         },
     ),
     "bias": Advice(
-        (OneOf(("none",), "Hu et al. 2021, section 4.2, train no biases"),),
+        (OneOf(("none",), f"{_ATTENTION}, train no biases"),),
         named={
             "all": f"every bias learns too; the base is no longer the same with the adapter off ({_PEFT})",
             "lora_only": f"biases of the adapted layers learn too; the base changes with the adapter off ({_PEFT})",
@@ -99,14 +85,11 @@ _LORA_ADVICE: Mapping[str, Advice] = {
         named={"true": "high ranks go on learning, which `lora_alpha / r` stops (Kalajdzievski 2023)"},
     ),
     "use_dora": Advice(
-        (OneOf((False,), _PEFT),),
-        named={"true": "better at low ranks in Liu et al. 2024; slower, with more memory"},
+        (OneOf((False,), _PEFT),), named={"true": "better at low ranks in Liu et al. 2024; slower, with more memory"}
     ),
     "modules_to_save": Advice(
         (OneOf((None,), _PEFT),),
-        named={
-            "a list": "as for a head or embeddings of new tokens; the adapter grows by these modules' whole weights"
-        },
+        named={"a list": f"as for a head or embeddings of new tokens; {_GROWS}"},
     ),
 }
 
@@ -123,10 +106,7 @@ _OF_LORA = Traits(
 
 METHODS: Final[Mapping[str, Traits]] = {
     "full": Traits(
-        code="full",
-        title="Full fine-tuning",
-        rates=Between(2e-5, 5e-5, "Devlin et al. 2019, appendix A.3", ("full",)),
-        rarely=(1e-6, 1e-4),
+        code="full", title="Full fine-tuning", rates=Between(2e-5, 5e-5, _DEVLIN, ("full",)), rarely=(1e-6, 1e-4)
     ),
     "lora": _OF_LORA,
     "qlora": replace(
@@ -154,7 +134,7 @@ METHODS: Final[Mapping[str, Traits]] = {
             ),
             "modules_to_save": Advice(
                 (OneOf((None,), "PEFT's documentation of IA3Config"),),
-                named={"a list": "as for a head or new tokens; the adapter grows by these modules' whole weights"},
+                named={"a list": f"as for a head or new tokens; {_GROWS}"},
             ),
         },
         drafted={"target_modules": None},
@@ -166,6 +146,31 @@ COMPARED: Final[tuple[Method, ...]] = tuple(method for method in get_args(Method
 
 KINDS: Final = (*METHODS, "new")
 """What can be trained: each method, and every weight of a base that is made from `base.init`."""
+
+
+_NEW_RATES = Between(6e-5, 6e-4, "Brown et al. 2020, table 2.1", ("new",))
+
+ADVICE: Final[Mapping[str, Advice]] = {
+    **FIELDS,
+    **{f"{traits.section}.{name}": advice for traits in METHODS.values() for name, advice in traits.advice.items()},
+    "training.learning_rate": Advice(
+        (*(traits.rates for traits in METHODS.values()), _NEW_RATES),
+        higher="faster learning, until the loss becomes unsteady or what the base knew is lost; models "
+        "below 100 million parameters stand more",
+        lower="steadier and slower: too low, the run ends before it has learned",
+    ),
+    "training.num_train_epochs": Advice(
+        (Between(2, 5, f"2 to 4 in {_DEVLIN}; 3 in Taori et al. 2023; 5 in {_LORA}", tuple(METHODS)),),
+        higher="more is learned of the training data, by heart too: watch the validation loss",
+        lower="less time and less overfitting; small data may not be learned",
+    ),
+}
+"""The advice on every hyperparameter, by its dotted path."""
+
+
+def usual_rate(kind: str) -> Between:
+    """The learning rates that are usual for what is trained."""
+    return _NEW_RATES if kind == "new" else METHODS[kind].rates
 
 
 def sections() -> tuple[str, ...]:

@@ -4,17 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-__all__ = [
-    "LORA_BEYOND",
-    "LORA_INITS_BEYOND",
-    "LORA_OWNED",
-    "QUANTIZATION_OWNED",
-    "TRAINING_OWNED",
-    "TRAINING_REFUSED",
-    "TRAINING_REMOVED",
-]
+__all__ = ["LORA_BEYOND", "LORA_INITS_BEYOND", "LORA_OWNED", "QUANTIZATION_OWNED", "TRAINING_REFUSED"]
 
-TRAINING_REMOVED: Mapping[str, str] = {
+_USE_PRECISION = "Set precision: fp32, fp16 or bf16 at the top level of the recipe."
+_FROM_ENVIRONMENT = "Remove it: a recipe holds no secrets, and training does not upload."
+_OTHERWISE_SHARDED = "Remove it: for a model that is too large for each process, use fsdp: true, or method: qlora."
+
+TRAINING_REFUSED: Mapping[str, str] = {
+    # Names that Transformers had once, or that other tools use, with their successors (Transformers 5.23).
     "evaluation_strategy": "Use eval_strategy.",
     "warmup_ratio": "Use warmup_steps: a value below 1 is a share of all steps.",
     "no_cuda": "Use precision and the machine's own devices; peftkit finds the GPU.",
@@ -34,8 +31,7 @@ TRAINING_REMOVED: Mapping[str, str] = {
     "torchdynamo": "Use torch_compile_backend.",
     "push_to_hub_token": "Set HF_TOKEN in the environment.",
     "use_mps_device": "Remove it: the device is found.",
-    "dispatch_batches": "Use accelerator_config.",
-    "split_batches": "Use accelerator_config.",
+    **dict.fromkeys(("dispatch_batches", "split_batches"), "Use accelerator_config."),
     "past_index": "Remove it: it has no successor.",
     "batch_size": "Use per_device_train_batch_size.",
     "lr": "Use learning_rate.",
@@ -43,29 +39,17 @@ TRAINING_REMOVED: Mapping[str, str] = {
     "gradient_clipping": "Use max_grad_norm.",
     "optimizer": "Use optim.",
     "scheduler": "Use lr_scheduler_type.",
-}
-"""Names that Transformers had once, or that other tools use, with their successors (Transformers 5.23)."""
-
-_USE_PRECISION = "Set precision: fp32, fp16 or bf16 at the top level of the recipe."
-_FROM_ENVIRONMENT = "Remove it: a recipe holds no secrets, and training does not upload."
-
-_OTHERWISE_SHARDED = "Remove it: for a model that is too large for each process, use fsdp: true, or method: qlora."
-
-TRAINING_OWNED: Mapping[str, str] = {
+    # Arguments of TrainingArguments that peftkit sets itself.
     "output_dir": "Set output at the top level of the recipe.",
     "run_name": "Set name at the top level of the recipe.",
-    "fp16": _USE_PRECISION,
-    "bf16": _USE_PRECISION,
-    "fp16_full_eval": _USE_PRECISION,
-    "bf16_full_eval": _USE_PRECISION,
+    **dict.fromkeys(("fp16", "bf16", "fp16_full_eval", "bf16_full_eval"), _USE_PRECISION),
     "use_cpu": "Remove it: the device is found.",
     "do_train": "Remove it: train always trains.",
     "do_eval": "Set eval_strategy.",
     "do_predict": "Remove it and use peftkit generate.",
     "resume_from_checkpoint": "Remove it and use peftkit train --resume.",
     "logging_nan_inf_filter": "Remove it: a loss that is not finite is never taken for 0; see on_nonfinite.",
-    "remove_unused_columns": "Remove it: peftkit builds the batches.",
-    "label_names": "Remove it: peftkit builds the batches.",
+    **dict.fromkeys(("remove_unused_columns", "label_names"), "Remove it: peftkit builds the batches."),
     "disable_tqdm": "Remove it: peftkit draws its own progress.",
     "prediction_loss_only": "Remove it: evaluation computes a token-weighted loss.",
     "local_rank": "Remove it: the launcher sets it.",
@@ -77,19 +61,10 @@ TRAINING_OWNED: Mapping[str, str] = {
     "dataloader_persistent_workers": "Remove it: a resumed run would draw other random numbers.",
     "enable_jit_checkpoint": "Remove it: SIGTERM always saves first.",
     "fsdp_config": "Remove it: fsdp: true shards each layer by itself, and leaves nothing to configure.",
-    "deepspeed": _OTHERWISE_SHARDED,
-    "parallelism_config": _OTHERWISE_SHARDED,
-    "push_to_hub": _FROM_ENVIRONMENT,
-    "hub_token": _FROM_ENVIRONMENT,
-    "hub_model_id": _FROM_ENVIRONMENT,
-    "hub_strategy": _FROM_ENVIRONMENT,
-    "hub_private_repo": _FROM_ENVIRONMENT,
-    "hub_always_push": _FROM_ENVIRONMENT,
-    "hub_revision": _FROM_ENVIRONMENT,
+    **dict.fromkeys(("deepspeed", "parallelism_config"), _OTHERWISE_SHARDED),
+    **dict.fromkeys(("push_to_hub", "hub_token", "hub_model_id", "hub_strategy"), _FROM_ENVIRONMENT),
+    **dict.fromkeys(("hub_private_repo", "hub_always_push", "hub_revision"), _FROM_ENVIRONMENT),
 }
-"""Arguments of `TrainingArguments` that peftkit sets itself, and what a recipe says instead."""
-
-TRAINING_REFUSED: Mapping[str, str] = {**TRAINING_REMOVED, **TRAINING_OWNED}
 """Names that the `training` section does not take."""
 
 LORA_BEYOND: Mapping[str, str] = {

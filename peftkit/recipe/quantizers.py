@@ -13,7 +13,7 @@ from typing import Any, Final
 
 from peftkit.errors import FieldError
 
-__all__ = ["PRESETS", "QUANTIZERS", "Quantizer", "check_available", "hush"]
+__all__ = ["PRESETS", "QUANTIZERS", "Quantizer", "check_available", "quiet_loggers"]
 
 
 @dataclass(frozen=True)
@@ -23,18 +23,10 @@ class Quantizer:
     presets: Mapping[str, Mapping[str, Any]]
     """Short names for ways to quantise, with what the recipe's `quantization` section says for each."""
 
-    tried: Mapping[str, str]
-    """What `doctor` tries, with the preset for it."""
-
-    widths: tuple[int, ...]
-    """The bits that it can hold a weight in."""
-
-    package: str
-    """That has to be installed."""
-
-    loggers: tuple[str, ...] = ()
-    """Loggers that say which of its kernels a machine has while it is imported."""
-
+    tried: Mapping[str, str]  # what `doctor` tries, with the preset for it
+    widths: tuple[int, ...]  # the bits that it can hold a weight in
+    package: str  # that has to be installed
+    loggers: tuple[str, ...] = ()  # loggers that say which of its kernels a machine has while it is imported
     extra: str | None = None
     """The extra of peftkit's package that installs it; None for a library that is always there."""
 
@@ -71,7 +63,7 @@ PRESETS: Final[Mapping[str, Mapping[str, Any]]] = {
 """Every preset, by its name."""
 
 
-def hush() -> None:
+def quiet_loggers() -> None:
     """Keep what the libraries say while they are imported off the terminal, as nobody can act on it."""
     for quantizer in QUANTIZERS.values():
         for name in quantizer.loggers:

@@ -7,20 +7,20 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
 from pydantic import Field, model_validator
 
 from peftkit.data.formats import AUTO, FORMATS
-from peftkit.metrics import METRICS
-from peftkit.recipe.evidence import Expectation, Generation
-from peftkit.recipe.hyperparameters import Base, Init, Lora, Quantization, Training
+from peftkit.metrics import METRICS, in_group
+from peftkit.recipe.hyperparameters import Base, Generation, Ia3, Lora, Quantization, Training
 from peftkit.recipe.methods import METHODS, Method, Traits
-from peftkit.recipe.section import Section, disagree
+from peftkit.recipe.section import Positive, Section, disagree
 
-__all__ = ["Base", "Data", "Format", "Ia3", "Init", "Method", "Precision", "Recipe", "Source"]
+__all__ = ["Base", "Data", "Expectation", "Format", "Method", "Precision", "Recipe", "Source"]
 
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
-Positive = Annotated[int, Field(gt=0)]
 if TYPE_CHECKING:
     Format: TypeAlias = str
+    Metric: TypeAlias = str
 else:
     Format = Literal[(AUTO, *FORMATS)]
+    Metric = Literal[tuple(in_group("quality", "completions", "cost"))]
 
 
 class Source(Section):
@@ -66,8 +66,7 @@ class Source(Section):
         if self.path == []:
             disagree(("path", "names no file. Give one, or a list of some."))
         stray = [field for field in ("name", "split", "revision") if self.path and getattr(self, field)]
-        if stray:
-            disagree(*((field, "cannot act on files; it belongs to a dataset. Remove it.") for field in stray))
+        disagree(*((field, "cannot act on files; it belongs to a dataset. Remove it.") for field in stray))
         return self
 
 
@@ -186,8 +185,7 @@ class Data(Section):
             found += [(name, f"{field} {what}") for data in own if data is not self for field, what in data._misread()]
         if self.truncation == "split" and self.format != AUTO and not FORMATS[self.format].is_plain_text:
             found.append(("truncation", "split would cut a prompt from its completion. Use cut or error."))
-        if found:
-            disagree(*found)
+        disagree(*found)
         return self
 
     @model_validator(mode="after")
@@ -203,8 +201,7 @@ class Data(Section):
             found.append(("validation", "cannot be a share of rows that are streamed. Name a source, or a split."))
         if self.streaming and any(source.weight for source in self.train_sources):
             found.append(("streaming", "cannot weigh sources whose size it does not know. Remove it, or the weights."))
-        if found:
-            disagree(*found)
+        disagree(*found)
         return self
 
 
@@ -214,20 +211,44 @@ def _as_list(sources: Source | list[Source] | float | None) -> list[Source]:
     return sources if isinstance(sources, list) else []
 
 
-class Ia3(Section):
-    """The adapter of `method: ia3` (Liu et al. 2022): a vector for each module, which scales what it computes."""
+class Expectation(Section):
+    """A band that a metric is expected in, and who found it there; `compare` and `reproduce` check it."""
 
-    target_modules: str | list[str] = "auto"
-    """Layers that get a vector: `auto` (what PEFT names for the model: `c_attn` and `mlp.c_proj` for GPT-2, `k_proj`,
-    `v_proj` and `down_proj` for Llama), `all-linear` (every layer but the head), a list of names, or one regular
-    expression over whole module names."""
+    metric: Metric
+    """What is measured: a metric of the run, or of the completions that it writes."""
 
-    feedforward_modules: Literal["auto"] | list[str] = "auto"
-    """Those of the layers whose inputs are scaled, and not their outputs: `auto` (the last layer of each feedforward
-    block), or a list of names."""
+    low: float | None = None
+    """Lowest value that is as expected. Unset: any."""
 
-    modules_to_save: list[str] | None = None
-    """Modules trained whole beside the vectors and saved with them."""
+    high: float | None = None
+    """Highest value that is as expected. Unset: any."""
+
+    methods: list[Method] | None = None
+    """The methods that it is said of. Unset: all."""
+
+    source: str
+    """Where the figures are from: a paper with its table, or a measurement with its machine."""
+
+    @property
+    def band(self) -> str:
+        """The band, for people."""
+        if self.low is None:
+            return f"at most {self.high:g}"
+        return f"at least {self.low:g}" if self.high is None else f"{self.low:g} to {self.high:g}"
+
+    def distance(self, value: float) -> float:
+        """How far a value is from the band: 0 in it, negative below it, positive above it."""
+        if self.low is not None and value < self.low:
+            return value - self.low
+        return value - self.high if self.high is not None and value > self.high else 0.0
+
+    @model_validator(mode="after")
+    def _is_a_band(self) -> Expectation:
+        if self.low is None and self.high is None:
+            raise ValueError("Give low, high or both.")
+        if self.low is not None and self.high is not None and self.low > self.high:
+            disagree(("high", f"is {self.high:g}, below low {self.low:g}. Change one of them."))
+        return self
 
 
 class Recipe(Section):
@@ -298,8 +319,7 @@ class Recipe(Section):
             seen = self.base.init.n_positions
             found.append(("data.max_length", f"is more than base.init.n_positions, {seen}. Change one of them."))
         found += self._unmeasurable()
-        if found:
-            disagree(*found)
+        disagree(*found)
         return self
 
     def _unmeasurable(self) -> list[tuple[str, str]]:

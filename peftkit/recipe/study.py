@@ -22,12 +22,10 @@ from pydantic import AfterValidator, Discriminator, Field, Tag, ValidationError,
 
 from peftkit.errors import Problem, RecipeError
 from peftkit.recipe.document import Document, parse_document, read_source
-from peftkit.recipe.layers import Layers
-from peftkit.recipe.loader import RecipeFile, load_recipe
+from peftkit.recipe.loader import Layers, RecipeFile, load_recipe
 from peftkit.recipe.methods import sections, unused_sections
-from peftkit.recipe.problems import describe
 from peftkit.recipe.schema import Recipe
-from peftkit.recipe.section import Section, disagree
+from peftkit.recipe.section import Section, describe, disagree
 
 __all__ = ["Range", "Scalar", "Searched", "Span", "Study", "holds", "load_study", "read_study", "settings"]
 
@@ -84,10 +82,6 @@ class Range(Section):
         return self
 
 
-def _kind(span: Any) -> str:
-    return "Choices" if isinstance(span, list) else "Range"
-
-
 def _differ(choices: list[Scalar]) -> list[Scalar]:
     if len(choices) < 2 or len(set(choices)) < len(choices):
         raise ValueError("must name two values or more, each once. Set one value in the recipe, or by --set.")
@@ -102,7 +96,7 @@ def _names_some(space: dict[str, Any]) -> dict[str, Any]:
 
 Span: TypeAlias = Annotated[
     Annotated[Range, Tag("Range")] | Annotated[list[Scalar], AfterValidator(_differ), Tag("Choices")],
-    Discriminator(_kind),
+    Discriminator(lambda span: "Choices" if isinstance(span, list) else "Range"),
 ]
 
 
@@ -145,9 +139,7 @@ class Searched:
 
     path: Path
     method: str | None
-    overrides: tuple[str, ...]
-    """What the command line says of the recipe, for all trials."""
-
+    overrides: tuple[str, ...]  # what the command line says of the recipe, for all trials
     file: RecipeFile
     study: Study
 
@@ -161,9 +153,15 @@ class Searched:
 
     def own_values(self) -> dict[str, Any]:
         """The recipe's own values of the fields that are searched over and that its method uses, as far as set."""
-        values = self.file.recipe.model_dump(mode="json")
-        found = {name: _at(values, name) for name in self.study.space if not name.startswith(self.unused_by(None))}
-        return {name: value for name, value in found.items() if value is not _UNSET}
+        values, found = self.file.recipe.model_dump(mode="json"), dict[str, Any]()
+        for name in self.study.space:
+            value: Any = values
+            parts = () if name.startswith(self.unused_by(None)) else name.split(".")
+            for part in parts:
+                value = value.get(part, _UNSET) if isinstance(value, dict) else _UNSET
+            if parts and value is not _UNSET:
+                found[name] = value
+        return found
 
     def unused_by(self, method: Any) -> tuple[str, ...]:
         """How the fields begin that a trial's method, or else the recipe's, does not use."""
@@ -171,14 +169,6 @@ class Searched:
 
 
 _UNSET: Any = object()
-
-
-def _at(values: Any, name: str) -> Any:
-    for part in name.split("."):
-        if not isinstance(values, dict) or part not in values:
-            return _UNSET
-        values = values[part]
-    return values
 
 
 def settings(values: Mapping[str, Scalar]) -> list[str]:
@@ -193,7 +183,8 @@ def read_study(path: Path) -> tuple[Study, Document]:
         RecipeError: everything that is wrong, together.
         InputError: the file cannot be read.
     """
-    document = _parsed(read_source(path, "study", "`peftkit tune --help` shows one."), str(path))
+    text = read_source(path, "study", "`peftkit tune --help` shows one.")
+    document = parse_document(text, str(path), "`peftkit tune --help` shows a study.")
     layers = Layers()
     layers.merge(document.values, document.lines, str(path))
     problems = list(_nested(document, str(path)))
@@ -229,17 +220,6 @@ def load_study(path: Path, recipe: Path, *, method: str | None = None, overrides
     if problems:
         raise RecipeError(problems)
     return replace(searched, study=study.model_copy(update={"space": space}))
-
-
-def _parsed(text: str, name: str) -> Document:
-    try:
-        return parse_document(text, name)
-    except RecipeError as error:
-        remedy = "`peftkit tune --help` shows a study."
-        of_recipes = [problem for problem in error.problems if "recipes list" in (problem.remedy or "")]
-        if not of_recipes:
-            raise
-        raise RecipeError([replace(problem, remedy=remedy) for problem in of_recipes]) from error
 
 
 def _nested(document: Document, file: str) -> Iterator[Problem]:

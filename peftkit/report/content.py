@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,23 +24,18 @@ class LayerUpdate:
 
     layer: int | None
     target: str
-    norm: float
-    """Frobenius norm of ΔW."""
+    norm: float  # Frobenius norm of ΔW
 
 
 @dataclass(frozen=True)
 class RunContent:
     """Everything in a run folder; what an unfinished run, or one of an older version, does not have is empty."""
 
-    name: str
-    """Of the run folder."""
-
+    name: str  # of the run folder
     manifest: RunManifest
     recipe_text: str = ""
     recipe: dict[str, Any] = field(default_factory=dict)
-    metrics: list[dict[str, Any]] = field(default_factory=list)
-    """The lines of `metrics.jsonl`."""
-
+    metrics: list[dict[str, Any]] = field(default_factory=list)  # the lines of `metrics.jsonl`
     audit: dict[str, Any] | None = None
     samples: list[dict[str, Any]] = field(default_factory=list)
     scores: dict[str, Any] = field(default_factory=dict)
@@ -47,8 +43,7 @@ class RunContent:
 
     output_bytes: int | None = None
     updates: list[LayerUpdate] = field(default_factory=list)
-    merge: dict[str, Any] | None = None
-    """The receipt of the model that the adapter was merged into."""
+    merge: dict[str, Any] | None = None  # the receipt of the model that the adapter was merged into
 
     @property
     def steps(self) -> list[dict[str, Any]]:
@@ -65,15 +60,10 @@ class RunContent:
 class ComparisonContent:
     """A comparison and the runs that it is made of."""
 
-    name: str
-    """Of its folder."""
-
+    name: str  # of its folder
     comparison: Comparison
-    runs: dict[str, RunContent]
-    """By the names that its entries give them."""
-
-    missing: list[str]
-    """Runs whose folders are no longer there."""
+    runs: dict[str, RunContent]  # by the names that its entries give them
+    missing: list[str]  # runs whose folders are no longer there
 
     def runs_of(self, entry: Entry) -> list[RunContent]:
         """The runs of an entry that are there."""
@@ -96,7 +86,8 @@ def read_run(path: Path) -> RunContent:
         name=path.resolve().name,
         manifest=manifest,
         recipe_text=text,
-        recipe=_recipe(text, folder.recipe),
+        # unchecked: a report of a run is still to be read when the recipe's fields have changed
+        recipe=_read(folder.recipe, dict, lambda place: parse_document(text, str(place)).values if text else {}) or {},
         metrics=read_metrics(path),
         audit=_read(folder.audit, dict),
         samples=_read(folder.samples, list) or [],
@@ -139,24 +130,14 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     return lines
 
 
-def _recipe(text: str, place: Path) -> dict[str, Any]:
-    """The recipe's values, unchecked: a report of a run is still to be read when the recipe's fields have changed."""
-    if not text:
-        return {}
-    try:
-        return parse_document(text, str(place)).values
-    except RecipeError as error:
-        raise TargetError("is damaged.", where=str(place), remedy="Copy the run again.") from error
-
-
-def _read(place: Path, kind: type) -> Any:
-    """A JSON file of the run, or None where it has none."""
+def _read(place: Path, kind: type, parse: Callable[[Path], Any] = read_json) -> Any:
+    """The value in a file of the run, or None where it has none."""
     if not place.is_file():
         return None
     try:
-        value = read_json(place)
-    except (OSError, ValueError) as error:
+        value = parse(place)
+        if not isinstance(value, kind):
+            raise ValueError(f"is no {kind.__name__}")
+    except (OSError, ValueError, RecipeError) as error:
         raise TargetError("is damaged.", where=str(place), remedy="Copy the run again.") from error
-    if not isinstance(value, kind):
-        raise TargetError("is damaged.", where=str(place), remedy="Copy the run again.")
     return value

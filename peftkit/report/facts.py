@@ -1,4 +1,4 @@
-"""The results of a run, as sentences and rows of tables."""
+"""The results of a run, and of a comparison, as sentences and rows of tables."""
 
 from __future__ import annotations
 
@@ -6,26 +6,18 @@ from collections.abc import Iterator
 from dataclasses import asdict
 from typing import Any
 
-from peftkit.metrics import METRICS, count, duration, in_group, plain, share, size, small
+from peftkit.metrics import METRICS, UNKNOWN, count, duration, in_group, plain, share, size, small
 from peftkit.recipe.advice import shown
-from peftkit.recipe.explain import set_fields
+from peftkit.recipe.fields import set_fields
 from peftkit.recipe.methods import title_of
 from peftkit.report.content import RunContent
+from peftkit.runs.comparison import Comparison, Entry, Statistic
 
 __all__ = [
-    "EVALUATION_COLUMNS",
-    "Row",
-    "Rows",
-    "audit_table",
-    "evaluations",
-    "groups",
-    "hardware",
-    "key_figures",
-    "notes",
-    "scores",
-    "sentence",
-    "sources",
-]
+    "EVALUATION_COLUMNS", "Row", "Rows", "Table", "audit_table", "comparison_table", "cost_table", "evaluations",
+    "expected_rows", "groups", "hardware", "headline", "key_figures", "notes", "runs_table", "scores", "sentence",
+    "sources", "statistic", "tried_rows", "verdict",
+]  # fmt: skip
 
 TIMES = "\N{MULTIPLICATION SIGN}"
 _EVALUATED = ("eval_loss", "perplexity")
@@ -86,15 +78,11 @@ def notes(run: RunContent) -> list[str]:
 
 def evaluations(run: RunContent) -> list[tuple[str, ...]]:
     """Step, epoch, validation loss and perplexity of each evaluation."""
-    return [
-        (
-            count(line["step"]),
-            small(line.get("epoch")),
-            *(METRICS[name].text(line.get(name)) for name in _EVALUATED),
-            duration(line.get("seconds")),
-        )
-        for line in run.evaluations
-    ]
+    rows = []
+    for line in run.evaluations:
+        measured = (METRICS[name].text(line.get(name)) for name in _EVALUATED)
+        rows.append((count(line["step"]), small(line.get("epoch")), *measured, duration(line.get("seconds"))))
+    return rows
 
 
 def scores(run: RunContent) -> Iterator[Row]:
@@ -176,15 +164,12 @@ def _resumed(resumed: dict[str, Any]) -> str:
     text = f"Resumed from step {count(resumed['step'])}"
     if resumed.get("passed_over"):
         text += f", past checkpoints that were not sound: {', '.join(map(str, resumed['passed_over']))}"
-    changes = [_change(change) for change in resumed.get("changes") or []]
+    changes = []
+    for change in resumed.get("changes") or []:  # that were allowed, whatever fields they have
+        known = change.items() if isinstance(change, dict) else ()
+        parts = ", ".join(f"{name.replace('_', ' ')} {plain(value)}" for name, value in known if value is not None)
+        changes.append(parts if isinstance(change, dict) else str(change))
     return f"{text}; changed since: {'; '.join(changes)}." if changes else f"{text}."
-
-
-def _change(change: Any) -> str:
-    """A difference that was allowed, whatever fields it has."""
-    if not isinstance(change, dict):
-        return str(change)
-    return ", ".join(f"{name.replace('_', ' ')} {plain(value)}" for name, value in change.items() if value is not None)
 
 
 def _counted(source: dict[str, Any]) -> dict[str, str]:
@@ -206,3 +191,112 @@ def _counted(source: dict[str, Any]) -> dict[str, str]:
         "  in the loss": f"{count(counts['label_tokens'])} ({source['taught']:.1%})",
         "slots that hold a token": f"{source['filled']:.1%}",
     }
+
+
+Table = tuple[list[str], list[list[str]]]
+"""The head, and the lines."""
+
+
+def headline(comparison: Comparison) -> str:
+    """Which entry is best, and of which the difference is more than noise."""
+    by = METRICS[comparison.by].label
+    entries = comparison.entries
+    best = next((entry for entry in entries if entry.against_best and entry.against_best.verdict == "best"), None)
+    if best is None:
+        number = "1 entry" if len(entries) == 1 else f"{len(entries)} entries"
+        return f"{number} compared by {by}; the best is not known."
+    seeds = len(comparison.seeds)
+    extreme = "highest" if comparison.higher_is_better else "lowest"
+    measured = statistic(comparison.by, best.metrics.get(comparison.by))
+    text = f"{best.name} has the {extreme} {by}, {measured}{f' over {seeds} seeds' if seeds > 1 else ''}."
+    verdicts = [(entry.name, entry.against_best.verdict) for entry in entries if entry.against_best]
+    worse, noise, unknown = ([name for name, of in verdicts if of == each] for each in ("worse", "noise", "unknown"))
+    if worse:
+        text += f" {_listed(worse)} {'is' if len(worse) == 1 else 'are'} worse by more than noise."
+    if noise:
+        text += f" The difference to {_listed(noise)} may be noise."
+    if unknown:
+        text += f" One seed says nothing about noise, so {_listed(unknown)} may be as good."
+    return text
+
+
+def comparison_table(comparison: Comparison) -> Table:
+    """How good each entry is: the head and a line for each."""
+    known = {name for entry in comparison.entries for name in entry.metrics}
+    columns = [name for name in dict.fromkeys((comparison.by, "perplexity", *in_group("completions"))) if name in known]
+    lines = [["", *(METRICS[name].label for name in columns)]]
+    lines += [[entry.name, *(_cell(name, entry) for name in columns)] for entry in comparison.entries]
+    for line, said in zip(lines, ["verdict", *map(verdict, comparison.entries)], strict=True):
+        line.insert(2, said)
+    return lines[0], lines[1:]
+
+
+def cost_table(comparison: Comparison) -> Table:
+    """What each entry that was trained cost."""
+    trained = [entry for entry in comparison.entries if entry.method]
+    columns = [name for name in in_group("cost") if any(name in entry.metrics for entry in trained)]
+    lines = [[entry.name, *(_cell(name, entry) for name in columns)] for entry in trained]
+    return ["", *(METRICS[name].label for name in columns)], lines
+
+
+def verdict(entry: Entry) -> str:
+    """How an entry compares with the best one."""
+    against = entry.against_best
+    if against is None:
+        return "untouched" if entry.method is None else ""
+    if against.verdict == "best":
+        return "best"
+    words = {"noise": "may be noise", "worse": "worse", "unknown": "one seed"}[against.verdict]
+    if against.low is None or against.high is None:
+        return f"{words}: {against.difference:+.3g}"
+    return f"{words}: {against.difference:+.3g}\n({against.low:+.3g} to {against.high:+.3g})"
+
+
+def expected_rows(comparison: Comparison) -> list[list[str]]:
+    """What was expected of which entry, what came, and by how much it is not so."""
+    rows = []
+    for each in comparison.expected:
+        if each.value is None or each.distance is None:
+            result = "not measured"
+        elif each.distance == 0:
+            result = "as expected"
+        else:
+            result = f"{abs(each.distance):.3g} too {'low' if each.distance < 0 else 'high'}"
+        metric = METRICS[each.metric]
+        rows.append([each.entry, metric.label, each.band, metric.text(each.value), result, each.source])
+    return rows
+
+
+def tried_rows(comparison: Comparison) -> list[list[str]]:
+    """The learning rates that were tried, with what came of each."""
+    rows = []
+    for each in comparison.tried:
+        entry = str(each.get("entry") or each.get("method") or "")
+        loss = "did not finish" if each.get("eval_loss") is None else small(each["eval_loss"])
+        rows.append([entry, str(each["learning_rate"]), loss, "chosen" if each.get("chosen") else ""])
+    return rows
+
+
+def runs_table(runs: list[RunContent]) -> Table:
+    """Several runs next to each other, a line for each."""
+    metrics = in_group("quality", "cost")
+    rows = []
+    for run in runs:
+        values = {**asdict(run.manifest.metrics), "output_bytes": run.output_bytes}
+        method = title_of(run.manifest.method)
+        figures = (each.text(values[name]) for name, each in metrics.items())
+        rows.append([run.name, method, run.manifest.status, *figures])
+    return ["", "method", "status", *(metric.label for metric in metrics.values())], rows
+
+
+def statistic(name: str, value: Statistic | None) -> str:
+    """A mean, with its error where there is more than one seed."""
+    return UNKNOWN if value is None else METRICS[name].mean_text(value.mean, value.standard_error)
+
+
+def _cell(name: str, entry: Entry) -> str:
+    return statistic(name, entry.metrics[name]) if name in entry.metrics else "-"
+
+
+def _listed(names: list[str]) -> str:
+    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"

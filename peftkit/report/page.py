@@ -17,7 +17,7 @@ from peftkit.errors import InputError, TargetError
 from peftkit.metrics import size, small
 from peftkit.recipe.methods import title_of
 from peftkit.redaction import redact
-from peftkit.report import comparing, facts
+from peftkit.report import facts
 from peftkit.report.content import ComparisonContent, LayerUpdate, RunContent, read_comparison, read_run
 from peftkit.report.plots import comparison_plot, loss_plot, norms_plot, overlay_plot, schedule_plots
 from peftkit.runs.comparison import COMPARISON_NAME
@@ -42,17 +42,15 @@ def write_report(runs: Sequence[Path], output: Path | None = None, merged: Path 
     comparison = next((path for path in runs if (path / COMPARISON_NAME).is_file()), None)
     if len(runs) > 1:
         if comparison is not None:
+            what = "is a comparison, and cannot be reported with other runs."
             remedy = "Name it alone; its report has all of its runs."
-            raise InputError(
-                "is a comparison, and cannot be reported with other runs.", where=str(comparison), remedy=remedy
-            )
+            raise InputError(what, where=str(comparison), remedy=remedy)
         if output is None:
             raise InputError("the report of several runs has no place of its own.", remedy="Name a file with --output.")
     if merged is not None and (len(runs) > 1 or comparison is not None):
         raise InputError("is of one run's adapter.", where="--merged", remedy="Name that run alone.")
     place = output or RunFolder(runs[0]).report
-    text = _page(runs, comparison, merged)
-    _write(place, text)
+    _write(place, _page(runs, comparison, merged))
     return place
 
 
@@ -75,17 +73,12 @@ def _with_updates(run: RunContent, path: Path) -> RunContent:
     if not (path / ADAPTER_FOLDER / WEIGHTS_NAME).is_file():
         return run  # moved away: the manifest still says what it was
     modules = inspect_modules(read_adapter(path / ADAPTER_FOLDER), lambda _: None)
-    return replace(
-        run, updates=[LayerUpdate(each.layer, each.target, each.norm) for each in modules if each.norm is not None]
-    )
+    updates = [LayerUpdate(each.layer, each.target, each.norm) for each in modules if each.norm is not None]
+    return replace(run, updates=updates)
 
 
 def _receipt(merged: Path, path: Path, run: RunContent) -> dict[str, Any]:
-    """The receipt of a model that this run's adapter was merged into.
-
-    Raises:
-        TargetError: there is none, or it is of other adapters.
-    """
+    """The receipt of a model that this run's adapter was merged into; TargetError if there is none, or of others."""
     place = merged / RECEIPT_NAME
     if not place.is_file():
         remedy = "Name the output of peftkit merge."
@@ -101,10 +94,9 @@ def _receipt(merged: Path, path: Path, run: RunContent) -> dict[str, Any]:
 
 
 def _write(place: Path, text: str) -> None:
+    remedy = "Name another file with --output."
     if not place.parent.is_dir():
-        raise TargetError(
-            "there is no such folder.", where=str(place.parent), remedy="Name another file with --output."
-        )
+        raise TargetError("there is no such folder.", where=str(place.parent), remedy=remedy)
     if place.is_dir():
         raise TargetError("is a folder.", where=str(place), remedy="Name a file with --output.")
     try:
@@ -112,23 +104,24 @@ def _write(place: Path, text: str) -> None:
     except OSError as error:
         known = write_fault(error, place)
         what = known.what if known else f"cannot be written: {error.strerror}."
-        raise TargetError(what, where=str(place), remedy="Name another file with --output.") from error
+        raise TargetError(what, where=str(place), remedy=remedy) from error
 
 
 _FOLDER = Path(__file__).parent
+_GONE = ": its folder is not there, so this page has only its numbers."
 _LONGEST_TEXT = 3_000
 """Characters of a sample or a document; what is longer ends in an ellipsis."""
 
 
 def run_page(run: RunContent) -> str:
     """The report of one run."""
-    return _render("run.html.j2", title=f"{run.manifest.name}: {_method(run)}", view=_view(run, "run"))
+    return _render("run.html.j2", title=f"{run.manifest.name}: {title_of(run.manifest.method)}", view=_view(run, "run"))
 
 
 def runs_page(runs: Sequence[RunContent]) -> str:
     """The report of several runs that are no comparison."""
     views = [_view(run, f"run{number}") for number, run in enumerate(runs, start=1)]
-    return _render("runs.html.j2", title=f"{len(views)} runs", views=views, table=comparing.runs_table(list(runs)))
+    return _render("runs.html.j2", title=f"{len(views)} runs", views=views, table=facts.runs_table(list(runs)))
 
 
 def comparison_page(content: ComparisonContent) -> str:
@@ -138,26 +131,20 @@ def comparison_page(content: ComparisonContent) -> str:
         "comparison.html.j2",
         title=f"Comparison: {content.name}",
         content=content,
-        headline=comparing.headline(comparison),
-        warnings=[*comparison.warnings, *comparing.missing(content)],
-        table=comparing.comparison_table(comparison),
-        costs=comparing.cost_table(comparison),
-        expected=comparing.expected_rows(comparison),
-        tried=comparing.tried_rows(comparison),
+        headline=facts.headline(comparison),
+        warnings=[*comparison.warnings, *(f"{name}{_GONE}" for name in content.missing)],
+        table=facts.comparison_table(comparison),
+        costs=facts.cost_table(comparison),
+        expected=facts.expected_rows(comparison),
+        tried=facts.tried_rows(comparison),
         plots=[plot for plot in (comparison_plot(content, "entries"), overlay_plot(content, "curves")) if plot],
         views=[_view(run, f"run{number}") for number, run in enumerate(content.runs.values(), start=1)],
     )
 
 
 def _render(template: str, **values: Any) -> str:
-    environment = Environment(
-        loader=FileSystemLoader(_FOLDER),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-    )
+    layout: dict[str, Any] = dict.fromkeys(("trim_blocks", "lstrip_blocks", "keep_trailing_newline"), True)
+    environment = Environment(loader=FileSystemLoader(_FOLDER), autoescape=True, undefined=StrictUndefined, **layout)
     environment.globals["evaluation_columns"] = facts.EVALUATION_COLUMNS
     environment.filters |= {"shortened": _shortened, "small": small, "bytes": size}
     style = (_FOLDER / "style.css").read_text(encoding="utf-8")
@@ -170,7 +157,7 @@ def _view(run: RunContent, key: str) -> dict[str, Any]:
     return {
         "key": key,
         "run": run,
-        "method": _method(run),
+        "method": title_of(run.manifest.method),
         "sentence": facts.sentence(run),
         "figures": facts.key_figures(run),
         "curves": [plot for plot in curves if plot],
@@ -186,10 +173,6 @@ def _view(run: RunContent, key: str) -> dict[str, Any]:
         "hardware": facts.hardware(run.manifest.hardware),
         "versions": [(name, version) for name, version in run.manifest.versions.items() if version],
     }
-
-
-def _method(run: RunContent) -> str:
-    return title_of(run.manifest.method)
 
 
 def _shortened(text: str) -> str:

@@ -1,4 +1,4 @@
-"""The pictures of a report: curves of a run, norms of an adapter, entries of a comparison."""
+"""Pictures of a run's curves, an adapter's norms and a comparison's entries: for a report, and for a terminal."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from peftkit.metrics import METRICS, count, small
 from peftkit.report.content import ComparisonContent, LayerUpdate, RunContent
 
 __all__ = [
-    "LOGARITHMIC", "SERIES", "Plot", "bare", "comparison_plot", "loss_plot", "norms_plot", "overlay_plot",
-    "schedule_plots", "series", "thinned",
+    "LOGARITHMIC", "SERIES", "Plot", "bare", "comparison_plot", "draw_curves", "loss_plot", "norms_plot",
+    "overlay_plot", "schedule_plots", "series", "thinned",
 ]  # fmt: skip
 
 TEXT, GRID = "#010203", "#020304"
@@ -27,24 +27,14 @@ _VARIABLES = {TEXT: "currentColor", GRID: "var(--rule)"} | {
 }
 _SETTINGS: dict[str, Any] = {
     "svg.fonttype": "none",
-    "text.parse_math": False,
     "font.family": "DejaVu Sans",  # comes with matplotlib, so that every machine lays out the same
     "font.size": 9.5,
-    "text.color": TEXT,
-    "axes.labelcolor": TEXT,
-    "axes.edgecolor": GRID,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "axes.axisbelow": True,
-    "grid.color": GRID,
     "grid.linewidth": 0.6,
-    "xtick.color": GRID,
-    "ytick.color": GRID,
-    "xtick.labelcolor": TEXT,
-    "ytick.labelcolor": TEXT,
-    "legend.frameon": False,
     "lines.linewidth": 1.7,
+    **dict.fromkeys(("text.color", "axes.labelcolor", "xtick.labelcolor", "ytick.labelcolor"), TEXT),
+    **dict.fromkeys(("axes.edgecolor", "grid.color", "xtick.color", "ytick.color"), GRID),
+    **dict.fromkeys(("axes.grid", "axes.axisbelow"), True),
+    **dict.fromkeys(("text.parse_math", "axes.spines.top", "axes.spines.right", "legend.frameon"), False),
 }
 
 
@@ -55,16 +45,6 @@ class Plot:
     title: str
     description: str
     svg: str
-
-
-@contextmanager
-def styled(key: str) -> Iterator[None]:
-    """Draw in the page's style; `key` tells the figure's inner names from those of the other figures of the page."""
-    import matplotlib as mpl  # takes a third of a second
-
-    settings: Any = {**_SETTINGS, "svg.hashsalt": key}
-    with mpl.rc_context(settings):
-        yield
 
 
 def drawn(figure: Any, key: str, title: str, description: str) -> Plot:
@@ -96,7 +76,6 @@ def bare(svg: str, key: str, title: str, description: str) -> str:
     return re.sub(r"\n\s*", "\n", head + named + body).strip()
 
 
-_SIZE = (5.4, 3.2)
 _MOST_POINTS = 400
 LOGARITHMIC = 20.0
 """From this ratio of the largest to the smallest value on, an axis is logarithmic."""
@@ -111,8 +90,7 @@ def loss_plot(run: RunContent, key: str) -> Plot | None:
     train, validation = series(run.steps, "loss"), series(run.evaluations, "eval_loss")
     if not train[0] and not validation[0]:
         return None
-    with styled(key):
-        figure, axes = _figure("step", "nats a token")
+    with _figure(key, "step", "nats a token") as (figure, axes):
         if train[0]:
             axes.plot(*thinned(*train), color=SERIES[0], label="training")
         if validation[0]:
@@ -125,21 +103,19 @@ def loss_plot(run: RunContent, key: str) -> Plot | None:
 
 def schedule_plots(run: RunContent, key: str) -> list[Plot]:
     """The learning rate and the norm of the gradient over the steps."""
-    wanted = (
-        ("learning_rate", "Learning rate", 2, False),
-        ("grad_norm", "Norm of the gradient before clipping", 3, True),
-    )
     plots = []
-    for name, title, colour, scaled in wanted:
+    for name, title, colour in (
+        ("learning_rate", "Learning rate", 2),
+        ("grad_norm", "Norm of the gradient before clipping", 3),
+    ):
         points = series(run.metrics, name)
         drawn_points = thinned(*points)
         if not points[0]:
             continue
         inner = f"{key}-{name.replace('_', '-')}"
-        with styled(inner):
-            figure, axes = _figure("step", title.partition(" before")[0].lower())
+        with _figure(inner, "step", title.partition(" before")[0].lower()) as (figure, axes):
             axes.plot(*drawn_points, color=SERIES[colour], linewidth=1.4)
-            if scaled:
+            if name == "grad_norm":
                 _scale(axes, drawn_points[1])
             else:
                 axes.set_ylim(bottom=0)
@@ -157,8 +133,7 @@ def norms_plot(updates: Sequence[LayerUpdate], key: str) -> Plot | None:
     norms = {(update.layer, update.target): update.norm for update in updates}
     names = ["" if layer is None else str(layer) for layer in layers]
     highest = max(norms.values())
-    with styled(key):
-        figure, axes = _figure("‖ΔW‖" if len(targets) == 1 else "", "layer", height=1.1 + 0.27 * len(layers))
+    with _figure(key, "‖ΔW‖" if len(targets) == 1 else "", "layer", height=1.1 + 0.27 * len(layers)) as (figure, axes):
         axes.set_yticks(range(len(layers)), names)
         axes.invert_yaxis()
         axes.tick_params(length=0)
@@ -183,8 +158,7 @@ def comparison_plot(content: ComparisonContent, key: str) -> Plot | None:
     if not measured:
         return None
     values = [value for _, statistic in measured for value in (statistic.mean, *statistic.values)]
-    with styled(key):
-        figure, axes = _figure(METRICS[by].label, "", height=1.1 + 0.42 * len(measured))
+    with _figure(key, METRICS[by].label, "", height=1.1 + 0.42 * len(measured)) as (figure, axes):
         for line, (_, statistic) in enumerate(measured):
             axes.plot(statistic.values, [line] * len(statistic.values), "|", color=SERIES[0], markersize=9, alpha=0.6)
             error = statistic.standard_error
@@ -208,14 +182,10 @@ def overlay_plot(content: ComparisonContent, key: str) -> Plot | None:
     values = [value for _, seeds in curves for points in seeds for value in points[1]]
     if not values:
         return None
-    with styled(key):
-        figure, axes = _figure("step", "nats a token")
+    with _figure(key, "step", "nats a token") as (figure, axes):
         for number, (name, seeds) in enumerate(curves):
-            look = {
-                "color": SERIES[number % len(SERIES)],
-                "linestyle": _DASHES[number % len(_DASHES)],
-                "marker": _MARKERS[number % len(_MARKERS)],
-            }
+            looks = (each[number % len(each)] for each in (SERIES, _DASHES, _MARKERS))
+            look = dict(zip(("color", "linestyle", "marker"), looks, strict=True))
             for seed, points in enumerate(seeds):
                 axes.plot(*points, **look, markersize=4.5, linewidth=1.3, label=None if seed else name)
         _scale(axes, values)
@@ -240,14 +210,19 @@ def series(lines: Sequence[dict[str, Any]], name: str) -> Points:
     return [line["step"] for line in known], [line[name] for line in known]
 
 
-def _figure(across: str, up: str, height: float = _SIZE[1]) -> tuple[Any, Any]:
+@contextmanager
+def _figure(key: str, across: str, up: str, height: float = 3.2) -> Iterator[tuple[Any, Any]]:
+    """A figure in the page's style; `key` tells its inner names from those of the other figures of the page."""
+    import matplotlib as mpl  # takes a third of a second
     from matplotlib.figure import Figure  # without pyplot no window system is asked
 
-    figure = Figure(figsize=(_SIZE[0], height), layout="constrained")
-    axes = figure.subplots()
-    axes.set_xlabel(across)
-    axes.set_ylabel(up)
-    return figure, axes
+    settings: Any = {**_SETTINGS, "svg.hashsalt": key}
+    with mpl.rc_context(settings):
+        figure = Figure(figsize=(5.4, height), layout="constrained")
+        axes = figure.subplots()
+        axes.set_xlabel(across)
+        axes.set_ylabel(up)
+        yield figure, axes
 
 
 def _scale(axes: Any, values: Sequence[float], of: str = "y") -> None:
@@ -288,3 +263,45 @@ def _told(name: str, points: Points) -> str:
         return ""
     begin, end = f"{small(values[0])} at step {count(steps[0])}", f"{small(values[-1])} at step {count(steps[-1])}"
     return f"{name} goes from {begin} to {end}"
+
+
+_WIDEST, _NARROWEST, _HEIGHT, _LOW_HEIGHT = 110, 40, 16, 10
+_BOXES = str.maketrans("┌┐└┘─│┬┴├┤┼\N{MINUS SIGN}", "++++-|+++++-")
+
+
+def draw_curves(run: RunContent, width: int, *, ascii_only: bool) -> str:
+    """Training and validation loss, and the learning rate, over the steps, to fit a terminal."""
+    line, sign = ("*", "*") if ascii_only else ("braille", "\N{BRAILLE PATTERN DOTS-1256}")
+    train, validation = (line, series(run.steps, "loss")), ("o", series(run.evaluations, "eval_loss"))
+    rate = (line, series(run.metrics, "learning_rate"))
+    width = max(_NARROWEST, min(width, _WIDEST))
+    names = [f"{sign} training"] * bool(train[1][0]) + ["o validation"] * bool(validation[1][0])
+    loss = _draw(f"loss, nats a token: {', '.join(names)}", [train, validation], width, _HEIGHT, wide=True)
+    text = "\n".join(part for part in (loss, _draw("learning rate", [rate], width, _LOW_HEIGHT)) if part)
+    return text.translate(_BOXES) if ascii_only else text
+
+
+def _draw(title: str, curves: Sequence[tuple[str, Points]], width: int, height: int, *, wide: bool = False) -> str:
+    """One picture, without colours, of curves with their markers; those of `o` are not joined to lines.
+
+    Nothing where there is nothing to draw. What is `wide` may be logarithmic.
+    """
+    curves = [(marker, points) for marker, points in curves if points[0]]
+    if not curves:
+        return ""
+    import plotext  # type: ignore[import-untyped]
+
+    plotext.terminal.limit(False, False)  # the size is given, whatever terminal it finds
+    figure = plotext.figure
+    figure.clear()
+    figure.plot_size(width, height)
+    figure.theme("colorless")
+    figure.title(title)
+    figure.label("step", "x")
+    values = [value for _, points in curves for value in points[1]]
+    if wide and min(values) > 0 and max(values) / min(values) >= LOGARITHMIC:
+        figure.ruler("y").scale("log")
+    for marker, points in curves:
+        signal = figure.signal(*thinned(*points), marker=marker)
+        figure.draw(signal if marker == "o" else signal.lines())
+    return "\n".join(line.rstrip() for line in str(figure.build().string(colorless=True)).rstrip().splitlines())

@@ -15,7 +15,7 @@ from statistics import fmean, stdev
 import pytest
 
 from peftkit.errors import InputError
-from peftkit.experiments.arms import arms_of, with_rate
+from peftkit.experiments.compare import arms_of, with_rate
 
 Command = Callable[..., subprocess.CompletedProcess[str]]
 

@@ -92,7 +92,7 @@ class Trainer:
 @pytest.fixture
 def trainer(monkeypatch: pytest.MonkeyPatch) -> Trainer:
     trainer = Trainer()
-    monkeypatch.setattr("peftkit.experiments.trials.run_apart", trainer)
+    monkeypatch.setattr("peftkit.experiments.tune.run_apart", trainer)
     return trainer
 
 
@@ -121,7 +121,7 @@ def real(recipe_path: Path) -> Path:
 def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Tuned:
     """The search that every other one of the same study has to come to."""
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr("peftkit.experiments.trials.run_apart", Trainer())
+        patched.setattr("peftkit.experiments.tune.run_apart", Trainer())
         return search(small(tmp_path_factory.mktemp("undisturbed")))
 
 
@@ -343,7 +343,7 @@ def test_a_signal_says_how_to_go_on(recipe: Path, monkeypatch: pytest.MonkeyPatc
     def stopped(*_: Any) -> int:
         raise Stopped(signal.SIGTERM, "stopped by SIGTERM.")
 
-    monkeypatch.setattr("peftkit.experiments.trials.run_apart", stopped)
+    monkeypatch.setattr("peftkit.experiments.tune.run_apart", stopped)
 
     with pytest.raises(Stopped) as caught:
         search(recipe, trials=3, overrides=("lora.lora_alpha=4",))

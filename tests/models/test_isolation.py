@@ -17,7 +17,7 @@ from peftkit.errors import FieldError
 from peftkit.models.base import locate_base
 from peftkit.models.isolation import check_isolation
 from peftkit.models.methods.lora import METHOD
-from peftkit.planning.precision import ChosenPrecision
+from peftkit.planning.decisions import ChosenPrecision
 from peftkit.recipe.hyperparameters import Lora
 from peftkit.recipe.schema import Base
 

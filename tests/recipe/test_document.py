@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from peftkit.errors import Problem, RecipeError
-from peftkit.recipe.document import is_number, parse_document, parse_value
+from peftkit.recipe.document import is_number, parse_document, parse_override
 
 
 @pytest.mark.parametrize(
@@ -31,7 +31,7 @@ def test_a_plain_word_means_what_the_core_schema_of_yaml_1_2_says(text: str, exp
 
 
 def test_nan_is_a_number() -> None:
-    assert math.isnan(parse_value(".nan", "--set a", ("a",)))
+    assert math.isnan(parse_override("a=.nan")[1])
 
 
 def test_a_directive_for_yaml_1_1_changes_no_value() -> None:
@@ -107,4 +107,42 @@ def test_any_text_is_read_or_refused(text: str) -> None:
 @given(st.floats(allow_nan=False, allow_infinity=False) | st.integers())
 def test_a_number_as_python_writes_it_is_that_number(number: float) -> None:
     assert is_number(repr(number))
-    assert parse_value(repr(number), "--set a", ("a",)) == number
+    assert parse_override(f"a={number!r}")[1] == number
+
+
+@pytest.mark.parametrize(
+    ("text", "path", "value"),
+    [
+        ("training.learning_rate=1e-4", ("training", "learning_rate"), 1e-4),
+        ("description=a=b", ("description",), "a=b"),
+        ("description=", ("description",), None),
+        ("description='a # b'", ("description",), "a # b"),
+        ("lora={r: 2, target_modules: [a, b]}", ("lora",), {"r": 2, "target_modules": ["a", "b"]}),
+        (" lora.r = 3", ("lora", "r"), 3),
+        ("training.save_strategy=no", ("training", "save_strategy"), "no"),
+    ],
+)
+def test_the_first_equals_sign_parts_a_field_from_its_yaml(text: str, path: tuple[str, ...], value: Any) -> None:
+    assert parse_override(text) == (path, value)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("lora.r", "--set lora.r: is not FIELD=VALUE."),
+        ("=3", "--set =3: is not FIELD=VALUE."),
+        ("lora..r=3", "--set lora..r=3: is not FIELD=VALUE."),
+        ("lora={r: 2", "--set lora: is not valid YAML"),
+        ("lora.r=!x 3", "--set lora.r: lora.r: has the tag !x."),
+        ("lora={r: 1, r: 2}", "--set lora: lora.r: comes twice."),
+        ("name=a\nmethod: full", "--set name: is not valid YAML"),
+        ("methods.full.training.seed=1", "--set methods.full.training.seed: methods.full.training.seed: cannot be set"),
+        ("methods={}", "--set methods: methods: cannot be set"),
+    ],
+)
+def test_what_is_no_field_and_value_is_an_error_that_names_the_option(text: str, message: str) -> None:
+    with pytest.raises(RecipeError) as error:
+        parse_override(text)
+
+    assert str(error.value).startswith(message)
+    assert error.value.problems[0].remedy

@@ -206,9 +206,9 @@ def test_a_value_is_inside_or_outside(span: Range | list[Scalar], inside: list[o
 
 @given(st.one_of(st.floats(min_value=1e-12, max_value=1e6), st.integers(1, 10**6)))
 def test_a_value_reaches_the_recipe_as_it_is(value: float) -> None:
-    from peftkit.recipe.layers import parse_override
+    from peftkit.recipe.document import parse_override
 
-    found = parse_override(settings({"training.learning_rate": value})[0]).value
+    _, found = parse_override(settings({"training.learning_rate": value})[0])
 
     assert (found, type(found)) == (value, type(value))
 

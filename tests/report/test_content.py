@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 
 from peftkit.errors import TargetError
-from peftkit.report import comparing, facts
+from peftkit.report import facts
 from peftkit.report.content import RunContent, read_comparison, read_metrics, read_run
+from peftkit.report.page import comparison_page
 from peftkit.runs.comparison import Comparison
 from peftkit.storage import read_json, remove_folder, write_json
 
@@ -66,7 +67,7 @@ def test_a_comparison_tells_which_of_its_runs_are_gone(compared: Path) -> None:
 
     assert list(content.runs) == ["full", "lora"]
     assert content.missing == ["qlora"]
-    assert "qlora: its folder is not there" in comparing.missing(content)[0]
+    assert "qlora: its folder is not there" in comparison_page(content)
 
 
 def test_the_sentence_says_what_was_trained_and_what_it_brought(content: RunContent) -> None:
@@ -121,19 +122,19 @@ def test_what_happened_on_the_way_is_told(content: RunContent) -> None:
 
 
 def test_the_headline_names_the_best_and_what_is_more_than_noise(comparison: Comparison) -> None:
-    assert comparing.headline(comparison) == (
+    assert facts.headline(comparison) == (
         "full has the lowest validation loss, 1.500 ± 0.012 over 2 seeds. qlora is worse by more than noise. "
         "The difference to lora may be noise."
     )
 
 
 def test_an_expectation_tells_by_how_much_it_is_missed(comparison: Comparison) -> None:
-    assert [row[4] for row in comparing.expected_rows(comparison)] == ["as expected", "0.5 too high", "not measured"]
+    assert [row[4] for row in facts.expected_rows(comparison)] == ["as expected", "0.5 too high", "not measured"]
 
 
 def test_the_tables_have_a_line_for_each_entry_and_the_base_cost_nothing(comparison: Comparison) -> None:
-    head, rows = comparing.comparison_table(comparison)
-    _, costs = comparing.cost_table(comparison)
+    head, rows = facts.comparison_table(comparison)
+    _, costs = facts.cost_table(comparison)
 
     assert head == ["", "validation loss", "verdict"]
     assert [row[0] for row in rows] == ["base", "full", "lora", "qlora"]

@@ -14,13 +14,13 @@ from peftkit.report.plots import (
     SERIES,
     Plot,
     comparison_plot,
+    draw_curves,
     loss_plot,
     norms_plot,
     overlay_plot,
     schedule_plots,
     thinned,
 )
-from peftkit.report.terminal import draw_curves
 
 UPDATES = [LayerUpdate(layer, target, 0.5 + layer) for layer in range(3) for target in ("attn.c_attn", "mlp.c_fc")]
 

@@ -11,7 +11,7 @@ import numpy as np
 
 from peftkit.errors import FieldError, TargetError
 from peftkit.models.methods import Floats, Overlap, Size, TrainingMethod, Update
-from peftkit.recipe.schema import Ia3
+from peftkit.recipe.hyperparameters import Ia3
 
 __all__ = ["METHOD", "Scales"]
 

@@ -23,10 +23,10 @@ from peftkit.adapters.operations import combine_adapters, diff_adapters, inspect
 from peftkit.adapters.target import open_adapter
 from peftkit.adapters.verify import check_adapter
 from peftkit.errors import ChangedError, FieldError, RecipeError, TargetError
-from peftkit.experiments.arms import arms_of
+from peftkit.experiments.compare import arms_of
 from peftkit.models.methods.ia3 import METHOD, Scales
+from peftkit.recipe.hyperparameters import Ia3
 from peftkit.recipe.loader import load_recipe
-from peftkit.recipe.schema import Ia3
 from peftkit.runs.folder import RunFolder
 from peftkit.storage import sha256_of_file
 from peftkit.training.run import RunOptions, run

@@ -16,7 +16,7 @@ from peftkit.errors import FieldError, RecipeError
 from peftkit.models.base import LocatedBase, locate_base
 from peftkit.models.quantization import backend_of, load_base, quantised_modules
 from peftkit.recipe.hyperparameters import Quantization
-from peftkit.recipe.installed import check_installed
+from peftkit.recipe.libraries import check_installed
 from peftkit.recipe.loader import load_recipe
 from peftkit.recipe.quantizers import PRESETS
 from peftkit.recipe.schema import Base

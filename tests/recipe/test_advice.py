@@ -7,11 +7,9 @@ import re
 import pytest
 
 from peftkit.recipe.advice import Between, shown
-from peftkit.recipe.advised import ADVICE, usual_rate
 from peftkit.recipe.fields import documented_fields
-from peftkit.recipe.hyperparameters import Lora, Quantization, Training
-from peftkit.recipe.methods import KINDS
-from peftkit.recipe.schema import Init
+from peftkit.recipe.hyperparameters import Init, Lora, Quantization, Training
+from peftkit.recipe.methods import ADVICE, KINDS, usual_rate
 
 _OF_THE_RUN = {"per_device_eval_batch_size", "logging_steps", "eval_strategy", "save_strategy", "save_total_limit"}
 """Fields of `training` that change nothing of what is learned."""

@@ -8,15 +8,25 @@ from collections.abc import Iterator
 from contextlib import nullcontext
 from importlib.metadata import version
 from pathlib import Path
+from runpy import run_path
 
 import pytest
 
 from peftkit.errors import FieldError
-from peftkit.recipe import installed
-from peftkit.recipe.installed import check_installed, installed_arguments, installed_listing
-from peftkit.recipe.libraries import LISTING, LORA_CONFIG, OPTIMIZERS, TRAINING_ARGUMENTS, listed_versions
+from peftkit.recipe import libraries
+from peftkit.recipe.libraries import (
+    LISTING,
+    LORA_CONFIG,
+    OPTIMIZERS,
+    TRAINING_ARGUMENTS,
+    check_installed,
+    installed_arguments,
+    listed_versions,
+)
 from peftkit.recipe.loader import load_recipe
 from peftkit.runs.versions import pinned_versions
+
+_GENERATOR = run_path(str(Path(__file__).resolve().parents[2] / "docs" / "generate.py"))
 
 OLDER = '''
 class TrainingArguments:
@@ -41,25 +51,25 @@ class LoraConfig:
 @pytest.fixture
 def older(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Libraries with three arguments and one optimizer, in the place of the installed ones."""
-    tree = installed._source_tree
+    tree = libraries._source_tree
     modules = (TRAINING_ARGUMENTS.module, LORA_CONFIG.module)
     installed_arguments.cache_clear()
-    installed.installed_values.cache_clear()
+    libraries.installed_values.cache_clear()
     monkeypatch.setattr(
-        installed,
+        libraries,
         "_source_tree",
         lambda module: ast.parse(OLDER) if module in modules else tree(module),
     )
     yield
     installed_arguments.cache_clear()
-    installed.installed_values.cache_clear()
+    libraries.installed_values.cache_clear()
 
 
 @pytest.mark.skipif(
     any(version(library) != pin for library, pin in listed_versions().items()), reason="other versions are listed"
 )
 def test_the_list_is_what_the_libraries_that_it_names_say() -> None:
-    assert json.loads(LISTING.read_text(encoding="utf-8")) == json.loads(json.dumps(installed_listing()))
+    assert json.loads(LISTING.read_text(encoding="utf-8")) == json.loads(json.dumps(_GENERATOR["installed_listing"]()))
 
 
 def test_the_list_is_of_the_versions_that_everything_is_tested_with() -> None:
@@ -126,4 +136,4 @@ def test_an_argument_is_read_with_its_type_default_and_documentation() -> None:
         "eval_delay": ("float", 0, "Before the first evaluation."),
         "gradient_checkpointing_kwargs": ("dict | None", None, "What it takes."),
     }
-    assert "adafactor" in OPTIMIZERS.listed()
+    assert "adafactor" in OPTIMIZERS.values()
