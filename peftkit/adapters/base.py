@@ -78,11 +78,8 @@ def find_footing(adapter: Adapter, given: GivenBase = AS_RECORDED) -> Footing:
     if record is None:
         if given.model is None:
             named = adapter.config.get("base_model_name_or_path")
-            raise TargetError(
-                f"was not made by peftkit, and names {named!r} as its base, which is not opened unasked.",
-                where=str(adapter.folder),
-                remedy="Name its base with --base.",
-            )
+            what = f"was not made by peftkit, and names {named!r} as its base, which is not opened unasked."
+            raise TargetError(what, where=str(adapter.folder), remedy="Name its base with --base.")
         console.warning(unchecked(adapter) or "")
         base = _locate(adapter, Base(model=given.model))
         return Footing(base, base.config(), given.quantization, "float32")
@@ -94,11 +91,9 @@ def find_footing(adapter: Adapter, given: GivenBase = AS_RECORDED) -> Footing:
     as_trained = own.model_copy(update={"revision": record.base["revision"]})  # a branch may have moved on since
     base = _locate(adapter, as_trained if given.model is None else Base(model=given.model))
     if base.fingerprint != record.base["sha256"]:
-        raise TargetError(
-            f"was trained on another {record.base['model']} than {base.folder}.",
-            where=str(adapter.folder),
-            remedy="Weights or configuration differ; bring back that base, or name its place with --base.",
-        )
+        what = f"was trained on another {record.base['model']} than {base.folder}."
+        remedy = "Weights or configuration differ; bring back that base, or name its place with --base."
+        raise TargetError(what, where=str(adapter.folder), remedy=remedy)
     return Footing(base, base.config(own.dropout), record.recipe.base_quantization, record.base_dtype)
 
 
@@ -126,11 +121,9 @@ def check_fit(adapter: Adapter, footing: Footing) -> None:
     tied = tied_modules(structure)
     shared = next((module for module in meaning_of(adapter).updates if module in tied), None)
     if shared:
-        raise TargetError(
-            f"adapts {shared}, which is tied: input embedding and head are one matrix, and would no longer be.",
-            where=str(adapter.folder),
-            remedy="Train it again without; peftkit's own recipes refuse such a target.",
-        )
+        what = f"adapts {shared}, which is tied: input embedding and head are one matrix, and would no longer be."
+        remedy = "Train it again without; peftkit's own recipes refuse such a target."
+        raise TargetError(what, where=str(adapter.folder), remedy=remedy)
     _check_layers(adapter, structure, place)
     # these may be saved beside the adapter, and are longer where the vocabulary has grown
     tables = {name for module in embedding_modules(structure) for name in _table_names(module)}
@@ -142,11 +135,8 @@ def check_fit(adapter: Adapter, footing: Footing) -> None:
     for names, what in ((missing, "is missing"), (extra, "is one too many"), (misshapen, "has another shape")):
         if names:
             others = f", and {len(names) - 1} more" if len(names) > 1 else ""
-            raise TargetError(
-                f"does not hold what {CONFIG_NAME} calls for on this base: {names[0]} {what}{others}.",
-                where=place,
-                remedy="It is incomplete, was edited, or belongs to another base.",
-            )
+            what = f"does not hold what {CONFIG_NAME} calls for on this base: {names[0]} {what}{others}."
+            raise TargetError(what, where=place, remedy="It is incomplete, was edited, or belongs to another base.")
 
 
 def put_adapter(model: Any, adapter: Adapter) -> Any:
@@ -192,11 +182,8 @@ def _check_layers(adapter: Adapter, structure: Any, place: str) -> None:
     in_base = {int(number) for name, _ in structure.named_modules() for number in re.findall(r"\.(\d+)$", name)}
     in_file = {int(number) for name in adapter.tensors for number in re.findall(r"\.(\d+)\.", name)}
     if in_file and in_base and max(in_file) > max(in_base):
-        raise TargetError(
-            f"holds tensors for layer {max(in_file)}, but the base's last is {max(in_base)}.",
-            where=place,
-            remedy="It belongs to a base with more layers.",
-        )
+        what = f"holds tensors for layer {max(in_file)}, but the base's last is {max(in_base)}."
+        raise TargetError(what, where=place, remedy="It belongs to a base with more layers.")
 
 
 def _wanted_shapes(adapter: Adapter, structure: Any) -> dict[str, tuple[int, ...]]:
@@ -241,8 +228,6 @@ def _library_config(adapter: Adapter, model: Any) -> Any:
 
 
 def _unfit(adapter: Adapter, error: Exception) -> TargetError:
-    return TargetError(
-        f"cannot be put on its base: {str(error).splitlines()[0]}",
-        where=str(adapter.folder),
-        remedy="The file is damaged or belongs to another base; train or copy it again.",
-    )
+    what = f"cannot be put on its base: {str(error).splitlines()[0]}"
+    remedy = "The file is damaged or belongs to another base; train or copy it again."
+    return TargetError(what, where=str(adapter.folder), remedy=remedy)

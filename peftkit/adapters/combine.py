@@ -45,17 +45,12 @@ def check_addable(adapters: Sequence[Adapter]) -> None:
         if extra is None and meaning.whole:
             extra = f"{next(iter(meaning.whole))}, which was trained whole"
         if extra:
-            raise TargetError(
-                f"has {extra}; a sum of adapters is exact only for their products.",
-                where=str(adapter.folder),
-                remedy="Merge it alone.",
-            )
+            what = f"has {extra}; a sum of adapters is exact only for their products."
+            raise TargetError(what, where=str(adapter.folder), remedy="Merge it alone.")
         if _base_of(adapter) != _base_of(first):
-            raise TargetError(
-                f"stands on another base than {first.folder}, or on one that was held in another way.",
-                where=str(adapter.folder),
-                remedy="Only adapters that were trained on the same weights can be added.",
-            )
+            what = f"stands on another base than {first.folder}, or on one that was held in another way."
+            remedy = "Only adapters that were trained on the same weights can be added."
+            raise TargetError(what, where=str(adapter.folder), remedy=remedy)
 
 
 def products_of(adapter: Adapter) -> dict[str, Factors]:

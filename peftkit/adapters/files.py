@@ -122,11 +122,9 @@ def read_adapter(folder: Path) -> Adapter:
     if not (folder / WEIGHTS_NAME).is_file():
         pickles = sorted(path.name for pattern in ("*.bin", "*.pt", "*.pth", "*.pkl") for path in folder.glob(pattern))
         if pickles:
-            raise TargetError(
-                f"holds its weights as a pickle, {pickles[0]}, which can run code when it is opened.",
-                where=str(folder),
-                remedy=f"Load it where you trust it, and save it as {WEIGHTS_NAME} with PEFT's save_pretrained.",
-            )
+            what = f"holds its weights as a pickle, {pickles[0]}, which can run code when it is opened."
+            remedy = f"Load it where you trust it, and save it as {WEIGHTS_NAME} with PEFT's save_pretrained."
+            raise TargetError(what, where=str(folder), remedy=remedy)
         raise TargetError(f"has no {WEIGHTS_NAME}.", where=str(folder), remedy="Copy the adapter again.")
     return Adapter(folder, config, _read_tensors(folder / WEIGHTS_NAME), Record.read(folder))
 
@@ -198,11 +196,8 @@ def _read_tensors(place: Path) -> dict[str, StoredTensor]:
     }
     strange = next((name for name, tensor in tensors.items() if tensor.dtype not in _NUMPY_TYPES), None)
     if strange:
-        raise TargetError(
-            f"{strange} holds {tensors[strange].dtype}, which is no number type of an adapter.",
-            where=str(place),
-            remedy="Save the adapter in float32, float16 or bfloat16.",
-        )
+        what = f"{strange} holds {tensors[strange].dtype}, which is no number type of an adapter."
+        raise TargetError(what, where=str(place), remedy="Save the adapter in float32, float16 or bfloat16.")
     return dict(sorted(tensors.items()))
 
 

@@ -137,11 +137,8 @@ def _parts(folders: Sequence[tuple[Path, float]], work: Path, given: GivenBase) 
 def _check_places(folders: Sequence[Path], output: Path) -> None:
     for folder in folders:
         if output.resolve() == folder.resolve() or folder.resolve() in output.resolve().parents:
-            raise TargetError(
-                "is in the adapter's own folder, where the adapter would be applied a second time on loading.",
-                where=str(output),
-                remedy="Choose another folder.",
-            )
+            what = "is in the adapter's own folder, where the adapter would be applied a second time on loading."
+            raise TargetError(what, where=str(output), remedy="Choose another folder.")
     if not is_free(output):
         raise TargetError("exists already and is not empty.", where=str(output), remedy="Choose another folder.")
     for left in output.parent.glob(f".{output.name}.*.part"):

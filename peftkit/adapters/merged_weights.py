@@ -83,10 +83,9 @@ class MergedWeights:
             return tensor
         if not all(map(math.isfinite, map(float, made.aminmax()))):  # without a second tensor, as isfinite makes
             kind = str(self._dtype).removeprefix("torch.")
-            raise RunError(
-                f"{name} would hold numbers that are not finite in {kind}.",
-                remedy="Merge with --dtype float32 or bfloat16; if that fails too, the base is damaged.",
-            )
+            what = f"{name} would hold numbers that are not finite in {kind}."
+            remedy = "Merge with --dtype float32 or bfloat16; if that fails too, the base is damaged."
+            raise RunError(what, remedy=remedy)
         return made
 
     def _merged(self, weight: StoredWeight, tensor: torch.Tensor) -> torch.Tensor:

@@ -102,11 +102,9 @@ def check_effect(model: Any, expected: list[torch.Tensor], sample: Sample, stren
     with model.disable_adapter():
         base = logits_of(model, sample, exact=True)
     if all(torch.equal(ours, bases) for ours, bases in zip(expected, base, strict=True)):
-        raise RunError(
-            "the adapter has no effect: with it and without it, the model computes the same.",
-            where="training",
-            remedy=f"Check training.learning_rate, {strength} and the number of steps.",
-        )
+        what = "the adapter has no effect: with it and without it, the model computes the same."
+        remedy = f"Check training.learning_rate, {strength} and the number of steps."
+        raise RunError(what, where="training", remedy=remedy)
 
 
 def compare_in_fresh_process(folder: Path, expected: Iterable[torch.Tensor], sample: Sample) -> Agreement:

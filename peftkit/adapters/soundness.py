@@ -23,18 +23,14 @@ def check_sound(adapter: Adapter) -> None:
     """
     broken = not_finite(adapter)
     if broken:
-        raise TargetError(
-            f"holds values in {_some(broken)} that are not finite.",
-            where=str(adapter.folder / WEIGHTS_NAME),
-            remedy="Its training went wrong; train it again with a lower learning rate.",
-        )
+        what = f"holds values in {_some(broken)} that are not finite."
+        remedy = "Its training went wrong; train it again with a lower learning rate."
+        raise TargetError(what, where=str(adapter.folder / WEIGHTS_NAME), remedy=remedy)
     for name, changes in ((CONFIG_NAME, config_changes(adapter)), (WEIGHTS_NAME, tensor_changes(adapter))):
         if changes:
-            raise TargetError(
-                f"is not what was saved: {_some(changes, '; ')}.",
-                where=str(adapter.folder / name),
-                remedy="It was edited or damaged; copy or train the adapter again.",
-            )
+            what = f"is not what was saved: {_some(changes, '; ')}."
+            remedy = "It was edited or damaged; copy or train the adapter again."
+            raise TargetError(what, where=str(adapter.folder / name), remedy=remedy)
 
 
 def not_finite(adapter: Adapter) -> list[str]:

@@ -43,11 +43,9 @@ def find_target(name: str) -> Target:
             return _recorded("adapter", inner)
         if (inner / "config.json").is_file():
             return _recorded("model", inner)
-    raise TargetError(
-        "holds neither a run, an adapter nor a model.",
-        where=name,
-        remedy="An unfinished run has none; otherwise name the folder that holds config.json or adapter_config.json.",
-    )
+    what = "holds neither a run, an adapter nor a model."
+    remedy = "An unfinished run has none; otherwise name the folder that holds config.json or adapter_config.json."
+    raise TargetError(what, where=name, remedy=remedy)
 
 
 def find_weights(folder: Path) -> Path:

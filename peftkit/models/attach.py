@@ -28,11 +28,7 @@ __all__ = [
 
 
 def resolve_targets(
-    structure: Any,
-    target_modules: str | list[str],
-    auto: Mapping[str, list[str]],
-    fallback: Sequence[str],
-    field: str,
+    structure: Any, target_modules: str | list[str], auto: Mapping[str, list[str]], fallback: Sequence[str], field: str
 ) -> list[str]:
     """The full names of the modules that get an adapter, from the model's structure alone (the meta device will do).
 
@@ -68,11 +64,8 @@ def resolve_targets(
     chosen = _select(names, target_modules, adaptable, field)
     for name in chosen:
         if name in tied:
-            raise FieldError(
-                field,
-                f"{name} is tied: input embedding and head are one matrix, so an adapter on it cannot be merged.",
-                remedy=_choices(adaptable),
-            )
+            what = f"{name} is tied: input embedding and head are one matrix, so an adapter on it cannot be merged."
+            raise FieldError(field, what, remedy=_choices(adaptable))
     return chosen
 
 

@@ -24,14 +24,7 @@ from peftkit.recipe.references import BUILTIN_PREFIX
 from peftkit.recipe.schema import Base
 from peftkit.storage import sha256_of_file, sha256_of_json
 
-__all__ = [
-    "LocatedBase",
-    "base_at_hand",
-    "locate_base",
-    "open_tokenizer",
-    "set_dropout",
-    "take_quiet",
-]
+__all__ = ["LocatedBase", "base_at_hand", "locate_base", "open_tokenizer", "set_dropout", "take_quiet"]
 
 _ASSETS = Path(__file__).resolve().parents[1] / "assets"
 _DROPOUT_NAMES = ("resid_pdrop", "embd_pdrop", "attn_pdrop", "attention_dropout", "hidden_dropout", "embedding_dropout")
@@ -98,11 +91,9 @@ class LocatedBase:
             raise _unusable(self.reference, error) from _conversion_error(error) or error
         missing = sorted(report["missing_keys"]) + sorted(str(key) for key in report["mismatched_keys"])
         if missing:
-            raise BaseError(
-                f"has no fitting weights for {', '.join(missing[:3])}{' and others' if len(missing) > 3 else ''}.",
-                where=self.reference,
-                remedy="Use a whole checkpoint of the architecture that its config.json names.",
-            )
+            what = f"has no fitting weights for {', '.join(missing[:3])}{' and others' if len(missing) > 3 else ''}."
+            remedy = "Use a whole checkpoint of the architecture that its config.json names."
+            raise BaseError(what, where=self.reference, remedy=remedy)
         return model
 
     @cached_property
@@ -143,11 +134,9 @@ def locate_base(base: Base, *, weights: bool = True, field: str = "base.model") 
     if Path(base.model).expanduser().is_dir():
         folder = Path(base.model).expanduser().resolve()
         if weights and not any(folder.glob("*.safetensors")):
-            raise FieldError(
-                field,
-                f"{base.model} holds no .safetensors file.",
-                remedy="Save the model with save_pretrained of a current Transformers; pickled weights are not opened.",
-            )
+            what = f"{base.model} holds no .safetensors file."
+            remedy = "Save the model with save_pretrained of a current Transformers; pickled weights are not opened."
+            raise FieldError(field, what, remedy=remedy)
         return LocatedBase(str(folder), folder, None)
     snapshot, names = find_hub_base(base, field, weights=weights)
     snapshot.bring(names)
@@ -218,11 +207,9 @@ def take_quiet() -> None:
 
 
 def _unusable(reference: str, error: Exception) -> BaseError:
-    return BaseError(
-        f"cannot be opened: {_first_line(error)}",
-        where=reference,
-        remedy="It must be a causal language model in the Transformers format, with safetensors and a tokenizer.",
-    )
+    what = f"cannot be opened: {_first_line(error)}"
+    remedy = "It must be a causal language model in the Transformers format, with safetensors and a tokenizer."
+    return BaseError(what, where=reference, remedy=remedy)
 
 
 def _conversion_error(error: BaseException) -> RuntimeError | None:

@@ -36,11 +36,9 @@ def train_tokenizer(texts: Iterable[str], init: Init) -> PreTrainedTokenizerFast
     )
     tokenizer.train_from_iterator(texts, trainer)
     if tokenizer.get_vocab_size() != init.vocab_size:
-        raise FieldError(
-            "base.init.vocab_size",
-            f"the training text gives {tokenizer.get_vocab_size()} tokens, not {init.vocab_size}.",
-            remedy=f"Set it to {tokenizer.get_vocab_size()}, or train on more text.",
-        )
+        what = f"the training text gives {tokenizer.get_vocab_size()} tokens, not {init.vocab_size}."
+        remedy = f"Set it to {tokenizer.get_vocab_size()}, or train on more text."
+        raise FieldError("base.init.vocab_size", what, remedy=remedy)
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
         eos_token=END_OF_TEXT,
@@ -61,11 +59,8 @@ def initialise_model(init: Init, tokenizer: Any, dropout: float | None) -> Any:
     from transformers import GPT2Config, GPT2LMHeadModel  # takes a second, and all but a new base does without
 
     if len(tokenizer) > init.vocab_size:
-        raise FieldError(
-            "base.init.vocab_size",
-            f"is {init.vocab_size}, but the tokenizer has {len(tokenizer)} tokens.",
-            remedy=f"Set it to {len(tokenizer)} or more.",
-        )
+        what = f"is {init.vocab_size}, but the tokenizer has {len(tokenizer)} tokens."
+        raise FieldError("base.init.vocab_size", what, remedy=f"Set it to {len(tokenizer)} or more.")
     probabilities = {} if dropout is None else dict.fromkeys(("resid_pdrop", "embd_pdrop", "attn_pdrop"), dropout)
     config = GPT2Config(
         **init.model_dump(exclude={"tokenizer"}),

@@ -61,11 +61,8 @@ def check_isolation(model: Any, precision: ChosenPrecision = "fp32") -> None:
     differs = float((packed - alone).abs().max()) > logits * float(alone.abs().max())
     drifts = float((gradient[first:] - expected).norm()) > gradients * float(expected.norm())
     if leaks or differs or drifts:
-        raise FieldError(
-            "data.packing",
-            f"{model.config.model_type} lets packed documents see each other.",
-            remedy="Set packing: false.",
-        )
+        what = f"{model.config.model_type} lets packed documents see each other."
+        raise FieldError("data.packing", what, remedy="Set packing: false.")
 
 
 def _probe(

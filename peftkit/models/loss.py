@@ -20,14 +20,7 @@ from peftkit.models.linear_cross_entropy import Head, summed_loss, token_losses
 from peftkit.models.varlen import BOUNDS
 from peftkit.planning.precision import ChosenPrecision
 
-__all__ = [
-    "LABEL_LOSSES",
-    "Loss",
-    "compute_loss_at_labels",
-    "evaluate_loss",
-    "label_losses",
-    "row_losses",
-]
+__all__ = ["LABEL_LOSSES", "Loss", "compute_loss_at_labels", "evaluate_loss", "label_losses", "row_losses"]
 
 LABEL_LOSSES = "label_losses"
 """The name under which a model may have its own `label_losses`: one that has its weights only within a call of it."""

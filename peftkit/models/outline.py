@@ -23,14 +23,7 @@ from peftkit.planning.memory import fixed_and_row
 from peftkit.planning.precision import ChosenPrecision, dtype_of
 from peftkit.recipe.hyperparameters import Quantization
 
-__all__ = [
-    "activation_bytes",
-    "activation_parts",
-    "held_bytes",
-    "kept_for_backward",
-    "loss_parts",
-    "weight_bytes",
-]
+__all__ = ["activation_bytes", "activation_parts", "held_bytes", "kept_for_backward", "loss_parts", "weight_bytes"]
 
 _NAME = "peftkit_outline"
 _LOW = (torch.addmm, torch.matmul, torch.bmm, functional.linear, torch.Tensor.matmul)

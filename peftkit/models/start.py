@@ -110,8 +110,5 @@ def positions(config: Any) -> int | None:
 
 def _check_length(recipe: Recipe, seen: int | None) -> None:
     if seen is not None and recipe.data.max_length > seen:
-        raise FieldError(
-            "data.max_length",
-            f"is {recipe.data.max_length}, but the base sees at most {seen} tokens.",
-            remedy=f"Set it to {seen} or less.",
-        )
+        what = f"is {recipe.data.max_length}, but the base sees at most {seen} tokens."
+        raise FieldError("data.max_length", what, remedy=f"Set it to {seen} or less.")

@@ -98,11 +98,8 @@ def weight_files(folder: Path) -> list[Path]:
     except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
         raise _damaged(folder / _INDEX) from error
     if strange is not None:
-        raise BaseError(
-            f"names a file in another folder, {strange}.",
-            where=str(folder / _INDEX),
-            remedy="Use a checkpoint whose files are all in one folder.",
-        )
+        what = f"names a file in another folder, {strange}."
+        raise BaseError(what, where=str(folder / _INDEX), remedy="Use a checkpoint whose files are all in one folder.")
     return [folder / name for name in names]
 
 

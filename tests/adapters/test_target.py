@@ -13,8 +13,7 @@ from peftkit.errors import TargetError
 
 
 @pytest.mark.parametrize(
-    ("place", "kind"),
-    [("full", "model"), ("full/model", "model"), ("lora", "adapter"), ("qlora/adapter", "adapter")],
+    ("place", "kind"), [("full", "model"), ("full/model", "model"), ("lora", "adapter"), ("qlora/adapter", "adapter")]
 )
 def test_runs_adapters_and_models_are_told_apart(place: str, kind: str, runs: dict[str, Path]) -> None:
     target = find_target(str(runs["full"].parent / place))

@@ -41,7 +41,4 @@ def test_after_the_block_models_look_again_whatever_happened_within() -> None:
     with pytest.raises(RuntimeError, match="a step"), known_layout(packed=True):
         raise RuntimeError("a step")
 
-    assert before == (
-        masking_utils.find_packed_sequence_indices,
-        PreTrainedModel.warn_if_padding_and_no_attention_mask,
-    )
+    assert before == (masking_utils.find_packed_sequence_indices, PreTrainedModel.warn_if_padding_and_no_attention_mask)

@@ -216,11 +216,9 @@ class _Lora(TrainingMethod):
         for module, tensors in parts.items():
             found = {_PARTS[part]: tensor for part, tensor in tensors.items()}
             if not {"a", "b"} <= set(found) or found["a"].shape[0] != found["b"].shape[1]:
-                raise TargetError(
-                    f"{module} has not both of its matrices, in shapes that fit.",
-                    where=str(folder / "adapter_model.safetensors"),
-                    remedy="A tensor is missing or was edited; copy or train the adapter again.",
-                )
+                what = f"{module} has not both of its matrices, in shapes that fit."
+                remedy = "A tensor is missing or was edited; copy or train the adapter again."
+                raise TargetError(what, where=str(folder / "adapter_model.safetensors"), remedy=remedy)
             scaling = _scaling(config, module, found["a"].shape[0])
             updates[module] = Factors(**found, scaling=scaling, embedding=any("embedding" in part for part in tensors))
         return updates
@@ -232,11 +230,9 @@ def _check_kind(folder: Path, config: Mapping[str, Any]) -> None:
     if isinstance(initial, str) and initial.startswith(LORA_INITS_BEYOND):
         strange = f"was begun with {initial}, which changes the base's weights too"
     if strange:
-        raise TargetError(
-            f"is more than a sum of products: it {strange}.",
-            where=str(folder),
-            remedy="Use it with PEFT itself, which can convert some of these to plain LoRA.",
-        )
+        what = f"is more than a sum of products: it {strange}."
+        remedy = "Use it with PEFT itself, which can convert some of these to plain LoRA."
+        raise TargetError(what, where=str(folder), remedy=remedy)
 
 
 def _scaling(config: Mapping[str, Any], module: str, rank: int) -> float:

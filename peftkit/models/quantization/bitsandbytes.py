@@ -51,10 +51,7 @@ class _BitsAndBytes(Backend):
     ) -> Any:
         with _hushed():
             model = base.load(
-                config,
-                dtype,
-                quantization_config=_library_config(quantization, dtype),
-                device_map={"": device},
+                config, dtype, quantization_config=_library_config(quantization, dtype), device_map={"": device}
             )
         modules = self.modules(model)
         if not modules:
