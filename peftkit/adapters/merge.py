@@ -25,7 +25,7 @@ from peftkit.adapters.record import RECEIPT_NAME, RECORD_NAME, Record
 from peftkit.adapters.sample import SAMPLE_NAME, Sample
 from peftkit.adapters.shards import write_shards
 from peftkit.errors import RunError, TargetError
-from peftkit.models.quantization import backend_of, compute_in_float32
+from peftkit.models.quantization import backend_of
 from peftkit.recipe.schema import Base
 from peftkit.runs.folder import CARD_NAME
 from peftkit.runs.versions import installed_versions
@@ -181,11 +181,11 @@ def _prove(folder: Path, parts: _Parts, tolerance: float | None) -> Agreement:
     """
     remedy = "Free memory of the machine that others use; --no-verify leaves the proof out."
     with memory_for("the adapter on its base in float32", where=str(parts.folder), remedy=remedy):
-        model = compute_in_float32(parts.footing.load("cpu"))
+        model = parts.footing.load("cpu")
         if parts.adapter is not None:
             model = put_adapter(model, parts.adapter)
         sample = Sample.read(parts.folder, model.get_input_embeddings().weight.shape[0])
-        expected = logits_of(model, sample)
+        expected = logits_of(model, sample, exact=True)
         del model  # the process that proves needs the memory
     agreement = compare_in_fresh_process(folder, expected, sample)
     if tolerance is not None and agreement.relative_error > tolerance:

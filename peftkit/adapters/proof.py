@@ -77,7 +77,7 @@ def logits_of(model: Any, sample: Sample, *, exact: bool = False) -> list[torch.
     They are computed as training computes or, where `exact`, in float32 whatever the weights are held in.
     """
     from peftkit.models.attention import plain_attention  # here: the fresh process does without them
-    from peftkit.models.exact import exact_float32
+    from peftkit.models.dtypes import exact_float32
 
     model.eval()
     with exact_float32(model) if exact else computing(model), plain_attention(model):

@@ -135,9 +135,7 @@ def tied_modules(structure: Any) -> list[str]:
 def count_parameters(model: Any) -> tuple[int, int]:
     """Trainable parameters and all parameters; a quantised weight counts as the numbers it stands for."""
     trainable = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
-    packed = {
-        id(module.weight): module.in_features * module.out_features for module, _ in quantised_modules(model).values()
-    }
+    packed = {id(module.weight): module.in_features * module.out_features for module in quantised_modules(model)}
     total = sum(packed.get(id(parameter), parameter.numel()) for parameter in model.parameters())
     return trainable, total
 

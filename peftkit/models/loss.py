@@ -15,9 +15,9 @@ from torch.nn import functional
 from transformers.modeling_outputs import CausalLMOutput
 
 from peftkit.models.attach import inner_model
+from peftkit.models.attention_kernels import BOUNDS
 from peftkit.models.dtypes import computing, exact_residual
 from peftkit.models.linear_cross_entropy import Head, summed_loss, token_losses
-from peftkit.models.varlen import BOUNDS
 from peftkit.planning.precision import ChosenPrecision
 
 __all__ = ["LABEL_LOSSES", "Loss", "compute_loss_at_labels", "evaluate_loss", "label_losses", "row_losses"]

@@ -17,7 +17,7 @@ from peftkit import console
 from peftkit.errors import RunError
 from peftkit.models.attach import count_embeddings, count_parameters
 from peftkit.models.attention import kernels_of
-from peftkit.models.exact import WIDENED_BYTES
+from peftkit.models.dtypes import WIDENED_BYTES
 from peftkit.models.linear_cross_entropy import logits_bytes
 from peftkit.models.outline import activation_parts, loss_parts, weight_bytes
 from peftkit.models.quantization import backend_of

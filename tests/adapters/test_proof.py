@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM
 from peftkit.adapters.proof import compare, compare_in_fresh_process, logits_of
 from peftkit.adapters.sample import Sample
 from peftkit.errors import RunError
-from peftkit.models.varlen import VARLEN
+from peftkit.models.attention_kernels import VARLEN
 
 ROWS = [[1, 2, 3, 4], [5, 6]]
 SAMPLE = Sample("validation data", ROWS, [[-100, 2, 3, 4], [-100, 6]])

@@ -10,7 +10,7 @@ import pytest
 
 from peftkit.adapters.target import find_target, open_target
 from peftkit.evaluation.generation import write
-from peftkit.models.varlen import VARLEN
+from peftkit.models.attention_kernels import VARLEN
 from peftkit.recipe.evidence import Generation
 
 PROMPTS = ["The inn by the bridge", "Everyone in town knows", "If"]

@@ -9,8 +9,7 @@ import torch
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
 from peftkit.models.attention import kernels_of, plain_attention, takes_bounds, use_attention
-from peftkit.models.shared_mask import SHARED_MASK
-from peftkit.models.varlen import VARLEN, register_varlen
+from peftkit.models.attention_kernels import SHARED_MASK, VARLEN, register_varlen
 from peftkit.planning.decisions import choose_attention
 from peftkit.planning.hardware import Hardware
 

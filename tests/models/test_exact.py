@@ -10,8 +10,8 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig, PhiConfig
 
-from peftkit.models import exact
-from peftkit.models.exact import exact_float32
+from peftkit.models import dtypes
+from peftkit.models.dtypes import exact_float32
 from peftkit.models.quantization import quantised_modules
 from peftkit.recipe.loader import load_recipe
 from peftkit.training.prepare import prepare_run
@@ -39,7 +39,7 @@ def logits_of(model: Any) -> torch.Tensor:
 def test_half_precision_weights_give_the_logits_of_the_same_numbers_in_float32(
     kind: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(exact, "WIDENED_BYTES", 5000)  # a head in several parts
+    monkeypatch.setattr(dtypes, "WIDENED_BYTES", 5000)  # a head in several parts
     torch.manual_seed(0)
     half = AutoModelForCausalLM.from_config(copy.deepcopy(SHAPES[kind])).to(dtype)
     whole = copy.deepcopy(half).float()
@@ -62,14 +62,12 @@ def test_a_frozen_bias_that_was_rounded_in_place_is_the_bases_own_meanwhile(reci
     with exact_float32(model):
         expected = logits_of(model)
 
-    for module, _ in quantised_modules(model).values():
+    for module in quantised_modules(model):
         module.compute_dtype = torch.bfloat16  # as on a GPU, with biases that were loaded in float32
     logits_of(model)
-    rounded = [module.bias for module, _ in quantised_modules(model).values()]
+    rounded = [module.bias for module in quantised_modules(model)]
 
     assert {bias.dtype for bias in rounded} == {torch.bfloat16}
     with exact_float32(model):
         assert torch.equal(logits_of(model), expected)
-    assert all(
-        module.bias is bias for (module, _), bias in zip(quantised_modules(model).values(), rounded, strict=True)
-    )
+    assert all(module.bias is bias for module, bias in zip(quantised_modules(model), rounded, strict=True))

@@ -14,8 +14,8 @@ from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 from transformers.modeling_utils import AttentionInterface
 
 from peftkit.errors import FieldError
+from peftkit.models.attention import check_isolation
 from peftkit.models.base import locate_base
-from peftkit.models.isolation import check_isolation
 from peftkit.models.methods.lora import METHOD
 from peftkit.planning.precision import ChosenPrecision
 from peftkit.recipe.hyperparameters import Lora

@@ -14,8 +14,9 @@ from transformers.models.gemma.modeling_gemma import GemmaRMSNorm
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 from transformers.models.qwen3.modeling_qwen3 import Qwen3RMSNorm
 
-from peftkit.models import kernels
-from peftkit.models.kernels import Dropout, RMSNorm, dropout_attention, is_rms_norm, keep_mask, use_fast_kernels
+from peftkit.models import attention_kernels
+from peftkit.models.attention_kernels import dropout_attention, keep_mask
+from peftkit.models.kernels import Dropout, RMSNorm, is_rms_norm, use_fast_kernels
 from peftkit.planning.hardware import Hardware
 
 CPU = Hardware("cpu", "a CPU", 24 * 10**9, 1, 2)
@@ -173,10 +174,10 @@ def test_attention_with_dropout_is_that_of_its_definition_in_values_and_gradient
     of_each = torch.stack([packed_mask(lengths) for lengths in ([13], [6, 7], [1, 4, 8])])[:, None]
     seen = {"causal": causal, "of one row for all": packed_mask([6, 7])[None, None], "of each row": of_each}[mask]
     keep = torch.rand(rows, heads, tokens, tokens) >= dropout
-    monkeypatch.setattr(kernels, "_QUERIES_AT_ONCE", at_once[0])
-    monkeypatch.setattr(kernels, "_SCORES_AT_ONCE", at_once[1])
-    tiles = kernels._tiles(query.detach())
-    monkeypatch.setattr(kernels, "keep_mask", lambda *_: keep[(tile := next(tiles))[0], :, tile[1], tile[2]])
+    monkeypatch.setattr(attention_kernels, "_QUERIES_AT_ONCE", at_once[0])
+    monkeypatch.setattr(attention_kernels, "_SCORES_AT_ONCE", at_once[1])
+    tiles = attention_kernels._tiles(query.detach())
+    monkeypatch.setattr(attention_kernels, "keep_mask", lambda *_: keep[(tile := next(tiles))[0], :, tile[1], tile[2]])
 
     scores = (query @ key.transpose(-1, -2) * 0.3).masked_fill(~seen, float("-inf"))
     wanted = (scores.softmax(-1) * keep / (1 - dropout)) @ value

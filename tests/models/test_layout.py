@@ -6,7 +6,7 @@ import pytest
 import torch
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, PreTrainedModel, masking_utils
 
-from peftkit.models.layout import known_layout
+from peftkit.models.attention import known_layout
 
 MODELS = {
     "gpt2": GPT2LMHeadModel(

@@ -13,8 +13,7 @@ from peft import LoraConfig, get_peft_model
 from torch import nn
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, set_seed
 
-from peftkit.models.kernels import use_fast_kernels
-from peftkit.models.lora_kernel import use_lora_kernel
+from peftkit.models.kernels import use_fast_kernels, use_lora_kernels
 from peftkit.models.outline import kept_for_backward
 from peftkit.planning.hardware import Hardware
 
@@ -38,6 +37,7 @@ def in_4_bit() -> Any:
         layer.mlp.up_proj = Linear4bit(own.in_features, own.out_features, bias=False, compute_dtype=torch.float32)
         layer.mlp.up_proj.load_state_dict({"weight": own.weight.data})
         layer.mlp.up_proj.to("cpu")
+    model.config.quantization_config = {"quant_method": "bitsandbytes"}  # as a base that was loaded in 4 bits has it
     return model
 
 
@@ -47,8 +47,7 @@ def with_lora(base: Callable[[], Any], **options: Any) -> tuple[Any, Any]:
     values = {"r": 4, "lora_alpha": 12, "target_modules": "all-linear", "init_lora_weights": False, **options}
     stock = get_peft_model(base(), LoraConfig(fan_in_fan_out=base is gpt2, **values)).train()
     fast = copy.deepcopy(stock)
-    for module in list(fast.modules()):
-        use_lora_kernel(module)
+    use_lora_kernels(fast)
     return stock, fast
 
 
@@ -147,8 +146,7 @@ def test_in_evaluation_and_without_its_adapter_a_model_is_computed_by_peft_to_th
 def test_a_frozen_input_costs_no_gradient() -> None:
     set_seed(0)
     stock = get_peft_model(nn.Sequential(nn.Linear(8, 6)), LoraConfig(r=2, target_modules=["0"]))
-    for module in list(stock.modules()):
-        use_lora_kernel(module)
+    use_lora_kernels(stock)
     values = torch.randn(5, 8)
 
     stock(values).sum().backward()
@@ -166,4 +164,4 @@ def test_it_is_among_the_fast_kernels() -> None:
         return [type(module).__module__ for module in model.modules() if hasattr(module, "lora_A")]
 
     assert set(adapted(stock)) == {"peft.tuners.lora.layer"}
-    assert set(adapted(fast)) == {"peftkit.models.lora_kernel"}
+    assert set(adapted(fast)) == {"peftkit.models.kernels"}

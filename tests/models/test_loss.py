@@ -14,9 +14,9 @@ from transformers import LlamaConfig, LlamaForCausalLM, set_seed
 from peftkit.data.collator import Collator
 from peftkit.data.grammar import corpus
 from peftkit.data.prepare import Prepared, prepare
+from peftkit.models.attention_kernels import BOUNDS, VARLEN
 from peftkit.models.base import LocatedBase, locate_base
 from peftkit.models.loss import Loss, evaluate_loss
-from peftkit.models.varlen import BOUNDS, VARLEN
 from peftkit.recipe.schema import Base, Data
 
 

@@ -9,8 +9,8 @@ import torch
 from torch.nn.functional import cross_entropy
 from transformers import MistralConfig, MistralForCausalLM, set_seed
 
+from peftkit.models.attention_kernels import SHARED_MASK
 from peftkit.models.base import locate_base
-from peftkit.models.shared_mask import SHARED_MASK
 from peftkit.recipe.schema import Base
 
 TOKENS, LAYERS = 21, 3

@@ -26,7 +26,7 @@ from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from peftkit.data.collator import Collator
-from peftkit.models.varlen import BOUNDS, VARLEN, bounds_of, fits_varlen, flash_kernel, has_varlen
+from peftkit.models.attention_kernels import BOUNDS, VARLEN, bounds_of, fits_varlen, flash_kernel, has_varlen
 
 Calls = list[dict[str, Any]]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -97,12 +97,6 @@ class _BitsAndBytes(Backend):
     def tolerance(self, quantization: Quantization) -> float:
         return _INT8_TOLERANCE if quantization.load_in_8bit else 0.0
 
-    def widen(self, module: Any) -> None:
-        module.compute_dtype = torch.float32
-        state = getattr(module.weight, "quant_state", None)
-        if state is not None:
-            state.dtype = torch.float32
-
     @contextlib.contextmanager
     def exact(self, module: Any) -> Iterator[None]:
         """The live bias is rounded while the model trains; the frozen one of the base's files is in its place."""
@@ -120,6 +114,20 @@ class _BitsAndBytes(Backend):
             if state is not None:
                 module.compute_dtype, state.dtype = before
             module._parameters["bias"] = bias
+
+    def lora_layer(self) -> Any:
+        from peft.tuners.lora import Linear4bit
+
+        return Linear4bit
+
+    def dense(self, module: Any) -> Callable[[], torch.Tensor] | None:
+        """Of 4 bits, unless they were packed anew for a CPU, which is another layout."""
+        state = getattr(module.weight, "quant_state", None)
+        if state is None or getattr(state, "packing_format_for_cpu", False):
+            return None
+        from bitsandbytes.functional import dequantize_4bit
+
+        return lambda: dequantize_4bit(module.weight.data, state)
 
     def describe(self, quantization: Quantization) -> tuple[str, str]:
         if quantization.load_in_8bit:

@@ -70,9 +70,6 @@ class _TorchAo(Backend):
         del quantization
         return 0.0  # nothing but weights is rounded
 
-    def widen(self, module: Any) -> None:
-        module.weight = nn.Parameter(_numbers(module), requires_grad=False)
-
     @contextmanager
     def exact(self, module: Any) -> Iterator[None]:
         module.forward = partial(_forward, module)
