@@ -14,7 +14,7 @@ from transformers.pytorch_utils import Conv1D
 from peftkit import console
 from peftkit.adapters.files import CONFIG_NAME, WEIGHTS_NAME, Adapter, meaning_of
 from peftkit.adapters.soundness import check_sound, unchecked
-from peftkit.errors import FieldError, TargetError, UnfetchedError
+from peftkit.errors import FieldError, TargetError, UnfetchedError, first_line
 from peftkit.models.attach import embedding_modules, tied_modules
 from peftkit.models.base import LocatedBase, locate_base
 from peftkit.models.dtypes import hold_in_float32
@@ -228,6 +228,6 @@ def _library_config(adapter: Adapter, model: Any) -> Any:
 
 
 def _unfit(adapter: Adapter, error: Exception) -> TargetError:
-    what = f"cannot be put on its base: {str(error).splitlines()[0]}"
+    what = f"cannot be put on its base: {first_line(error)}"
     remedy = "The file is damaged or belongs to another base; train or copy it again."
     return TargetError(what, where=str(adapter.folder), remedy=remedy)

@@ -14,9 +14,9 @@ from transformers.pytorch_utils import Conv1D
 from peftkit.adapters.base import Footing
 from peftkit.adapters.files import Adapter, Floats, Meaning, meaning_of
 from peftkit.errors import RunError, TargetError
+from peftkit.models.base import BaseWeights, StoredWeight, is_transposed
 from peftkit.models.dtypes import float32_modules
 from peftkit.models.quantization import backend_of
-from peftkit.models.weights import BaseWeights, StoredWeight, is_transposed
 from peftkit.recipe.quantizers import check_available
 
 __all__ = ["MergedWeights"]

@@ -19,8 +19,8 @@ from peftkit.adapters.proof import Agreement, compare, logits_of
 from peftkit.adapters.sample import SAMPLE_NAME, Sample
 from peftkit.adapters.soundness import check_sound, not_finite
 from peftkit.errors import PeftkitError, TargetError
+from peftkit.models.base import BaseWeights, is_transposed
 from peftkit.models.methods.lora import Factors
-from peftkit.models.weights import BaseWeights, is_transposed
 from peftkit.runs.folder import CARD_NAME
 from peftkit.shortage import memory_for
 from peftkit.storage import atomic_folder, write_text

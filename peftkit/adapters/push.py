@@ -15,7 +15,7 @@ from peftkit.adapters.record import RECEIPT_NAME, RECORD_NAME
 from peftkit.adapters.sample import SAMPLE_NAME
 from peftkit.adapters.soundness import check_sound
 from peftkit.adapters.target import Target, find_target
-from peftkit.errors import InputError, RunError, TargetError
+from peftkit.errors import InputError, RunError, TargetError, first_line
 from peftkit.runs.folder import CARD_NAME
 from peftkit.storage import atomic_folder, manifest_faults, read_json, write_json, write_text
 
@@ -143,7 +143,6 @@ def _upload(stage: Path, repo: str, public: bool) -> str:
     except InputError:
         raise
     except Exception as error:  # the client lets the errors of its HTTP library through, which differs by its version
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        remedy = "Check token and network."
-        raise RunError(f"the hub cannot be written to: {reason}", where=repo, remedy=remedy) from error
+        what = f"the hub cannot be written to: {first_line(error)}"
+        raise RunError(what, where=repo, remedy="Check token and network.") from error
     return str(url)

@@ -12,7 +12,7 @@ from torch.nn import functional
 from transformers import PreTrainedModel, masking_utils
 
 from peftkit import console
-from peftkit.errors import FieldError
+from peftkit.errors import FieldError, first_line
 from peftkit.models.attach import inner_model
 from peftkit.models.attention_kernels import BOUNDS, SHARED_MASK, VARLEN, bounds_of, fits_varlen, has_varlen
 from peftkit.models.dtypes import computing
@@ -56,7 +56,7 @@ def use_attention(model: Any, hardware: Hardware, base_dtype: Dtype, precision: 
             check_isolation(model, precision)
             return attention
         except Exception as error:  # noqa: BLE001  a kernel fails in every way, compilers of its source too
-            reason = (str(error).splitlines() or [type(error).__name__])[0].split(". ")[0].rstrip(".")
+            reason = first_line(error).split(". ")[0].rstrip(".")
             console.info(f"attention {attention} does not work here ({reason}); trying the next.")
             base.set_attn_implementation(before)
     if hardware.device == "cuda" and before == "sdpa":

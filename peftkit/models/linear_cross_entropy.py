@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -31,8 +30,7 @@ def logits_bytes(vocabulary: int, tokens: int) -> int:
     return 2 * torch.float32.itemsize * vocabulary * min(tokens, _ROWS_AT_ONCE)
 
 
-@dataclass(frozen=True)
-class _Operands:
+class _Operands(NamedTuple):
     """A head as the matmuls take it."""
 
     weight: torch.Tensor
@@ -52,18 +50,20 @@ class Head:
         self.linear = linear
         self._kept: dict[torch.dtype, _Operands] = {}
 
-    @property
-    def is_trained(self) -> bool:
-        """Whether its weight or its bias has a gradient."""
-        return any(parameter.requires_grad for parameter in self.linear.parameters())
-
+    @torch.no_grad()
     def operands(self, dtype: torch.dtype) -> _Operands:
         """Weight and bias for matmuls in `dtype`; those of a frozen head are made once."""
-        if self.is_trained:
-            return self._made(dtype)
-        if dtype not in self._kept:
-            self._kept[dtype] = self._made(dtype)
-        return self._kept[dtype]
+        weight, bias = self.linear.weight, self.linear.bias
+        is_trained = any(parameter.requires_grad for parameter in self.linear.parameters())
+        if dtype in self._kept and not is_trained:
+            return self._kept[dtype]
+        added = -len(weight) % VOCABULARY_MULTIPLE
+        cast = _operand(weight, dtype)
+        padded = functional.pad(cast, (0, 0, 0, added)) if added else cast
+        made = _Operands(padded, None if bias is None else bias.float(), len(weight))
+        if not is_trained:
+            self._kept[dtype] = made
+        return made
 
     @torch.no_grad()
     def logits(self, hidden: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
@@ -80,17 +80,6 @@ class Head:
         weight, bias = self.linear.weight, self.linear.bias
         above = (hidden.float() * (weight[targets].float() - weight.mean(0, dtype=torch.float32))).sum()
         return above if bias is None else above + (bias[targets] - bias.mean()).float().sum()
-
-    @torch.no_grad()
-    def _made(self, dtype: torch.dtype) -> _Operands:
-        weight, bias = self.linear.weight, self.linear.bias
-        added = -len(weight) % VOCABULARY_MULTIPLE
-        made = _operand(weight, dtype)
-        return _Operands(
-            weight=functional.pad(made, (0, 0, 0, added)) if added else made,
-            bias=None if bias is None else bias.float(),
-            vocabulary=len(weight),
-        )
 
 
 def summed_loss(hidden: torch.Tensor, head: Head, targets: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
@@ -120,7 +109,7 @@ def token_losses(hidden: torch.Tensor, head: Head, targets: torch.Tensor, dtype:
     with torch.autocast(hidden.device.type, enabled=False):
         buffers = _Buffers(hidden, operands)
         for rows, labels in zip(torch.split(hidden, _ROWS_AT_ONCE), torch.split(targets, _ROWS_AT_ONCE), strict=True):
-            found = buffers.log_probabilities(_operand(rows, dtype), operands)
+            found = buffers.log_probabilities(_operand(rows, dtype))
             losses.append(-found.gather(-1, labels[:, None])[:, 0])
     return torch.cat(losses)
 
@@ -130,15 +119,9 @@ class _SummedLoss(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any,
-        hidden: torch.Tensor,
-        weight: torch.Tensor,
-        bias: torch.Tensor | None,
-        operands: _Operands,
-        targets: torch.Tensor,
-        dtype: torch.dtype,
-        needs_gradients: bool,
-    ) -> torch.Tensor:
+        ctx: Any, hidden: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, operands: _Operands,
+        targets: torch.Tensor, dtype: torch.dtype, needs_gradients: bool,
+    ) -> torch.Tensor:  # fmt: skip
         wanted = [needs_gradients and needed for needed in ctx.needs_input_grad[:3]]
         gain = _FP16_GAIN if dtype == torch.float16 else 1.0
         total = hidden.new_zeros((), dtype=torch.float32)
@@ -151,7 +134,7 @@ class _SummedLoss(torch.autograd.Function):
         for start in range(0, len(targets), _ROWS_AT_ONCE):
             part = slice(start, start + _ROWS_AT_ONCE)
             rows, labels = _operand(hidden[part], dtype), targets[part, None]
-            errors = buffers.log_probabilities(rows, operands)
+            errors = buffers.log_probabilities(rows)
             total -= errors.gather(-1, labels).sum()
             if not any(wanted):
                 continue
@@ -162,8 +145,10 @@ class _SummedLoss(torch.autograd.Function):
             if of_hidden is not None:
                 product = float32_product(errors, operands.weight)
                 of_hidden[part] = product if gain == 1 else product.mul_(1 / gain)
-            if of_weight is not None:
-                _add_product(of_weight, errors.T, rows)
+            if of_weight is not None and errors.dtype == torch.float32:
+                of_weight.addmm_(errors.T, rows)
+            elif of_weight is not None:
+                of_weight += float32_product(errors.T, rows)
         ctx.gradients = (of_hidden, None if of_weight is None else of_weight[: operands.vocabulary], of_bias)
         ctx.factors = (1.0, 1 / gain, 1.0)
         ctx.dtypes = (hidden.dtype, weight.dtype, None if bias is None else bias.dtype)
@@ -189,16 +174,18 @@ class _Buffers:
     """
 
     def __init__(self, hidden: torch.Tensor, operands: _Operands) -> None:
+        self._operands = operands
         shape = (min(len(hidden), _ROWS_AT_ONCE), len(operands.weight))
         self._logits, self._found = (hidden.new_empty(shape, dtype=torch.float32) for _ in range(2))
 
-    def log_probabilities(self, rows: torch.Tensor, operands: _Operands) -> torch.Tensor:
+    def log_probabilities(self, rows: torch.Tensor) -> torch.Tensor:
         """Log-probabilities [rows, padded vocabulary], float32, until the next call; no token's are minus infinity."""
+        weight, bias, vocabulary = self._operands
         logits, found = self._logits[: len(rows)], self._found[: len(rows)]
-        float32_product(rows, operands.weight.T, out=logits)
-        if operands.bias is not None:
-            logits[:, : operands.vocabulary] += operands.bias
-        logits[:, operands.vocabulary :] = -math.inf
+        float32_product(rows, weight.T, out=logits)
+        if bias is not None:
+            logits[:, :vocabulary] += bias
+        logits[:, vocabulary:] = -math.inf
         return torch.log_softmax(logits, -1, out=found)
 
 
@@ -213,11 +200,3 @@ def float32_product(left: torch.Tensor, right: torch.Tensor, *, out: torch.Tenso
     if left.dtype == torch.float32 or not left.is_cuda:
         return torch.mm(left.float(), right.float(), out=out)
     return torch.mm(left, right, out_dtype=torch.float32, out=out)
-
-
-def _add_product(total: torch.Tensor, left: torch.Tensor, right: torch.Tensor) -> None:
-    """Add a matmul to a float32 total."""
-    if left.dtype == torch.float32:
-        total.addmm_(left, right)
-    else:
-        total += float32_product(left, right)

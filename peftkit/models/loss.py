@@ -16,7 +16,7 @@ from transformers.modeling_outputs import CausalLMOutput
 
 from peftkit.models.attach import inner_model
 from peftkit.models.attention_kernels import BOUNDS
-from peftkit.models.dtypes import computing, exact_residual
+from peftkit.models.dtypes import autocast_dtype, computing, exact_residual
 from peftkit.models.linear_cross_entropy import Head, summed_loss, token_losses
 from peftkit.planning.precision import ChosenPrecision
 
@@ -226,5 +226,4 @@ def _summed_loss(hidden: torch.Tensor, head: Head, targets: torch.Tensor, label_
 
 def _compute_dtype(hidden: torch.Tensor) -> torch.dtype:
     """What matmuls with these hidden states are computed in: autocast's dtype, or their own."""
-    kind = hidden.device.type
-    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else hidden.dtype
+    return autocast_dtype(hidden.device.type) or hidden.dtype

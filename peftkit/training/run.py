@@ -10,7 +10,7 @@ from typing import Any
 
 from peftkit import console
 from peftkit.errors import InputError, MemoryRunError, TargetError
-from peftkit.models.live import LiveModel, free_memory
+from peftkit.models.device import LiveModel, free_memory
 from peftkit.recipe.loader import RecipeFile
 from peftkit.runs.checkpoints import Checkpoint, checkpoint_place, newest_sound
 from peftkit.runs.folder import RunFolder

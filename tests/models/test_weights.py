@@ -12,8 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from peftkit.errors import BaseError
-from peftkit.models.base import LocatedBase, locate_base
-from peftkit.models.weights import BaseWeights, is_transposed
+from peftkit.models.base import BaseWeights, LocatedBase, is_transposed, locate_base
 from peftkit.recipe.schema import Base
 
 
