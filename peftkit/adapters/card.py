@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from peftkit.adapters.files import kinds_of
-from peftkit.adapters.record import RECORD_NAME, Record
+from peftkit.adapters.files import RECORD_NAME, Record, kinds_of
 from peftkit.metrics import in_group
 from peftkit.models.methods import method_named
 from peftkit.models.quantization import backend_of

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import shutil
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -11,13 +12,33 @@ from typing import Any
 import numpy as np
 from safetensors.numpy import save_file
 
-from peftkit.adapters.files import CONFIG_NAME, WEIGHTS_NAME, Adapter, Floats, meaning_of, part_of, read_adapter
-from peftkit.adapters.record import RECORD_NAME
+from peftkit.adapters.card import model_card
+from peftkit.adapters.compare import logits_on_base
+from peftkit.adapters.files import (
+    AS_RECORDED,
+    CONFIG_NAME,
+    RECORD_NAME,
+    WEIGHTS_NAME,
+    Adapter,
+    Floats,
+    GivenBase,
+    check_sound,
+    copy_tokenizer,
+    has_tokenizer,
+    meaning_of,
+    part_of,
+    read_adapter,
+)
+from peftkit.adapters.proof import SAMPLE_NAME, Agreement, compare
 from peftkit.errors import TargetError
 from peftkit.models.methods.lora import Factors, folded
-from peftkit.storage import write_json
+from peftkit.runs.folder import CARD_NAME
+from peftkit.storage import atomic_folder, write_json, write_text
 
-__all__ = ["Compressed", "check_addable", "compress", "made_from", "products_of", "sum_of", "write_adapter"]
+__all__ = [
+    "Combined", "Compressed", "check_addable", "combine_adapters", "compress", "made_from", "products_of",
+    "shrink_adapter", "sum_of", "sum_of_adapters", "write_adapter",
+]  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -32,8 +53,100 @@ class Compressed:
     """The same over all modules together."""
 
 
+@dataclass(frozen=True)
+class Combined:
+    """An adapter that was made of others."""
+
+    output: str
+    ranks: list[int]
+    """Of its modules, each once."""
+
+    bytes: int
+    error: float | None
+    """‖ΔW - ΔW'‖ / ‖ΔW‖ over all modules; None where nothing was left out."""
+
+    worst_module: str | None
+    worst_error: float | None
+    logits: Agreement | None
+    """Of a smaller adapter against the one that it was made from."""
+
+
+def combine_adapters(parts: Sequence[tuple[Path, float]], output: Path, rank: int | None = None) -> Combined:
+    """Write the weighted sum of adapters as one, exactly, or with `rank` as nearly as that rank allows.
+
+    Raises:
+        TargetError: they cannot be added.
+    """
+    adapters = [read_adapter(folder) for folder, _ in parts]
+    for adapter in adapters:
+        check_sound(adapter)
+    weights = [weight for _, weight in parts]
+    total = sum_of_adapters(adapters, weights)
+    smaller = None if rank is None else compress(total, rank)
+    factors = smaller.factors if smaller else total
+    return _combined(output, _ship(output, adapters[0], factors, made_from(adapters, weights)), smaller)
+
+
+def shrink_adapter(folder: Path, output: Path, rank: int, given: GivenBase = AS_RECORDED) -> Combined:
+    """Write an adapter's nearest one of a lower rank, and measure what it says against what the first one says.
+
+    Raises:
+        TargetError: it cannot be opened, or has no higher rank.
+    """
+    adapter = read_adapter(folder)
+    factors = products_of(adapter)
+    highest = max((each.rank for each in factors.values()), default=0)
+    if rank >= highest:
+        raise TargetError(f"has no rank above {highest}.", where=str(folder), remedy=f"Choose one below {highest}.")
+    sample, said = logits_on_base(adapter, given)
+    smaller = compress(factors, rank)
+    written = _ship(output, adapter, smaller.factors, made_from([adapter], [1.0]))
+    _, said_by_smaller = logits_on_base(written, given, sample)
+    return _combined(output, written, smaller, compare(said_by_smaller, said, sample))
+
+
+def products_of(adapter: Adapter) -> dict[str, Factors]:
+    """An adapter's updates, by module, where all of them are products of two matrices.
+
+    Raises:
+        TargetError: they are not.
+    """
+    updates = meaning_of(adapter).updates
+    products = {module: each for module, each in updates.items() if isinstance(each, Factors)}
+    if len(products) < len(updates):
+        what = f"is {adapter.method.adapter}, which has no ranks."
+        raise TargetError(what, where=str(adapter.folder), remedy="Only LoRA adapters can be added or shrunk.")
+    return products
+
+
+def sum_of_adapters(adapters: Sequence[Adapter], weights: Sequence[float]) -> dict[str, Factors]:
+    """The weighted sum of what several adapters do, by module; see `sum_of`.
+
+    Raises:
+        TargetError: they were trained on different bases, or are more than sums of products.
+    """
+    check_addable(adapters)
+    return sum_of(list(zip(map(products_of, adapters), weights, strict=True)))
+
+
+def sum_of(parts: Sequence[tuple[Mapping[str, Factors], float]]) -> dict[str, Factors]:
+    """The weighted sum of several adapters' updates: their matrices side by side, so that nothing is lost.
+
+    Σ wᵢ sᵢ BᵢAᵢ is [w₁s₁B₁ w₂s₂B₂ …] times the Aᵢ on top of each other; the ranks add up.
+
+    Raises:
+        TargetError: two of them see a module in different shapes.
+    """
+    total: dict[str, Factors] = {}
+    for factors, weight in parts:
+        for module, each in factors.items():
+            scaled = folded(each, weight)
+            total[module] = _beside(module, total[module], scaled) if module in total else scaled
+    return total
+
+
 def check_addable(adapters: Sequence[Adapter]) -> None:
-    """See that adapters stand on one base and are nothing but sums of products.
+    """See that adapters were trained on one base and are nothing but sums of products.
 
     Raises:
         TargetError: one is not.
@@ -51,36 +164,6 @@ def check_addable(adapters: Sequence[Adapter]) -> None:
             what = f"stands on another base than {first.folder}, or on one that was held in another way."
             remedy = "Only adapters that were trained on the same weights can be added."
             raise TargetError(what, where=str(adapter.folder), remedy=remedy)
-
-
-def products_of(adapter: Adapter) -> dict[str, Factors]:
-    """An adapter's updates, by module, where all of them are products of two matrices.
-
-    Raises:
-        TargetError: they are not.
-    """
-    updates = meaning_of(adapter).updates
-    products = {module: each for module, each in updates.items() if isinstance(each, Factors)}
-    if len(products) < len(updates):
-        what = f"is {adapter.method.adapter}, which has no ranks."
-        raise TargetError(what, where=str(adapter.folder), remedy="Only LoRA adapters can be added or shrunk.")
-    return products
-
-
-def sum_of(parts: Sequence[tuple[Mapping[str, Factors], float]]) -> dict[str, Factors]:
-    """The weighted sum of several adapters' updates: their matrices side by side, so that nothing is lost.
-
-    Σ wᵢ sᵢ BᵢAᵢ is [w₁s₁B₁ w₂s₂B₂ …] times the Aᵢ on top of each other; the ranks add up.
-
-    Raises:
-        TargetError: two of them see a module in different shapes.
-    """
-    total: dict[str, Factors] = {}
-    for factors, weight in parts:
-        for module, each in factors.items():
-            scaled = folded(each, weight)
-            total[module] = _beside(module, total[module], scaled) if module in total else scaled
-    return total
 
 
 def compress(factors: Mapping[str, Factors], rank: int) -> Compressed:
@@ -106,10 +189,8 @@ def compress(factors: Mapping[str, Factors], rank: int) -> Compressed:
 
 def made_from(adapters: Sequence[Adapter], weights: Sequence[float]) -> list[dict[str, Any]]:
     """What the record of a combined adapter says about its parts."""
-    return [
-        {"adapter": adapter.name, "weight": weight, "sha256": adapter.sha256}
-        for adapter, weight in zip(adapters, weights, strict=True)
-    ]
+    pairs = zip(adapters, weights, strict=True)
+    return [{"adapter": adapter.name, "weight": weight, "sha256": adapter.sha256} for adapter, weight in pairs]
 
 
 def write_adapter(
@@ -129,9 +210,8 @@ def write_adapter(
     write_json(folder / CONFIG_NAME, config)
     if like.record:
         written = replace(read_adapter(folder), record=None)
-        lora = like.record.recipe.lora.model_copy(
-            update={"r": config["r"], "lora_alpha": config["lora_alpha"], "use_rslora": False}
-        )
+        changed = {"r": config["r"], "lora_alpha": config["lora_alpha"], "use_rslora": False}
+        lora = like.record.recipe.lora.model_copy(update=changed)
         record = replace(
             like.record,
             recipe=like.record.recipe.model_copy(update={"lora": lora}),
@@ -160,7 +240,7 @@ def _beside(module: str, one: Factors, other: Factors) -> Factors:
 
 def _config(config: dict[str, Any], factors: Mapping[str, Factors]) -> dict[str, Any]:
     ranks = {module: each.rank for module, each in sorted(factors.items())}
-    usual = _most_common(ranks.values())
+    usual = Counter(ranks.values()).most_common(1)[0][0]
     others = {module: rank for module, rank in ranks.items() if rank != usual}
     return {
         **config,
@@ -177,5 +257,27 @@ def _config(config: dict[str, Any], factors: Mapping[str, Factors]) -> dict[str,
     }
 
 
-def _most_common(ranks: Iterable[int]) -> int:
-    return Counter(ranks).most_common(1)[0][0]
+def _ship(output: Path, like: Adapter, factors: Mapping[str, Factors], made_of: list[dict[str, Any]]) -> Adapter:
+    """Write an adapter with what belongs beside it: tokenizer, sample and card of the one it was made from."""
+    with atomic_folder(output) as folder:
+        written = write_adapter(folder, like, factors, made_of)
+        if has_tokenizer(like.folder):
+            copy_tokenizer(like.folder, folder)
+        if (like.folder / SAMPLE_NAME).is_file():
+            shutil.copyfile(like.folder / SAMPLE_NAME, folder / SAMPLE_NAME)
+        if written.record:
+            write_text(folder / CARD_NAME, model_card(written.record))
+    return read_adapter(output)
+
+
+def _combined(output: Path, written: Adapter, smaller: Compressed | None, logits: Agreement | None = None) -> Combined:
+    worst = max(smaller.errors, key=lambda module: smaller.errors[module]) if smaller and smaller.errors else None
+    return Combined(
+        output=str(output),
+        ranks=sorted({factors.rank for factors in products_of(written).values()}),
+        bytes=written.bytes,
+        error=smaller.error if smaller else None,
+        worst_module=worst,
+        worst_error=smaller.errors[worst] if smaller and worst else None,
+        logits=logits,
+    )

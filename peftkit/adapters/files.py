@@ -1,4 +1,4 @@
-"""An adapter's files: its settings, its tensors as they are stored, and its tokenizer."""
+"""An adapter's files: settings, tensors, tokenizer, the record of how it was made, and whether they are as saved."""
 
 from __future__ import annotations
 
@@ -14,19 +14,27 @@ from typing import Any
 import numpy as np
 import safetensors
 
-from peftkit.adapters.record import Record
 from peftkit.errors import BaseError, TargetError
 from peftkit.models.methods import PREFIX, Floats, TrainingMethod, Update, kinds_of_adapters, method_of_type
+from peftkit.recipe.hyperparameters import Quantization
+from peftkit.recipe.schema import Recipe
 from peftkit.runs.folder import ADAPTER_FOLDER
 from peftkit.storage import read_json, sha256_of_json
 
 __all__ = [
-    "CONFIG_NAME", "TOKENIZER_FILES", "WEIGHTS_NAME", "Adapter", "Floats", "Meaning", "StoredTensor",
-    "copy_tokenizer", "has_tokenizer", "kinds_of", "meaning_of", "part_of", "place_of", "read_adapter",
+    "AS_RECORDED", "CONFIG_NAME", "RECEIPT_NAME", "RECORD_NAME", "TOKENIZER_FILES", "WEIGHTS_NAME", "Adapter", "Floats",
+    "GivenBase", "Meaning", "Record", "StoredTensor", "check_sound", "config_changes", "copy_tokenizer",
+    "has_tokenizer", "kinds_of", "meaning_of", "not_finite", "part_of", "place_of", "read_adapter", "tensor_changes",
 ]  # fmt: skip
 
 CONFIG_NAME = "adapter_config.json"
 WEIGHTS_NAME = "adapter_model.safetensors"
+RECORD_NAME = "peftkit.json"
+"""How an adapter or a model was made, and what it must still be when it is opened."""
+
+RECEIPT_NAME = "merge.json"
+"""What a merged model was made of and how it was proven, beside its record."""
+
 
 _NUMPY_TYPES = {"F64": np.float64, "F32": np.float32, "F16": np.float16, "BF16": np.uint16}
 
@@ -34,6 +42,56 @@ TOKENIZER_FILES = (
     "tokenizer*", "vocab.*", "merges.txt", "special_tokens_map.json", "added_tokens.json", "chat_template*", "*.model",
 )  # fmt: skip
 """What a tokenizer is saved as."""
+
+
+@dataclass(frozen=True)
+class Record:
+    """The fingerprint of what a run ships. Everything of it but the metrics is checked when it is opened again."""
+
+    recipe: Recipe
+    base: dict[str, Any]
+    """Name, revision, and SHA-256 of the configuration and of each weight file, with one over all of them."""
+
+    base_dtype: str
+    """Torch's name of the number type that the base was held in while training."""
+
+    data: dict[str, Any]
+    """Where the data came from, the hashes of its files, and its counts."""
+
+    metrics: dict[str, Any]
+    versions: dict[str, str | None]
+    adapter_config: dict[str, Any] | None = None
+    """PEFT's configuration as it was saved; None for a whole model."""
+
+    tensors: dict[str, str] | None = None
+    """SHA-256 of each of an adapter's tensors; None for a whole model, whose files `manifest.json` holds to account."""
+
+    made_from: list[dict[str, Any]] | None = None
+    """The adapters that this one is the weighted sum or the compression of, if it was not trained itself."""
+
+    @classmethod
+    def read(cls, folder: Path) -> Record | None:
+        """The record in a folder, or None where there is none: then peftkit did not make what is there.
+
+        Raises:
+            TargetError: it is damaged.
+        """
+        place = folder / RECORD_NAME
+        if not place.exists():
+            return None
+        try:
+            values = read_json(place)
+            fields = {name: values[name] for name in cls.__dataclass_fields__ if name != "recipe"}
+            return cls(recipe=Recipe.model_validate(values["recipe"]), **fields)
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise TargetError("is damaged.", where=str(place), remedy="Copy or export it again.") from error
+
+    def to_json(self) -> dict[str, Any]:
+        """The content of the file."""
+        recipe = self.recipe.model_dump(mode="json", exclude={"output"})
+        own = {name: getattr(self, name) for name in self.__dataclass_fields__ if name != "recipe"}
+        quantization = recipe["quantization"] if self.recipe.base_quantization else None
+        return {"recipe": recipe, "recipe_sha256": sha256_of_json(recipe), "quantization": quantization, **own}
 
 
 @dataclass(frozen=True)
@@ -85,6 +143,11 @@ class Adapter:
         return folder.parent.name if folder.name == ADAPTER_FOLDER else folder.name
 
     @property
+    def base_name(self) -> str | None:
+        """What its base is called, as far as it is known."""
+        return self.record.base["model"] if self.record else self.config.get("base_model_name_or_path")
+
+    @property
     def sha256(self) -> str:
         """Hex SHA-256 over all tensors, by name."""
         return sha256_of_json({name: tensor.sha256 for name, tensor in self.tensors.items()})
@@ -98,6 +161,21 @@ class Adapter:
     def bytes(self) -> int:
         """Size of the weights."""
         return sum(len(tensor.data) for tensor in self.tensors.values())
+
+
+@dataclass(frozen=True)
+class GivenBase:
+    """What the command line says about the base of an adapter."""
+
+    model: str | None = None
+    """A folder, hub name or `builtin:…`: for an adapter without a record, and for a base that has moved."""
+
+    quantization: Quantization | None = None
+    """How the base was held; only for an adapter without a record."""
+
+
+AS_RECORDED = GivenBase()
+"""Nothing: the adapter's record says it all."""
 
 
 @dataclass(frozen=True)
@@ -127,6 +205,59 @@ def read_adapter(folder: Path) -> Adapter:
             raise TargetError(what, where=str(folder), remedy=remedy)
         raise TargetError(f"has no {WEIGHTS_NAME}.", where=str(folder), remedy="Copy the adapter again.")
     return Adapter(folder, config, _read_tensors(folder / WEIGHTS_NAME), Record.read(folder))
+
+
+def check_sound(adapter: Adapter) -> None:
+    """See that an adapter has no NaN and is, where that is recorded, what was saved.
+
+    Raises:
+        TargetError: it has, or is not; the message names what differs.
+    """
+    broken = not_finite(adapter)
+    if broken:
+        what = f"holds values in {_some(broken)} that are not finite."
+        remedy = "Its training went wrong; train it again with a lower learning rate."
+        raise TargetError(what, where=str(adapter.folder / WEIGHTS_NAME), remedy=remedy)
+    for name, changes in ((CONFIG_NAME, config_changes(adapter)), (WEIGHTS_NAME, tensor_changes(adapter))):
+        if changes:
+            what = f"is not what was saved: {_some(changes, '; ')}."
+            remedy = "It was edited or damaged; copy or train the adapter again."
+            raise TargetError(what, where=str(adapter.folder / name), remedy=remedy)
+
+
+def not_finite(adapter: Adapter) -> list[str]:
+    """Names of the tensors that hold a NaN or an infinity."""
+    return [name for name, tensor in adapter.tensors.items() if not np.isfinite(tensor.array()).all()]
+
+
+def config_changes(adapter: Adapter) -> list[str]:
+    """How the configuration differs from the recorded one."""
+    if adapter.record is None or adapter.record.adapter_config is None:
+        return []
+    sides = adapter.record.adapter_config, adapter.config
+    saved, found = ({key: repr(value) for key, value in side.items()} for side in sides)
+    differing = sorted(key for key in {*saved, *found} if found.get(key) != saved.get(key))
+    return [f"{key} is {found.get(key, 'not there')}, was {saved.get(key, 'not there')}" for key in differing]
+
+
+def tensor_changes(adapter: Adapter) -> list[str]:
+    """How the tensors differ from the recorded ones."""
+    if adapter.record is None or adapter.record.tensors is None:
+        return []
+    saved, found, changes = adapter.record.tensors, adapter.tensors, []
+    for name in sorted({*saved, *found}):
+        if name not in found:
+            changes.append(f"{name} is missing")
+        elif name not in saved:
+            changes.append(f"{name} is one too many")
+        elif found[name].sha256 != saved[name]:
+            changes.append(f"{name} has other values or another shape")
+    return changes
+
+
+def _some(things: list[str], separator: str = ", ") -> str:
+    rest = len(things) - 3
+    return separator.join(things[:3]) + (f"{separator}and {rest} more" if rest > 0 else "")
 
 
 def meaning_of(adapter: Adapter) -> Meaning:
@@ -191,9 +322,7 @@ def _read_tensors(place: Path) -> dict[str, StoredTensor]:
         stored = safetensors.deserialize(place.read_bytes())  # type: ignore[no-untyped-call]
     except (OSError, safetensors.SafetensorError) as error:
         raise TargetError("is damaged or incomplete.", where=str(place), remedy="Copy the adapter again.") from error
-    tensors = {
-        name: StoredTensor(values["dtype"], tuple(values["shape"]), bytes(values["data"])) for name, values in stored
-    }
+    tensors = {name: StoredTensor(each["dtype"], tuple(each["shape"]), bytes(each["data"])) for name, each in stored}
     strange = next((name for name, tensor in tensors.items() if tensor.dtype not in _NUMPY_TYPES), None)
     if strange:
         what = f"{strange} holds {tensors[strange].dtype}, which is no number type of an adapter."

@@ -15,15 +15,25 @@ from threadpoolctl import threadpool_limits
 from transformers import GenerationConfig
 
 from peftkit import console
-from peftkit.adapters.base import AS_RECORDED, Footing, GivenBase, check_fit, find_footing, model_footing, put_adapter
 from peftkit.adapters.card import model_card
-from peftkit.adapters.combine import check_addable, made_from, products_of, sum_of, write_adapter
-from peftkit.adapters.files import CONFIG_NAME, WEIGHTS_NAME, Adapter, copy_tokenizer, has_tokenizer, read_adapter
+from peftkit.adapters.combine import made_from, sum_of_adapters, write_adapter
+from peftkit.adapters.files import (
+    AS_RECORDED,
+    CONFIG_NAME,
+    RECEIPT_NAME,
+    RECORD_NAME,
+    WEIGHTS_NAME,
+    Adapter,
+    GivenBase,
+    Record,
+    copy_tokenizer,
+    has_tokenizer,
+    read_adapter,
+)
 from peftkit.adapters.merged_weights import MergedWeights
-from peftkit.adapters.proof import Agreement, compare_in_fresh_process, logits_of
-from peftkit.adapters.record import RECEIPT_NAME, RECORD_NAME, Record
-from peftkit.adapters.sample import SAMPLE_NAME, Sample
+from peftkit.adapters.proof import SAMPLE_NAME, Agreement, Sample, compare_in_fresh_process, logits_of
 from peftkit.adapters.shards import write_shards
+from peftkit.adapters.target import HeldBase, check_fit, find_held_base, model_as_base, put_adapter
 from peftkit.errors import RunError, TargetError
 from peftkit.models.quantization import backend_of
 from peftkit.recipe.schema import Base
@@ -83,10 +93,10 @@ def merge(
             hashes |= _write_model(folder, parts, settings)
             with ThreadPoolExecutor(max_workers=1) as beside:  # the disk is busy with one, a processor with the other
                 beside.submit(sync_files, folder)
-                base = parts.footing.base.record()
-            tolerance = _tolerance(parts.footing, settings)
+                base = parts.held.base.record()
+            tolerance = _tolerance(parts.held, settings)
             proof = _prove(folder, parts, tolerance) if settings.verify else None
-            quantization = parts.footing.quantization
+            quantization = parts.held.quantization
             receipt = MergeReceipt(
                 adapters=[_named(each, weight) for each, weight in folders],
                 base=base,
@@ -109,7 +119,7 @@ class _Parts:
     adapter: Adapter | None
     """None where the model is whole already, and is only written in another number type or in other files."""
 
-    footing: Footing
+    held: HeldBase
     folder: Path
     """Of the first adapter, or of the model: what brings tokenizer and sample."""
 
@@ -119,19 +129,16 @@ class _Parts:
 def _parts(folders: Sequence[tuple[Path, float]], work: Path, given: GivenBase) -> _Parts:
     first = folders[0][0]
     if len(folders) == 1 and folders[0][1] == 1 and not (first / CONFIG_NAME).is_file():
-        return _Parts(None, model_footing(Base(model=str(first))), first, Record.read(first))
+        return _Parts(None, model_as_base(Base(model=str(first))), first, Record.read(first))
     adapters = [read_adapter(folder) for folder, _ in folders]
-    footings = [find_footing(adapter, given) for adapter in adapters]
+    bases = [find_held_base(adapter, given) for adapter in adapters]
     for adapter in adapters:
-        check_fit(adapter, footings[0])
+        check_fit(adapter, bases[0])
     if len(folders) == 1 and folders[0][1] == 1:
-        return _Parts(adapters[0], footings[0], first, adapters[0].record)
-    check_addable(adapters)
+        return _Parts(adapters[0], bases[0], first, adapters[0].record)
     weights = [weight for _, weight in folders]
-    updates = [products_of(adapter) for adapter in adapters]
-    total = sum_of(list(zip(updates, weights, strict=True)))
-    combined = write_adapter(work, adapters[0], total, made_from(adapters, weights))
-    return _Parts(combined, footings[0], first, combined.record)
+    combined = write_adapter(work, adapters[0], sum_of_adapters(adapters, weights), made_from(adapters, weights))
+    return _Parts(combined, bases[0], first, combined.record)
 
 
 def _check_places(folders: Sequence[Path], output: Path) -> None:
@@ -150,9 +157,9 @@ def _write_model(folder: Path, parts: _Parts, settings: MergeSettings) -> dict[s
 
     Gives the SHA-256 of the weight files.
     """
-    base = parts.footing.base
+    base = parts.held.base
     weights = MergedWeights(
-        parts.footing, parts.adapter, getattr(torch, settings.dtype), original=settings.onto == "original"
+        parts.held, parts.adapter, getattr(torch, settings.dtype), original=settings.onto == "original"
     )
     with threadpool_limits(1):  # BLAS's threads wait busily, and would take the processor from hashing
         hashes = write_shards(folder, weights.outline, settings.shard_bytes, weights.make)
@@ -181,7 +188,7 @@ def _prove(folder: Path, parts: _Parts, tolerance: float | None) -> Agreement:
     """
     remedy = "Free memory of the machine that others use; --no-verify leaves the proof out."
     with memory_for("the adapter on its base in float32", where=str(parts.folder), remedy=remedy):
-        model = parts.footing.load("cpu")
+        model = parts.held.load("cpu")
         if parts.adapter is not None:
             model = put_adapter(model, parts.adapter)
         sample = Sample.read(parts.folder, model.get_input_embeddings().weight.shape[0])
@@ -197,15 +204,15 @@ def _prove(folder: Path, parts: _Parts, tolerance: float | None) -> Agreement:
     return agreement
 
 
-def _tolerance(footing: Footing, settings: MergeSettings) -> float | None:
+def _tolerance(held: HeldBase, settings: MergeSettings) -> float | None:
     """The relative error that is accepted, or None where the weights are not those of training.
 
     Weights that were held in half precision are those of training too: the original ones differ in their last bits.
     """
-    if (footing.quantization or footing.dtype != "float32") and settings.onto == "original":
+    if (held.quantization or held.dtype != "float32") and settings.onto == "original":
         return None
-    held = footing.quantization
-    return max(backend_of(held).tolerance(held) if held else 0.0, MERGE_DTYPES[settings.dtype])
+    quantization = held.quantization
+    return max(backend_of(quantization).tolerance(quantization) if quantization else 0.0, MERGE_DTYPES[settings.dtype])
 
 
 def _named(folder: Path, weight: float) -> dict[str, Any]:

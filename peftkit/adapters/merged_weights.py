@@ -11,10 +11,10 @@ import torch
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from peftkit.adapters.base import Footing
 from peftkit.adapters.files import Adapter, Floats, Meaning, meaning_of
+from peftkit.adapters.target import HeldBase
 from peftkit.errors import RunError, TargetError
-from peftkit.models.base import BaseWeights, StoredWeight, is_transposed
+from peftkit.models.base import BaseWeights, StoredWeight
 from peftkit.models.dtypes import float32_modules
 from peftkit.models.quantization import backend_of
 from peftkit.recipe.quantizers import check_available
@@ -25,23 +25,23 @@ __all__ = ["MergedWeights"]
 class MergedWeights:
     """The checkpoint of a base with an adapter in it, under the names of the base's own files."""
 
-    def __init__(self, footing: Footing, adapter: Adapter | None, dtype: torch.dtype, *, original: bool) -> None:
+    def __init__(self, held: HeldBase, adapter: Adapter | None, dtype: torch.dtype, *, original: bool) -> None:
         """Plan the merge; `original` takes the base's weights as its files have them, not as training held them.
 
         Raises:
             TargetError: the adapter changes what is no tensor of its own in the base's files.
         """
-        self.structure = structure = footing.structure()
+        self.structure = structure = held.structure()
         self._modules: dict[str, Any] = dict(structure.named_modules())
-        self._base = BaseWeights(footing.base.folder, structure)
+        self._base = BaseWeights(held.base.folder, structure)
         self._dtype = dtype
-        self._held: torch.dtype | None = None if original else getattr(torch, footing.dtype)
-        self._exact = frozenset(float32_modules(structure, footing.dtype))
+        self._held: torch.dtype | None = None if original else getattr(torch, held.dtype)
+        self._exact = frozenset(float32_modules(structure, held.dtype))
         self._rounding: dict[str, Any] = {}
-        if footing.quantization and not original:
-            check_available(footing.quantization.backend)
-            self._backend = backend_of(footing.quantization)
-            self._rounding = self._backend.prepared(footing.structure(), footing.quantization, footing.dtype)
+        if held.quantization and not original:
+            check_available(held.quantization.backend)
+            self._backend = backend_of(held.quantization)
+            self._rounding = self._backend.prepared(held.structure(), held.quantization, held.dtype)
         meaning = meaning_of(adapter) if adapter else Meaning({}, {})
         saved_modules = (adapter.config.get("modules_to_save") if adapter else None) or []
         tied: dict[str, str] = getattr(structure, "all_tied_weights_keys", None) or {}
@@ -106,7 +106,7 @@ class MergedWeights:
         layer = self._rounding.get(module)
         if update is None and layer is None:
             return tensor
-        turned = is_transposed(self._modules[module])
+        turned = self._base.is_transposed(module)
         if layer is not None:
             rounded = self._backend.rounded(layer, tensor.T if turned else tensor)
             tensor = rounded.T if turned else rounded

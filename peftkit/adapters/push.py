@@ -10,10 +10,8 @@ from pathlib import Path, PurePath
 from typing import Any
 
 from peftkit import console
-from peftkit.adapters.files import CONFIG_NAME, TOKENIZER_FILES, read_adapter
-from peftkit.adapters.record import RECEIPT_NAME, RECORD_NAME
-from peftkit.adapters.sample import SAMPLE_NAME
-from peftkit.adapters.soundness import check_sound
+from peftkit.adapters.files import CONFIG_NAME, RECEIPT_NAME, RECORD_NAME, TOKENIZER_FILES, check_sound, read_adapter
+from peftkit.adapters.proof import SAMPLE_NAME
 from peftkit.adapters.target import Target, find_target
 from peftkit.errors import InputError, RunError, TargetError, first_line
 from peftkit.runs.folder import CARD_NAME

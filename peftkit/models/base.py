@@ -11,6 +11,8 @@ from pathlib import Path
 from traceback import walk_tb
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import nn
@@ -26,7 +28,7 @@ from peftkit.recipe.schema import Base
 from peftkit.storage import read_json, sha256_of_file, sha256_of_json
 
 __all__ = [
-    "BaseWeights", "LocatedBase", "StoredWeight", "base_at_hand", "is_transposed", "locate_base", "open_tokenizer",
+    "BaseWeights", "LocatedBase", "StoredWeight", "base_at_hand", "locate_base", "open_tokenizer",
     "set_dropout", "take_quiet", "weight_files",
 ]  # fmt: skip
 
@@ -237,6 +239,7 @@ class BaseWeights:
                         self.stored.append(StoredWeight(file, name, tuple(stored.get_shape()), is_float, parameter))
             except (OSError, SafetensorError) as error:
                 raise _damaged(file) from error
+        self._modules = dict(structure.named_modules())
         self._by_parameter = {weight.parameter: weight for weight in self.stored if weight.parameter}
 
     def find(self, parameter: str) -> StoredWeight | None:
@@ -255,6 +258,19 @@ class BaseWeights:
         except (OSError, SafetensorError) as error:
             raise _damaged(weight.file) from error
         return tensor
+
+    def numbers(self, parameter: str) -> npt.NDArray[np.float32] | None:
+        """A parameter in float32, a module's weight as [out, in]; None where the files do not hold it as such."""
+        weight = self.find(parameter)
+        if weight is None:
+            return None
+        module, _, kind = parameter.rpartition(".")
+        numbers: npt.NDArray[np.float32] = self.read(weight).float().numpy()
+        return numbers.T if kind == "weight" and self.is_transposed(module) else numbers
+
+    def is_transposed(self, module: str) -> bool:
+        """Whether a module holds its weight as [in, out], as GPT-2's Conv1D and embeddings do, not as [out, in]."""
+        return isinstance(self._modules[module], Conv1D | nn.Embedding)
 
 
 def weight_files(folder: Path) -> list[Path]:
@@ -278,11 +294,6 @@ def weight_files(folder: Path) -> list[Path]:
 
 def _damaged(file: Path) -> BaseError:
     return BaseError("is missing or damaged.", where=str(file), remedy="Copy or fetch the base again.")
-
-
-def is_transposed(module: Any) -> bool:
-    """Whether a module holds its weight as [in, out], as GPT-2's Conv1D and embeddings do, not as [out, in]."""
-    return isinstance(module, Conv1D | nn.Embedding)
 
 
 def take_quiet() -> None:

@@ -10,9 +10,8 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from peftkit.adapters.card import proof_rows
-from peftkit.adapters.files import WEIGHTS_NAME, read_adapter
+from peftkit.adapters.files import RECEIPT_NAME, WEIGHTS_NAME, read_adapter
 from peftkit.adapters.inspect import inspect_modules
-from peftkit.adapters.record import RECEIPT_NAME
 from peftkit.errors import InputError, TargetError
 from peftkit.metrics import size, small
 from peftkit.recipe.methods import title_of

@@ -12,10 +12,8 @@ import numpy as np
 import torch
 
 from peftkit.adapters.card import model_card
-from peftkit.adapters.files import CONFIG_NAME, read_adapter
-from peftkit.adapters.proof import check_effect, compare, compare_in_fresh_process, logits_of
-from peftkit.adapters.record import RECORD_NAME, Record
-from peftkit.adapters.sample import SAMPLE_NAME, Sample
+from peftkit.adapters.files import CONFIG_NAME, RECORD_NAME, Record, read_adapter
+from peftkit.adapters.proof import SAMPLE_NAME, Sample, check_effect, compare, compare_in_fresh_process, logits_of
 from peftkit.adapters.target import open_adapter
 from peftkit.data.audit import audit
 from peftkit.data.formats.format import NO_LABEL

@@ -8,12 +8,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from peftkit.adapters.base import AS_RECORDED, GivenBase
-from peftkit.adapters.combine import products_of
-from peftkit.adapters.files import read_adapter
-from peftkit.adapters.operations import combine_adapters, diff_adapters, inspect_adapter, shrink_adapter
-from peftkit.adapters.proof import compare, logits_of
-from peftkit.adapters.sample import Sample
+from peftkit.adapters.combine import combine_adapters, products_of, shrink_adapter
+from peftkit.adapters.compare import diff_adapters
+from peftkit.adapters.files import AS_RECORDED, GivenBase, read_adapter
+from peftkit.adapters.inspect import inspect_adapter
+from peftkit.adapters.proof import Sample, compare, logits_of
 from peftkit.adapters.target import open_adapter
 from peftkit.errors import TargetError
 from peftkit.recipe.loader import load_recipe

@@ -10,8 +10,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from peftkit.adapters.proof import compare, compare_in_fresh_process, logits_of
-from peftkit.adapters.sample import Sample
+from peftkit.adapters.proof import Sample, compare, compare_in_fresh_process, logits_of
 from peftkit.errors import RunError
 from peftkit.models.attention_kernels import VARLEN
 

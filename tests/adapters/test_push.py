@@ -18,9 +18,8 @@ from typing import Any
 
 import pytest
 
-from peftkit.adapters.files import read_adapter
+from peftkit.adapters.files import check_sound, read_adapter
 from peftkit.adapters.merge import MergeSettings, merge
-from peftkit.adapters.soundness import check_sound
 
 TOKEN = "hf_thisisasecret"
 

@@ -7,8 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from peftkit.adapters.files import read_adapter
-from peftkit.adapters.record import Record
+from peftkit.adapters.files import Record, read_adapter
 from peftkit.errors import TargetError
 from peftkit.storage import read_json, sha256_of_file, sha256_of_json
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from peftkit.adapters.sample import Sample
+from peftkit.adapters.proof import Sample
 from peftkit.errors import TargetError
 
 

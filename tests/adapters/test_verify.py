@@ -12,8 +12,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from peftkit.adapters.base import GivenBase
-from peftkit.adapters.verify import check_adapter
+from peftkit.adapters.compare import check_adapter
+from peftkit.adapters.files import GivenBase
 
 NAMES = ["files", "values", "settings", "tensors", "training", "base", "fit", "effect"]
 

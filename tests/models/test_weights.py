@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from peftkit.errors import BaseError
-from peftkit.models.base import BaseWeights, LocatedBase, is_transposed, locate_base
+from peftkit.models.base import BaseWeights, LocatedBase, locate_base
 from peftkit.recipe.schema import Base
 
 
@@ -89,7 +89,9 @@ def test_damage_is_told(copy: Path, structure: Any) -> None:
         BaseWeights(copy, structure)
 
 
-def test_only_gpt2s_layers_and_embeddings_are_turned(structure: Any) -> None:
-    assert is_transposed(structure.transformer.h[0].attn.c_attn)
-    assert is_transposed(structure.transformer.wte)
-    assert not is_transposed(structure.lm_head)
+def test_only_gpt2s_layers_and_embeddings_are_turned(base: LocatedBase, structure: Any) -> None:
+    weights = BaseWeights(base.folder, structure)
+
+    assert weights.is_transposed("transformer.h.0.attn.c_attn")
+    assert weights.is_transposed("transformer.wte")
+    assert not weights.is_transposed("lm_head")

@@ -17,11 +17,12 @@ from torch import nn
 from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig
 from transformers.pytorch_utils import Conv1D
 
+from peftkit.adapters.combine import combine_adapters, shrink_adapter
+from peftkit.adapters.compare import check_adapter, diff_adapters
 from peftkit.adapters.files import meaning_of, read_adapter
+from peftkit.adapters.inspect import inspect_adapter
 from peftkit.adapters.merge import merge
-from peftkit.adapters.operations import combine_adapters, diff_adapters, inspect_adapter, shrink_adapter
 from peftkit.adapters.target import open_adapter
-from peftkit.adapters.verify import check_adapter
 from peftkit.errors import ChangedError, FieldError, RecipeError, TargetError
 from peftkit.experiments.arms import arms_of
 from peftkit.models.methods.ia3 import METHOD, Scales
