@@ -22,12 +22,8 @@ from peftkit.adapters.files import (
     Adapter,
     Floats,
     GivenBase,
-    check_sound,
     copy_tokenizer,
     has_tokenizer,
-    meaning_of,
-    part_of,
-    read_adapter,
 )
 from peftkit.adapters.proof import SAMPLE_NAME, Agreement, compare
 from peftkit.errors import TargetError
@@ -77,9 +73,9 @@ def combine_adapters(parts: Sequence[tuple[Path, float]], output: Path, rank: in
     Raises:
         TargetError: they cannot be added.
     """
-    adapters = [read_adapter(folder) for folder, _ in parts]
+    adapters = [Adapter.read(folder) for folder, _ in parts]
     for adapter in adapters:
-        check_sound(adapter)
+        adapter.check_sound()
     weights = [weight for _, weight in parts]
     total = sum_of_adapters(adapters, weights)
     smaller = None if rank is None else compress(total, rank)
@@ -93,7 +89,7 @@ def shrink_adapter(folder: Path, output: Path, rank: int, given: GivenBase = AS_
     Raises:
         TargetError: it cannot be opened, or has no higher rank.
     """
-    adapter = read_adapter(folder)
+    adapter = Adapter.read(folder)
     factors = products_of(adapter)
     highest = max((each.rank for each in factors.values()), default=0)
     if rank >= highest:
@@ -111,7 +107,7 @@ def products_of(adapter: Adapter) -> dict[str, Factors]:
     Raises:
         TargetError: they are not.
     """
-    updates = meaning_of(adapter).updates
+    updates = adapter.updates
     products = {module: each for module, each in updates.items() if isinstance(each, Factors)}
     if len(products) < len(updates):
         what = f"is {adapter.method.adapter}, which has no ranks."
@@ -153,10 +149,10 @@ def check_addable(adapters: Sequence[Adapter]) -> None:
     """
     first = adapters[0]
     for adapter in adapters:
-        meaning = meaning_of(adapter)
-        extra = next((each.beyond_product for each in meaning.updates.values() if each.beyond_product), None)
-        if extra is None and meaning.whole:
-            extra = f"{next(iter(meaning.whole))}, which was trained whole"
+        extra = next((each.beyond_product for each in adapter.updates.values() if each.beyond_product), None)
+        whole = [] if extra else list(adapter.whole)
+        if whole:
+            extra = f"{whole[0]}, which was trained whole"
         if extra:
             what = f"has {extra}; a sum of adapters is exact only for their products."
             raise TargetError(what, where=str(adapter.folder), remedy="Merge it alone.")
@@ -200,16 +196,15 @@ def write_adapter(
 
     The scaling is in the matrices: every module's `lora_alpha` is its rank. What was trained whole is carried over.
     """
-    tensors: dict[str, Floats] = {
-        name: each.array() for name, each in like.tensors.items() if part_of(name, like.method)[1] is None
-    }
+    carried = [name for name in like.tensors if like.part_of(name)[1] is None]
+    tensors: dict[str, Floats] = {name: like.tensors[name].array() for name in carried}
     for module, each in factors.items():
         tensors |= each.tensors(module)
     save_file({name: np.ascontiguousarray(tensor) for name, tensor in tensors.items()}, folder / WEIGHTS_NAME)
     config = _config(like.config, factors)
     write_json(folder / CONFIG_NAME, config)
     if like.record:
-        written = replace(read_adapter(folder), record=None)
+        written = replace(Adapter.read(folder), record=None)
         changed = {"r": config["r"], "lora_alpha": config["lora_alpha"], "use_rslora": False}
         lora = like.record.recipe.lora.model_copy(update=changed)
         record = replace(
@@ -221,7 +216,7 @@ def write_adapter(
             tensors={name: tensor.sha256 for name, tensor in written.tensors.items()},
         )
         write_json(folder / RECORD_NAME, record.to_json())
-    return read_adapter(folder)
+    return Adapter.read(folder)
 
 
 def _base_of(adapter: Adapter) -> tuple[Any, ...]:
@@ -267,7 +262,7 @@ def _ship(output: Path, like: Adapter, factors: Mapping[str, Factors], made_of: 
             shutil.copyfile(like.folder / SAMPLE_NAME, folder / SAMPLE_NAME)
         if written.record:
             write_text(folder / CARD_NAME, model_card(written.record))
-    return read_adapter(output)
+    return Adapter.read(output)
 
 
 def _combined(output: Path, written: Adapter, smaller: Compressed | None, logits: Agreement | None = None) -> Combined:

@@ -9,17 +9,7 @@ from typing import Any
 
 import torch
 
-from peftkit.adapters.files import (
-    AS_RECORDED,
-    Adapter,
-    GivenBase,
-    config_changes,
-    meaning_of,
-    not_finite,
-    place_of,
-    read_adapter,
-    tensor_changes,
-)
+from peftkit.adapters.files import AS_RECORDED, Adapter, GivenBase, place_of
 from peftkit.adapters.proof import Agreement, Sample, compare, logits_of
 from peftkit.adapters.target import HeldBase, check_fit, find_held_base, put_adapter
 from peftkit.errors import MemoryRunError, PeftkitError, TargetError
@@ -45,7 +35,7 @@ class FieldDifference:
 
 @dataclass(frozen=True)
 class ModuleOverlap:
-    """How alike two adapters' updates of one module are."""
+    """How alike two adapters' updates of one module are; see `Overlap`."""
 
     module: str
     layer: int | None
@@ -54,14 +44,8 @@ class ModuleOverlap:
     """None for an update that is no product of two matrices."""
 
     cosine: float | None
-    """Of the angle between the two updates, taken as vectors: 1 the same direction, 0 none in common."""
-
     input_overlap: float | None
-    """Share that the input directions they read have in common, from 0 to 1: the similarity of Hu et al. 2021,
-    section 7.2, at both full ranks. It and the next are None where an update is zero or no product."""
-
     output_overlap: float | None
-    """The same of the output directions they write."""
 
 
 @dataclass(frozen=True)
@@ -87,7 +71,7 @@ def check_adapter(folder: Path, given: GivenBase = AS_RECORDED) -> list[Check]:
         TargetError: the folder holds no adapter that can be read.
         MemoryRunError: its base does not fit into memory.
     """
-    adapter = read_adapter(folder)
+    adapter = Adapter.read(folder)
     checks = [_files(folder), _values(adapter), *_fingerprint(adapter), _learnt(adapter)]
     if all(check.passed is not False for check in checks):
         checks += _on_its_base(adapter, given)
@@ -102,13 +86,13 @@ def _files(folder: Path) -> Check:
 
 
 def _values(adapter: Adapter) -> Check:
-    broken = not_finite(adapter)
+    broken = adapter.not_finite
     detail = f"not finite in {', '.join(broken[:3])}" if broken else f"{adapter.parameters:,} numbers, all finite"
     return Check("values", not broken, detail)
 
 
 def _fingerprint(adapter: Adapter) -> Iterator[Check]:
-    for name, changes in (("settings", config_changes(adapter)), ("tensors", tensor_changes(adapter))):
+    for name, changes in (("settings", adapter.config_changes), ("tensors", adapter.tensor_changes)):
         if adapter.record is None:
             yield Check(name, None, "no peftkit.json says what they were")
         else:
@@ -116,7 +100,7 @@ def _fingerprint(adapter: Adapter) -> Iterator[Check]:
 
 
 def _learnt(adapter: Adapter) -> Check:
-    updates = meaning_of(adapter).updates
+    updates = adapter.updates
     untouched = [module for module, each in updates.items() if each.untouched]
     if updates and len(untouched) == len(updates):
         return Check("training", False, f"of every module, {adapter.method.beginning}, as before training")
@@ -167,14 +151,14 @@ def diff_adapters(first: Path, second: Path, given: GivenBase = AS_RECORDED) -> 
     Raises:
         TargetError: one of them cannot be opened.
     """
-    one, other = read_adapter(first), read_adapter(second)
+    one, other = Adapter.read(first), Adapter.read(second)
     sample, said = logits_on_base(one, given)
     _, said_by_other = logits_on_base(other, given, sample)
     if said[0].shape != said_by_other[0].shape:
         raise TargetError(
             f"has another vocabulary than {first}.", where=str(second), remedy="Compare adapters of like bases."
         )
-    updates = [meaning_of(adapter).updates for adapter in (one, other)]
+    updates = [adapter.updates for adapter in (one, other)]
     only_first, only_second = sorted({*updates[0]} - {*updates[1]}), sorted({*updates[1]} - {*updates[0]})
     logits = compare(said_by_other, said, sample)
     return Difference(field_differences(one, other), overlaps(one, other), only_first, only_second, logits)
@@ -194,7 +178,7 @@ def field_differences(first: Adapter, second: Adapter) -> list[FieldDifference]:
 
 def overlaps(first: Adapter, second: Adapter) -> list[ModuleOverlap]:
     """The modules that both adapters change."""
-    one, other = meaning_of(first).updates, meaning_of(second).updates
+    one, other = first.updates, second.updates
     pairs = ((name, one[name], other[name]) for name in one if name in other)
     return [
         ModuleOverlap(name, *place_of(name), (ours.rank, theirs.rank), overlap.cosine, overlap.inputs, overlap.outputs)

@@ -23,8 +23,7 @@ from peftkit.storage import read_json, sha256_of_json
 
 __all__ = [
     "AS_RECORDED", "CONFIG_NAME", "RECEIPT_NAME", "RECORD_NAME", "TOKENIZER_FILES", "WEIGHTS_NAME", "Adapter", "Floats",
-    "GivenBase", "Meaning", "Record", "StoredTensor", "check_sound", "config_changes", "copy_tokenizer",
-    "has_tokenizer", "kinds_of", "meaning_of", "not_finite", "part_of", "place_of", "read_adapter", "tensor_changes",
+    "GivenBase", "Record", "StoredTensor", "copy_tokenizer", "has_tokenizer", "kinds_of", "place_of",
 ]  # fmt: skip
 
 CONFIG_NAME = "adapter_config.json"
@@ -119,6 +118,21 @@ class StoredTensor:
 
 
 @dataclass(frozen=True)
+class GivenBase:
+    """What the command line says about the base of an adapter."""
+
+    model: str | None = None
+    """A folder, hub name or `builtin:…`: for an adapter without a record, and for a base that has moved."""
+
+    quantization: Quantization | None = None
+    """How the base was held; only for an adapter without a record."""
+
+
+AS_RECORDED = GivenBase()
+"""Nothing: the adapter's record says it all."""
+
+
+@dataclass(frozen=True)
 class Adapter:
     """An adapter, and how it was made where that is recorded."""
 
@@ -128,6 +142,24 @@ class Adapter:
 
     tensors: dict[str, StoredTensor]
     record: Record | None
+
+    @classmethod
+    def read(cls, folder: Path) -> Adapter:
+        """Read an adapter that peftkit or PEFT wrote.
+
+        Raises:
+            TargetError: it is no adapter of a method of peftkit's, is not in safetensors, or is damaged.
+        """
+        config = _read_config(folder)
+        if not (folder / WEIGHTS_NAME).is_file():
+            endings = ("*.bin", "*.pt", "*.pth", "*.pkl")
+            pickles = sorted(path.name for pattern in endings for path in folder.glob(pattern))
+            if pickles:
+                what = f"holds its weights as a pickle, {pickles[0]}, which can run code when it is opened."
+                remedy = f"Load it where you trust it, and save it as {WEIGHTS_NAME} with PEFT's save_pretrained."
+                raise TargetError(what, where=str(folder), remedy=remedy)
+            raise TargetError(f"has no {WEIGHTS_NAME}.", where=str(folder), remedy="Copy the adapter again.")
+        return cls(folder, config, _read_tensors(folder / WEIGHTS_NAME), Record.read(folder))
 
     @property
     def method(self) -> TrainingMethod:
@@ -162,129 +194,85 @@ class Adapter:
         """Size of the weights."""
         return sum(len(tensor.data) for tensor in self.tensors.values())
 
+    @property
+    def updates(self) -> dict[str, Update]:
+        """What it does to each module, by the base's own names.
 
-@dataclass(frozen=True)
-class GivenBase:
-    """What the command line says about the base of an adapter."""
+        Raises:
+            TargetError: a tensor of a module is missing, or the adapter is of a kind that cannot be merged.
+        """
+        parts: dict[str, dict[str, Floats]] = {}
+        for name, tensor in self.tensors.items():
+            module, part = self.part_of(name)
+            if part is not None:
+                parts.setdefault(module, {})[part] = tensor.array()
+        return self.method.updates(self.folder, self.config, parts)
 
-    model: str | None = None
-    """A folder, hub name or `builtin:…`: for an adapter without a record, and for a base that has moved."""
+    @property
+    def whole(self) -> dict[str, Floats]:
+        """Parameters that were trained whole and take the place of the base's, by its own names.
 
-    quantization: Quantization | None = None
-    """How the base was held; only for an adapter without a record."""
+        They are `modules_to_save`, biases, and embeddings that grew with the vocabulary.
+        """
+        places = {name: self.part_of(name) for name in self.tensors}
+        return {module: self.tensors[name].array() for name, (module, part) in places.items() if part is None}
 
+    def part_of(self, name: str) -> tuple[str, str | None]:
+        """Of a tensor in the file: its module and part there, or a whole parameter's name and None."""
+        inner = name.removeprefix(PREFIX)
+        part = next((part for part in self.method.parts if inner.endswith(f".{part}")), None)
+        return (inner.removesuffix(f".{part}") if part else inner.replace(".base_layer.", ".")), part
 
-AS_RECORDED = GivenBase()
-"""Nothing: the adapter's record says it all."""
+    @property
+    def not_finite(self) -> list[str]:
+        """Names of the tensors that hold a NaN or an infinity."""
+        return [name for name, tensor in self.tensors.items() if not np.isfinite(tensor.array()).all()]
 
+    @property
+    def config_changes(self) -> list[str]:
+        """How the configuration differs from the recorded one."""
+        if self.record is None or self.record.adapter_config is None:
+            return []
+        sides = self.record.adapter_config, self.config
+        saved, found = ({key: repr(value) for key, value in side.items()} for side in sides)
+        differing = sorted(key for key in {*saved, *found} if found.get(key) != saved.get(key))
+        return [f"{key} is {found.get(key, 'not there')}, was {saved.get(key, 'not there')}" for key in differing]
 
-@dataclass(frozen=True)
-class Meaning:
-    """Everything that an adapter changes, by the base's own names."""
+    @property
+    def tensor_changes(self) -> list[str]:
+        """How the tensors differ from the recorded ones."""
+        if self.record is None or self.record.tensors is None:
+            return []
+        saved, found, changes = self.record.tensors, self.tensors, []
+        for name in sorted({*saved, *found}):
+            if name not in found:
+                changes.append(f"{name} is missing")
+            elif name not in saved:
+                changes.append(f"{name} is one too many")
+            elif found[name].sha256 != saved[name]:
+                changes.append(f"{name} has other values or another shape")
+        return changes
 
-    updates: dict[str, Update]
-    """By module."""
+    def check_sound(self) -> None:
+        """See that it has no NaN and is, where that is recorded, what was saved.
 
-    whole: dict[str, Floats]
-    """Parameters that were trained whole and take the place of the base's, by name: `modules_to_save`, biases, and
-    embeddings that grew with the vocabulary."""
-
-
-def read_adapter(folder: Path) -> Adapter:
-    """Read an adapter that peftkit or PEFT wrote.
-
-    Raises:
-        TargetError: it is no adapter of a method of peftkit's, is not in safetensors, or is damaged.
-    """
-    config = _read_config(folder)
-    if not (folder / WEIGHTS_NAME).is_file():
-        pickles = sorted(path.name for pattern in ("*.bin", "*.pt", "*.pth", "*.pkl") for path in folder.glob(pattern))
-        if pickles:
-            what = f"holds its weights as a pickle, {pickles[0]}, which can run code when it is opened."
-            remedy = f"Load it where you trust it, and save it as {WEIGHTS_NAME} with PEFT's save_pretrained."
-            raise TargetError(what, where=str(folder), remedy=remedy)
-        raise TargetError(f"has no {WEIGHTS_NAME}.", where=str(folder), remedy="Copy the adapter again.")
-    return Adapter(folder, config, _read_tensors(folder / WEIGHTS_NAME), Record.read(folder))
-
-
-def check_sound(adapter: Adapter) -> None:
-    """See that an adapter has no NaN and is, where that is recorded, what was saved.
-
-    Raises:
-        TargetError: it has, or is not; the message names what differs.
-    """
-    broken = not_finite(adapter)
-    if broken:
-        what = f"holds values in {_some(broken)} that are not finite."
-        remedy = "Its training went wrong; train it again with a lower learning rate."
-        raise TargetError(what, where=str(adapter.folder / WEIGHTS_NAME), remedy=remedy)
-    for name, changes in ((CONFIG_NAME, config_changes(adapter)), (WEIGHTS_NAME, tensor_changes(adapter))):
-        if changes:
-            what = f"is not what was saved: {_some(changes, '; ')}."
-            remedy = "It was edited or damaged; copy or train the adapter again."
-            raise TargetError(what, where=str(adapter.folder / name), remedy=remedy)
-
-
-def not_finite(adapter: Adapter) -> list[str]:
-    """Names of the tensors that hold a NaN or an infinity."""
-    return [name for name, tensor in adapter.tensors.items() if not np.isfinite(tensor.array()).all()]
-
-
-def config_changes(adapter: Adapter) -> list[str]:
-    """How the configuration differs from the recorded one."""
-    if adapter.record is None or adapter.record.adapter_config is None:
-        return []
-    sides = adapter.record.adapter_config, adapter.config
-    saved, found = ({key: repr(value) for key, value in side.items()} for side in sides)
-    differing = sorted(key for key in {*saved, *found} if found.get(key) != saved.get(key))
-    return [f"{key} is {found.get(key, 'not there')}, was {saved.get(key, 'not there')}" for key in differing]
-
-
-def tensor_changes(adapter: Adapter) -> list[str]:
-    """How the tensors differ from the recorded ones."""
-    if adapter.record is None or adapter.record.tensors is None:
-        return []
-    saved, found, changes = adapter.record.tensors, adapter.tensors, []
-    for name in sorted({*saved, *found}):
-        if name not in found:
-            changes.append(f"{name} is missing")
-        elif name not in saved:
-            changes.append(f"{name} is one too many")
-        elif found[name].sha256 != saved[name]:
-            changes.append(f"{name} has other values or another shape")
-    return changes
+        Raises:
+            TargetError: it has, or is not; the message names what differs.
+        """
+        if broken := self.not_finite:
+            what = f"holds values in {_some(broken)} that are not finite."
+            remedy = "Its training went wrong; train it again with a lower learning rate."
+            raise TargetError(what, where=str(self.folder / WEIGHTS_NAME), remedy=remedy)
+        for name, changes in ((CONFIG_NAME, self.config_changes), (WEIGHTS_NAME, self.tensor_changes)):
+            if changes:
+                what = f"is not what was saved: {_some(changes, '; ')}."
+                remedy = "It was edited or damaged; copy or train the adapter again."
+                raise TargetError(what, where=str(self.folder / name), remedy=remedy)
 
 
 def _some(things: list[str], separator: str = ", ") -> str:
     rest = len(things) - 3
     return separator.join(things[:3]) + (f"{separator}and {rest} more" if rest > 0 else "")
-
-
-def meaning_of(adapter: Adapter) -> Meaning:
-    """Sort an adapter's tensors by what they do.
-
-    Raises:
-        TargetError: a tensor is not known, or misses one that belongs to it.
-    """
-    method = adapter.method
-    parts: dict[str, dict[str, Floats]] = {}
-    whole: dict[str, Floats] = {}
-    for name, tensor in adapter.tensors.items():
-        module, part = part_of(name, method)
-        if part is None:
-            whole[module] = tensor.array()
-        else:
-            parts.setdefault(module, {})[part] = tensor.array()
-    return Meaning(method.updates(adapter.folder, adapter.config, parts), whole)
-
-
-def part_of(name: str, method: TrainingMethod) -> tuple[str, str | None]:
-    """Of a tensor in the file: its module and part there, or a whole parameter's name and None."""
-    inner = name.removeprefix(PREFIX)
-    for part in method.parts:
-        if inner.endswith(f".{part}"):
-            return inner.removesuffix(f".{part}"), part
-    return inner.replace(".base_layer.", "."), None
 
 
 def place_of(module: str) -> tuple[int | None, str]:

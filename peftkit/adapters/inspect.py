@@ -12,18 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from peftkit import console
-from peftkit.adapters.files import (
-    AS_RECORDED,
-    CONFIG_NAME,
-    Adapter,
-    Floats,
-    GivenBase,
-    kinds_of,
-    meaning_of,
-    not_finite,
-    place_of,
-    read_adapter,
-)
+from peftkit.adapters.files import AS_RECORDED, CONFIG_NAME, Adapter, Floats, GivenBase, kinds_of, place_of
 from peftkit.errors import InputError, PeftkitError, TargetError
 from peftkit.runs.folder import ADAPTER_FOLDER
 
@@ -39,7 +28,7 @@ _SUFFIXES = (".png", ".svg", ".pdf")
 
 @dataclass(frozen=True)
 class ModuleUpdate:
-    """What an adapter does to one weight, W + ΔW."""
+    """What an adapter does to one weight, W + ΔW; see `Size`."""
 
     module: str
     layer: int | None
@@ -47,21 +36,15 @@ class ModuleUpdate:
     """The module's name inside its layer."""
 
     rank: int | None
-    """None, with the next one, where the update is no product of two matrices."""
+    """None where the update is no product of two matrices."""
 
     scaling: float | None
     norm: float | None
-    """Frobenius norm of ΔW; None where only the base would tell."""
-
     relative_norm: float | None
     """‖ΔW‖ / ‖W‖; None where the base is not at hand."""
 
     effective_rank: float | None
-    """Exponential of the entropy of the singular values (Roy and Vetterli 2007): about how many directions ΔW has."""
-
     largest: float | None
-    """The largest number in ΔW, by its size."""
-
     untouched: bool
     """It is as it was before training: nothing was learned here."""
 
@@ -107,8 +90,8 @@ def inspect_adapter(folder: Path, given: GivenBase = AS_RECORDED) -> AdapterRepo
     Raises:
         TargetError: it cannot be read.
     """
-    adapter = read_adapter(folder)
-    broken = not_finite(adapter)
+    adapter = Adapter.read(folder)
+    broken = adapter.not_finite
     weight_of = None if broken else _weight_reader(adapter, given)  # there is nothing to measure in them
     modules = [] if broken else inspect_modules(adapter, weight_of or _no_weight)
     return AdapterReport(
@@ -133,7 +116,7 @@ def inspect_modules(adapter: Adapter, weight_of: WeightOf) -> list[ModuleUpdate]
     Where the base is at hand, DoRA's is the whole change of the weight; otherwise it is that of its direction alone.
     """
     found = []
-    for name, update in sorted(meaning_of(adapter).updates.items(), key=lambda item: _natural(item[0])):
+    for name, update in sorted(adapter.updates.items(), key=lambda item: _natural(item[0])):
         weight = weight_of(f"{name}.weight")
         size = update.size(weight)
         module = ModuleUpdate(
@@ -154,7 +137,7 @@ def inspect_modules(adapter: Adapter, weight_of: WeightOf) -> list[ModuleUpdate]
 def inspect_whole(adapter: Adapter, weight_of: WeightOf) -> list[WholeUpdate]:
     """The parameters that were trained whole."""
     found = []
-    for name, new in meaning_of(adapter).whole.items():
+    for name, new in adapter.whole.items():
         old = weight_of(name)
         if old is not None and old.shape != new.shape:
             old = old.T  # a Conv1D's weight, which is given as a Linear's
@@ -227,8 +210,8 @@ def list_adapters(folder: Path) -> list[Listing]:
 def _listing(place: Path, folder: Path) -> Listing:
     name = str(place.parent if place.name == ADAPTER_FOLDER and place != folder else place)  # a run goes by its own
     try:
-        adapter = read_adapter(place)
-        updates, record = meaning_of(adapter).updates, adapter.record
+        adapter = Adapter.read(place)
+        updates, record = adapter.updates, adapter.record
     except TargetError as error:
         return Listing(name, None, None, [], [], 0, None, None, error.what)
     return Listing(

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 from threadpoolctl import threadpool_limits
@@ -28,11 +28,9 @@ from peftkit.adapters.files import (
     Record,
     copy_tokenizer,
     has_tokenizer,
-    read_adapter,
 )
-from peftkit.adapters.merged_weights import MergedWeights
+from peftkit.adapters.merged_weights import MergedWeights, write_shards
 from peftkit.adapters.proof import SAMPLE_NAME, Agreement, Sample, compare_in_fresh_process, logits_of
-from peftkit.adapters.shards import write_shards
 from peftkit.adapters.target import HeldBase, check_fit, find_held_base, model_as_base, put_adapter
 from peftkit.errors import RunError, TargetError
 from peftkit.models.quantization import backend_of
@@ -65,6 +63,30 @@ class MergeSettings:
     """Largest size of a file; Transformers' own default."""
 
     verify: bool = True
+
+
+@dataclass(frozen=True)
+class MergeReceipt:
+    """What was merged into what, and how exactly the result computes the same."""
+
+    adapters: list[dict[str, Any]]
+    """Of each: its folder, its weight in the sum, and the SHA-256 of its files."""
+
+    base: dict[str, Any]
+    quantization: dict[str, Any] | None
+    onto: Onto
+    dtype: str
+    proof: Agreement | None
+    """None where it was not asked for."""
+
+    tolerance: float | None
+    """Largest relative error that is accepted; None where the merge is onto other weights than the adapter was trained
+    on, so that nothing is promised."""
+
+    outputs: dict[str, str]
+    """SHA-256 of each file of the merged model."""
+
+    versions: dict[str, str | None]
 
 
 def merge(
@@ -108,16 +130,15 @@ def merge(
                 outputs=folder_hashes(folder, hashes),
                 versions=installed_versions(),
             )
-            _write_papers(folder, parts, receipt)
+            _write_metadata(folder, parts, asdict(receipt))
     return receipt
 
 
-@dataclass(frozen=True)
-class _Parts:
+class _Parts(NamedTuple):
     """What a model is made of."""
 
     adapter: Adapter | None
-    """None where the model is whole already, and is only written in another number type or in other files."""
+    """None where the model is whole already, and is only written in another dtype or in other files."""
 
     held: HeldBase
     folder: Path
@@ -127,18 +148,17 @@ class _Parts:
 
 
 def _parts(folders: Sequence[tuple[Path, float]], work: Path, given: GivenBase) -> _Parts:
-    first = folders[0][0]
-    if len(folders) == 1 and folders[0][1] == 1 and not (first / CONFIG_NAME).is_file():
+    first, weights = folders[0][0], [weight for _, weight in folders]
+    if weights == [1] and not (first / CONFIG_NAME).is_file():
         return _Parts(None, model_as_base(Base(model=str(first))), first, Record.read(first))
-    adapters = [read_adapter(folder) for folder, _ in folders]
+    adapters = [Adapter.read(folder) for folder, _ in folders]
     bases = [find_held_base(adapter, given) for adapter in adapters]
     for adapter in adapters:
         check_fit(adapter, bases[0])
-    if len(folders) == 1 and folders[0][1] == 1:
-        return _Parts(adapters[0], bases[0], first, adapters[0].record)
-    weights = [weight for _, weight in folders]
-    combined = write_adapter(work, adapters[0], sum_of_adapters(adapters, weights), made_from(adapters, weights))
-    return _Parts(combined, bases[0], first, combined.record)
+    merged = adapters[0]
+    if weights != [1]:
+        merged = write_adapter(work, merged, sum_of_adapters(adapters, weights), made_from(adapters, weights))
+    return _Parts(merged, bases[0], first, merged.record)
 
 
 def _check_places(folders: Sequence[Path], output: Path) -> None:
@@ -158,9 +178,8 @@ def _write_model(folder: Path, parts: _Parts, settings: MergeSettings) -> dict[s
     Gives the SHA-256 of the weight files.
     """
     base = parts.held.base
-    weights = MergedWeights(
-        parts.held, parts.adapter, getattr(torch, settings.dtype), original=settings.onto == "original"
-    )
+    is_original, dtype = settings.onto == "original", getattr(torch, settings.dtype)
+    weights = MergedWeights(parts.held, parts.adapter, dtype, original=is_original)
     with threadpool_limits(1):  # BLAS's threads wait busily, and would take the processor from hashing
         hashes = write_shards(folder, weights.outline, settings.shard_bytes, weights.make)
     copy_tokenizer(parts.folder if has_tokenizer(parts.folder) else base.folder, folder)
@@ -196,11 +215,8 @@ def _prove(folder: Path, parts: _Parts, tolerance: float | None) -> Agreement:
         del model  # the process that proves needs the memory
     agreement = compare_in_fresh_process(folder, expected, sample)
     if tolerance is not None and agreement.relative_error > tolerance:
-        raise RunError(
-            f"the merged model's logits are {agreement.relative_error:.1e} off the adapter's, {tolerance:.0e} allowed.",
-            where=str(parts.folder),
-            remedy="Nothing was written.",
-        )
+        off = f"{agreement.relative_error:.1e} off the adapter's, {tolerance:.0e} allowed"
+        raise RunError(f"the merged model's logits are {off}.", where=str(parts.folder), remedy="Nothing was written.")
     return agreement
 
 
@@ -221,36 +237,11 @@ def _named(folder: Path, weight: float) -> dict[str, Any]:
     return {"adapter": str(folder), "weight": weight, "files": hashes}
 
 
-def _write_papers(folder: Path, parts: _Parts, receipt: MergeReceipt) -> None:
-    """Write what says how the model came to be."""
-    write_json(folder / RECEIPT_NAME, asdict(receipt))
+def _write_metadata(folder: Path, parts: _Parts, receipt: dict[str, Any]) -> None:
+    """Write how the model came to be."""
+    write_json(folder / RECEIPT_NAME, receipt)
     if (parts.folder / SAMPLE_NAME).is_file():
         shutil.copyfile(parts.folder / SAMPLE_NAME, folder / SAMPLE_NAME)
     if parts.record is not None:
-        merged = replace(parts.record, adapter_config=None, tensors=None)
-        write_json(folder / RECORD_NAME, merged.to_json())
-        write_text(folder / CARD_NAME, model_card(parts.record, asdict(receipt)))
-
-
-@dataclass(frozen=True)
-class MergeReceipt:
-    """What was merged into what, and how exactly the result computes the same."""
-
-    adapters: list[dict[str, Any]]
-    """Of each: its folder, its weight in the sum, and the SHA-256 of its files."""
-
-    base: dict[str, Any]
-    quantization: dict[str, Any] | None
-    onto: Onto
-    dtype: str
-    proof: Agreement | None
-    """None where it was not asked for."""
-
-    tolerance: float | None
-    """Largest relative error that is accepted; None where the merge is onto other weights than the adapter was trained
-    on, so that nothing is promised."""
-
-    outputs: dict[str, str]
-    """SHA-256 of each file of the merged model."""
-
-    versions: dict[str, str | None]
+        write_json(folder / RECORD_NAME, replace(parts.record, adapter_config=None, tensors=None).to_json())
+        write_text(folder / CARD_NAME, model_card(parts.record, receipt))

@@ -7,10 +7,10 @@ import shutil
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path, PurePath
-from typing import Any
 
 from peftkit import console
-from peftkit.adapters.files import CONFIG_NAME, RECEIPT_NAME, RECORD_NAME, TOKENIZER_FILES, check_sound, read_adapter
+from peftkit.adapters.card import without_folders
+from peftkit.adapters.files import CONFIG_NAME, RECEIPT_NAME, RECORD_NAME, TOKENIZER_FILES, Adapter
 from peftkit.adapters.proof import SAMPLE_NAME
 from peftkit.adapters.target import Target, find_target
 from peftkit.errors import InputError, RunError, TargetError, first_line
@@ -88,8 +88,8 @@ def _check_target(target: Target) -> None:
     if not folder.is_dir():
         raise TargetError("is no folder on this machine.", where=target.folder, remedy="Name a run or what it made.")
     if target.kind == "adapter":
-        adapter = read_adapter(folder)
-        check_sound(adapter)
+        adapter = Adapter.read(folder)
+        adapter.check_sound()
         if PurePath(str(adapter.config.get("base_model_name_or_path"))).is_absolute():
             console.warning("its base is a folder on this machine, which nobody else can open by its name.")
     faults = manifest_faults(folder, editable=(CARD_NAME,))
@@ -107,21 +107,10 @@ def _fill(stage: Path, folder: Path, repo: str, with_sample: bool) -> None:
         shutil.copyfile(source, stage / source.name)
     for name in _TOLD:
         if (folder / name).is_file():
-            write_json(stage / name, _without_folders(read_json(folder / name)))
+            write_json(stage / name, without_folders(read_json(folder / name)))
     if (stage / CARD_NAME).is_file():
         card = (stage / CARD_NAME).read_text(encoding="utf-8")
         write_text(stage / CARD_NAME, card.replace('"FOLDER"', f'"{repo}"'))
-
-
-def _without_folders(value: Any) -> Any:
-    """A JSON value in which every absolute path is cut to its last part."""
-    if isinstance(value, dict):
-        return {_without_folders(key): _without_folders(inner) for key, inner in value.items()}
-    if isinstance(value, list):
-        return [_without_folders(inner) for inner in value]
-    if isinstance(value, str) and (PurePath(value).is_absolute() or value.startswith("~")):
-        return PurePath(value).name
-    return value
 
 
 def _upload(stage: Path, repo: str, public: bool) -> str:

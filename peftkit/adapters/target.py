@@ -22,10 +22,7 @@ from peftkit.adapters.files import (
     Adapter,
     GivenBase,
     Record,
-    check_sound,
     has_tokenizer,
-    meaning_of,
-    read_adapter,
 )
 from peftkit.errors import FieldError, TargetError, UnfetchedError, first_line
 from peftkit.models.attach import embedding_modules, tied_modules
@@ -129,7 +126,7 @@ def find_held_base(adapter: Adapter, given: GivenBase = AS_RECORDED) -> HeldBase
     Raises:
         TargetError: the adapter was changed, or the base is not there or not the one that it was trained on.
     """
-    check_sound(adapter)
+    adapter.check_sound()
     record = adapter.record
     if record is None:
         if given.model is None:
@@ -175,7 +172,7 @@ def check_fit(adapter: Adapter, held: HeldBase) -> None:
     place = str(adapter.folder / WEIGHTS_NAME)
     structure = held.structure()
     tied = tied_modules(structure)
-    shared = next((module for module in meaning_of(adapter).updates if module in tied), None)
+    shared = next((module for module in adapter.updates if module in tied), None)
     if shared:
         what = f"adapts {shared}, which is tied: input embedding and head are one matrix, and would no longer be."
         remedy = "Train it again without; peftkit's own recipes refuse such a target."
@@ -213,7 +210,7 @@ def put_adapter(model: Any, adapter: Adapter) -> Any:
     with memory_for("the adapter", where=str(adapter.folder), remedy="Free memory that others use."):
         if words not in (None, model.get_input_embeddings().num_embeddings):
             model.resize_token_embeddings(words, mean_resizing=False)
-        hold_in_float32(model, meaning_of(adapter).whole)  # as training held them
+        hold_in_float32(model, adapter.whole)  # as training held them
         with _by_peft(adapter):
             return PeftModel.from_pretrained(model, str(adapter.folder), config=_library_config(adapter, model))
 
@@ -325,7 +322,7 @@ def open_adapter(folder: Path, device: str, given: GivenBase = AS_RECORDED) -> t
     Raises:
         TargetError: tensors are missing or damaged, or the base has changed since.
     """
-    adapter = read_adapter(folder)
+    adapter = Adapter.read(folder)
     held = find_held_base(adapter, given)
     check_fit(adapter, held)
     tokenizer = open_tokenizer(folder) if has_tokenizer(folder) else held.base.tokenizer()

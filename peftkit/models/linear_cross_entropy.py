@@ -76,7 +76,10 @@ class Head:
         return logits.view(*hidden.shape[:-1], -1)
 
     def above_mean(self, hidden: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-        """How far the logits of the targets are above the mean of the whole vocabulary's, summed."""
+        """How far the logits of the targets are above the mean of the whole vocabulary's, summed.
+
+        That is a product with the mean weight, and needs no logits.
+        """
         weight, bias = self.linear.weight, self.linear.bias
         above = (hidden.float() * (weight[targets].float() - weight.mean(0, dtype=torch.float32))).sum()
         return above if bias is None else above + (bias[targets] - bias.mean()).float().sum()

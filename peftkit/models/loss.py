@@ -79,7 +79,11 @@ def compute_loss_at_labels(model: Any, label_smoothing: float = 0.0) -> bool:
         if labels is None:
             return stock(input_ids=input_ids, **inputs)
         hidden, targets = _at_labels(inner, labels, label_indices, input_ids=input_ids, **inputs)
-        total = _summed_loss(hidden, head, targets, label_smoothing)
+        total = summed_loss(hidden, head, targets, _compute_dtype(hidden))
+        if label_smoothing:
+            # each token of the vocabulary gets an equal part of it, which adds to the loss what the target's logit is
+            # above the mean logit: (1 - s)(lse - z_target) + s(lse - mean z) = (lse - z_target) + s(z_target - mean z)
+            total = total + label_smoothing * head.above_mean(hidden, targets)
         return CausalLMOutput(loss=total / (len(targets) if num_items_in_batch is None else num_items_in_batch))
 
     setattr(forward, _STOCK, stock)
@@ -112,16 +116,19 @@ def row_losses(
     sharded = getattr(model, LABEL_LOSSES, None)
     losses_of = sharded or label_losses(model)
     residual = contextlib.nullcontext() if sharded else exact_residual(model)
-    device = model.device
-    was_training = model.training
+    device, was_training = model.device, model.training
+    is_cuda = device.type == "cuda"
     model.eval()
     try:
         with residual:
             for batch in batches:
                 rows = len(batch["input_ids"])
                 which = (batch["labels"][:, 1:] != _NO_LABEL).nonzero()[:, 0].cpu()
+                tensors = {name: values for name, values in batch.items() if isinstance(values, torch.Tensor)}
+                # a CUDA device copies them by itself while the host continues
+                moved = {name: values.to(device, non_blocking=is_cuda) for name, values in tensors.items()}
                 with torch.no_grad(), computing(model, precision):
-                    losses = losses_of(_moved(batch, device))
+                    losses = losses_of(moved)
                 yield torch.bincount(which, losses.cpu().double(), rows), torch.bincount(which, minlength=rows)
     finally:
         model.train(was_training)
@@ -140,37 +147,28 @@ def _losses_from_hidden(inner: Any, batch: dict[str, torch.Tensor]) -> torch.Ten
 
 
 def _losses_from_logits(inner: Any, batch: dict[str, torch.Tensor]) -> torch.Tensor:
-    """The same from whole logits, for a model that does more to them than its head's product."""
-    with _exact_logits(inner.get_output_embeddings()):
-        logits = inner.forward(**_inputs(batch)).logits[:, :-1]  # a sharded model has been entered already
-    targets = batch["labels"][:, 1:]
-    taught = targets != _NO_LABEL
-    return functional.cross_entropy(logits[taught].float(), targets[taught], reduction="none")
+    """The same from whole logits, for a model that does more to them than its head's product.
 
-
-@contextlib.contextmanager
-def _exact_logits(linear: Any) -> Iterator[None]:
-    """Let a linear head give logits in float32: rounded to bf16 they are up to 0.5 off where they are near -100."""
-    if type(linear) is not nn.Linear:
-        yield
-        return
-    head = Head(linear)
-    linear.forward = lambda hidden: head.logits(hidden, _compute_dtype(hidden))  # type: ignore[method-assign, assignment]
+    A linear head gives logits in float32 here: rounded to bf16 they are up to 0.5 off where they are near -100.
+    """
+    linear = inner.get_output_embeddings()
+    is_linear = type(linear) is nn.Linear
+    if is_linear:
+        head = Head(linear)
+        linear.forward = lambda hidden: head.logits(hidden, _compute_dtype(hidden))
     try:
-        yield
+        logits = inner.forward(**_inputs(batch)).logits[:, :-1]  # a sharded model has been entered already
     finally:
-        del linear.forward
+        if is_linear:
+            del linear.forward
+    targets = batch["labels"][:, 1:]
+    labelled = targets != _NO_LABEL
+    return functional.cross_entropy(logits[labelled].float(), targets[labelled], reduction="none")
 
 
 def _inputs(batch: dict[str, torch.Tensor]) -> dict[str, Any]:
     names = ("input_ids", "position_ids", BOUNDS)
     return {name: batch[name] for name in names if name in batch} | {"use_cache": False}
-
-
-def _moved(batch: dict[str, Any], device: torch.device) -> dict[str, torch.Tensor]:
-    """The tensors of a batch on a device; a CUDA device copies them by itself while the host continues."""
-    tensors = {name: values for name, values in batch.items() if isinstance(values, torch.Tensor)}
-    return {name: values.to(device, non_blocking=device.type == "cuda") for name, values in tensors.items()}
 
 
 def _body(inner: Any) -> Any:
@@ -211,17 +209,6 @@ def _at_labels(
     hidden, targets = hidden[:, :-1], labels[:, 1:]
     taught = targets != _NO_LABEL
     return hidden[taught], targets[taught]
-
-
-def _summed_loss(hidden: torch.Tensor, head: Head, targets: torch.Tensor, label_smoothing: float) -> torch.Tensor:
-    """The loss in nats, summed, float32, with at most a few hundred tokens' logits in memory at a time.
-
-    Smoothing gives each token of the vocabulary an equal part of `label_smoothing`. The loss of that grows by as much
-    as the target's logit is above the mean logit, which is a product with the mean weight and needs no logits:
-    (1 - s)(lse - z_target) + s(lse - mean z) = (lse - z_target) + s(z_target - mean z).
-    """
-    total = summed_loss(hidden, head, targets, _compute_dtype(hidden))
-    return total + label_smoothing * head.above_mean(hidden, targets) if label_smoothing else total
 
 
 def _compute_dtype(hidden: torch.Tensor) -> torch.dtype:

@@ -10,7 +10,7 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from peftkit.adapters.card import proof_rows
-from peftkit.adapters.files import RECEIPT_NAME, WEIGHTS_NAME, read_adapter
+from peftkit.adapters.files import RECEIPT_NAME, WEIGHTS_NAME, Adapter
 from peftkit.adapters.inspect import inspect_modules
 from peftkit.errors import InputError, TargetError
 from peftkit.metrics import size, small
@@ -73,7 +73,7 @@ def _with_updates(run: RunContent, path: Path) -> RunContent:
         return run
     if not (path / ADAPTER_FOLDER / WEIGHTS_NAME).is_file():
         return run  # moved away: the manifest still says what it was
-    modules = inspect_modules(read_adapter(path / ADAPTER_FOLDER), lambda _: None)
+    modules = inspect_modules(Adapter.read(path / ADAPTER_FOLDER), lambda _: None)
     return replace(
         run, updates=[LayerUpdate(each.layer, each.target, each.norm) for each in modules if each.norm is not None]
     )

@@ -12,7 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from peftkit.adapters.files import GivenBase, read_adapter
+from peftkit.adapters.files import Adapter, GivenBase
 from peftkit.adapters.target import check_fit, find_held_base, open_adapter
 from peftkit.errors import TargetError
 from peftkit.recipe.hyperparameters import Quantization
@@ -47,38 +47,38 @@ def reconfigure(folder: Path, **fields: Any) -> None:
 
 
 def fit(folder: Path) -> None:
-    adapter = read_adapter(folder)
+    adapter = Adapter.read(folder)
     check_fit(adapter, find_held_base(adapter, GIVEN))
 
 
 def test_a_recorded_adapter_knows_its_base(own: Path) -> None:
-    held = find_held_base(read_adapter(own))
+    held = find_held_base(Adapter.read(own))
 
     assert (held.base.reference, held.quantization, held.dtype) == (EMBEDDED, None, "float32")
 
 
 def test_a_base_that_has_moved_is_named_and_still_checked(own: Path, tmp_path: Path) -> None:
-    folder = find_held_base(read_adapter(own)).base.folder
+    folder = find_held_base(Adapter.read(own)).base.folder
     moved, changed = (Path(shutil.copytree(folder, tmp_path / name)) for name in ("moved", "changed"))
     tensors = load_file(changed / "model.safetensors")
     tensors["transformer.ln_f.bias"] += 1e-3
     save_file(tensors, changed / "model.safetensors", {"format": "pt"})
 
-    assert find_held_base(read_adapter(own), GivenBase(str(moved))).base.folder == moved
+    assert find_held_base(Adapter.read(own), GivenBase(str(moved))).base.folder == moved
     with pytest.raises(TargetError, match="was trained on another builtin:tiny-gpt2"):
-        find_held_base(read_adapter(own), GivenBase(str(changed)))
+        find_held_base(Adapter.read(own), GivenBase(str(changed)))
 
 
 def test_a_base_that_is_gone_is_told_with_the_way_to_name_it(own: Path, tmp_path: Path) -> None:
     with pytest.raises(TargetError, match=r"its base is not there: there is no folder .*nowhere.*--base"):
-        find_held_base(read_adapter(own), GivenBase(str(tmp_path / "nowhere")))
+        find_held_base(Adapter.read(own), GivenBase(str(tmp_path / "nowhere")))
 
 
 def test_the_base_that_a_foreign_adapter_names_is_not_opened_unasked(foreign: Path) -> None:
     reconfigure(foreign, base_model_name_or_path="/elsewhere")
 
     with pytest.raises(TargetError, match=r"names '/elsewhere' as its base, which is not opened unasked.*--base"):
-        find_held_base(read_adapter(foreign))
+        find_held_base(Adapter.read(foreign))
 
 
 def test_a_foreign_adapter_works_with_what_cannot_be_checked_said(
@@ -95,9 +95,9 @@ def test_a_foreign_adapter_can_be_put_on_a_quantised_base_and_an_own_one_cannot(
 ) -> None:
     given = GivenBase(EMBEDDED, Quantization())
 
-    assert find_held_base(read_adapter(foreign), given).quantization == Quantization()
+    assert find_held_base(Adapter.read(foreign), given).quantization == Quantization()
     with pytest.raises(TargetError, match="records how its base was quantised"):
-        find_held_base(read_adapter(runs["lora"] / "adapter"), given)
+        find_held_base(Adapter.read(runs["lora"] / "adapter"), given)
 
 
 @pytest.mark.parametrize(

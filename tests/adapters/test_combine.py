@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from peftkit.adapters.combine import check_addable, compress, made_from, products_of, sum_of
 from peftkit.adapters.combine import write_adapter as write_combined
-from peftkit.adapters.files import Floats, read_adapter
+from peftkit.adapters.files import Adapter, Floats
 from peftkit.errors import TargetError
 from peftkit.models.methods.lora import Factors
 
@@ -73,7 +73,7 @@ def test_compressing_to_the_true_rank_loses_nothing() -> None:
 
 
 def test_what_is_written_is_read_again_with_every_modules_own_rank(write_adapter: WriteAdapter, tmp_path: Path) -> None:
-    like = read_adapter(write_adapter(use_rslora=True))
+    like = Adapter.read(write_adapter(use_rslora=True))
     made = {"h.1.proj": factors(0, 2), "h.11.proj": factors(1, 3), "h.0.proj": factors(2, 2)}
     (tmp_path / "made").mkdir()
 
@@ -87,7 +87,7 @@ def test_what_is_written_is_read_again_with_every_modules_own_rank(write_adapter
 
 
 def test_the_record_of_a_sum_names_its_parts(runs: dict[str, Path], tmp_path: Path) -> None:
-    adapter = read_adapter(runs["lora"] / "adapter")
+    adapter = Adapter.read(runs["lora"] / "adapter")
     total = sum_of([(products_of(adapter), 0.5), (products_of(adapter), 0.25)])
 
     written = write_combined(tmp_path, adapter, total, made_from([adapter, adapter], [0.5, 0.25]))
@@ -116,14 +116,14 @@ def test_the_record_of_a_sum_names_its_parts(runs: dict[str, Path], tmp_path: Pa
 def test_adapters_that_are_no_sums_of_products_cannot_be_added(
     change: dict[str, object], words: str, write_adapter: WriteAdapter
 ) -> None:
-    one, other = read_adapter(write_adapter("one")), read_adapter(write_adapter("other", **change))
+    one, other = Adapter.read(write_adapter("one")), Adapter.read(write_adapter("other", **change))
 
     with pytest.raises(TargetError, match=words):
         check_addable([one, other])
 
 
 def test_adapters_on_a_base_that_was_held_in_another_way_cannot_be_added(runs: dict[str, Path]) -> None:
-    adapters = [read_adapter(runs[method] / "adapter") for method in ("lora", "qlora")]
+    adapters = [Adapter.read(runs[method] / "adapter") for method in ("lora", "qlora")]
 
     with pytest.raises(TargetError, match="held in another way"):
         check_addable(adapters)

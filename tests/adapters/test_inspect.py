@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from peftkit.adapters.combine import products_of
-from peftkit.adapters.files import Floats, read_adapter
+from peftkit.adapters.files import Adapter, Floats
 from peftkit.adapters.inspect import inspect_modules, inspect_whole
 
 WriteAdapter = Callable[..., Path]
@@ -26,7 +26,7 @@ def base(name: str) -> Floats | None:
 
 
 def test_norms_and_the_largest_number_are_those_of_the_product(write_adapter: WriteAdapter) -> None:
-    adapter = read_adapter(write_adapter())
+    adapter = Adapter.read(write_adapter())
     factors = products_of(adapter)["h.0.proj"]
     product = factors.scaling * factors.b @ factors.a
 
@@ -51,7 +51,7 @@ def test_the_effective_rank_counts_directions(write_adapter: WriteAdapter) -> No
         "base_model.model.h.1.proj.lora_B.weight": equal,
     }
 
-    first, second = inspect_modules(read_adapter(write_adapter(tensors=tensors)), no_base)
+    first, second = inspect_modules(Adapter.read(write_adapter(tensors=tensors)), no_base)
 
     assert first.effective_rank == pytest.approx(1)
     assert second.effective_rank == pytest.approx(2)
@@ -61,14 +61,14 @@ def test_the_effective_rank_counts_directions(write_adapter: WriteAdapter) -> No
 def test_a_module_that_learnt_nothing_is_untouched(write_adapter: WriteAdapter) -> None:
     tensors = {f"{MODULE}.lora_B.weight": np.zeros((5, 2), np.float32)}
 
-    first, second = inspect_modules(read_adapter(write_adapter(tensors=tensors)), base)
+    first, second = inspect_modules(Adapter.read(write_adapter(tensors=tensors)), base)
 
     assert (first.untouched, first.norm, first.effective_rank, first.largest) == (True, 0, 0, 0)
     assert not second.untouched
 
 
 def test_doras_update_is_the_whole_change_of_the_weight(write_adapter: WriteAdapter) -> None:
-    adapter = read_adapter(
+    adapter = Adapter.read(
         write_adapter(tensors={f"{MODULE}.lora_magnitude_vector": np.ones(5, np.float32)}, use_dora=True)
     )
     factors = products_of(adapter)["h.0.proj"]
@@ -85,7 +85,7 @@ def test_layers_are_in_the_order_of_their_numbers(write_adapter: WriteAdapter) -
     half = {"A": np.ones((2, 6), np.float32), "B": np.ones((5, 2), np.float32)}
     tensors = {f"base_model.model.h.10.proj.lora_{part}.weight": numbers for part, numbers in half.items()}
 
-    assert [module.layer for module in inspect_modules(read_adapter(write_adapter(tensors=tensors)), no_base)] == [
+    assert [module.layer for module in inspect_modules(Adapter.read(write_adapter(tensors=tensors)), no_base)] == [
         0,
         1,
         10,
@@ -98,7 +98,7 @@ def test_a_parameter_that_was_trained_whole_is_compared_in_either_orientation(wr
         "base_model.model.other.weight": np.ones((2, 2), np.float32),
     }
 
-    other, proj = inspect_whole(read_adapter(write_adapter(tensors=tensors)), base)
+    other, proj = inspect_whole(Adapter.read(write_adapter(tensors=tensors)), base)
 
     assert proj.name == "proj.weight"
     assert proj.relative_norm == pytest.approx(0.5)

@@ -10,7 +10,7 @@ import torch
 
 from peftkit.adapters.combine import combine_adapters, products_of, shrink_adapter
 from peftkit.adapters.compare import diff_adapters
-from peftkit.adapters.files import AS_RECORDED, GivenBase, read_adapter
+from peftkit.adapters.files import AS_RECORDED, Adapter, GivenBase
 from peftkit.adapters.inspect import inspect_adapter
 from peftkit.adapters.proof import Sample, compare, logits_of
 from peftkit.adapters.target import open_adapter
@@ -108,7 +108,7 @@ def test_a_sum_says_what_the_sum_of_the_updates_says(pair: list[Path], tmp_path:
 def test_a_compressed_sum_says_how_far_it_is_off(pair: list[Path], tmp_path: Path) -> None:
     made = combine_adapters([(pair[0], 1.0), (pair[1], 1.0)], tmp_path / "sum", rank=3)
 
-    exact = products_of(read_adapter(pair[0]))["transformer.h.0.attn.c_attn"]
+    exact = products_of(Adapter.read(pair[0]))["transformer.h.0.attn.c_attn"]
     assert exact.rank == 4
     assert made.error is not None
     assert 0 < made.error < 1
@@ -127,7 +127,7 @@ def test_shrinking_states_the_error_and_the_perplexity(pair: list[Path], tmp_pat
         assert made.logits.found_perplexity is not None
         errors.append((made.error, made.logits.relative_error))
     assert errors[0] < errors[1]
-    assert read_adapter(tmp_path / "1").bytes < read_adapter(pair[0]).bytes / 3
+    assert Adapter.read(tmp_path / "1").bytes < Adapter.read(pair[0]).bytes / 3
 
 
 def test_shrinking_dora_keeps_its_magnitudes(recipe_path: Path, tmp_path: Path) -> None:
@@ -135,7 +135,7 @@ def test_shrinking_dora_keeps_its_magnitudes(recipe_path: Path, tmp_path: Path) 
 
     made = shrink_adapter(tmp_path / "run" / "adapter", tmp_path / "small", 3)
 
-    before, after = (products_of(read_adapter(tmp_path / name)) for name in ("run/adapter", "small"))
+    before, after = (products_of(Adapter.read(tmp_path / name)) for name in ("run/adapter", "small"))
     for name, factors in before.items():
         assert torch.equal(torch.from_numpy(factors.magnitude), torch.from_numpy(after[name].magnitude))
     assert made.logits is not None

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from peftkit.adapters.files import Record, read_adapter
+from peftkit.adapters.files import Adapter, Record
 from peftkit.errors import TargetError
 from peftkit.storage import read_json, sha256_of_file, sha256_of_json
 
@@ -15,7 +15,7 @@ from peftkit.storage import read_json, sha256_of_file, sha256_of_json
 def test_an_adapter_carries_its_fingerprint(runs: dict[str, Path]) -> None:
     folder = runs["qlora"] / "adapter"
     values = read_json(folder / "peftkit.json")
-    adapter = read_adapter(folder)
+    adapter = Adapter.read(folder)
 
     assert set(values["base"]["files"]) == {"model.safetensors", "config.json"}
     assert values["base"]["sha256"] == sha256_of_json(values["base"]["files"])

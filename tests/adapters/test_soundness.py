@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from peftkit.adapters.files import check_sound, config_changes, not_finite, read_adapter, tensor_changes
+from peftkit.adapters.files import Adapter
 from peftkit.errors import TargetError
 
 WriteAdapter = Callable[..., Path]
@@ -31,11 +31,11 @@ def rewrite(folder: Path, change: Callable[[dict[str, Any]], object]) -> None:
 
 
 def test_an_untouched_adapter_is_sound(trained: Path) -> None:
-    adapter = read_adapter(trained)
+    adapter = Adapter.read(trained)
 
-    check_sound(adapter)
+    adapter.check_sound()
 
-    assert (config_changes(adapter), tensor_changes(adapter), not_finite(adapter)) == ([], [], [])
+    assert (adapter.config_changes, adapter.tensor_changes, adapter.not_finite) == ([], [], [])
 
 
 @pytest.mark.parametrize(
@@ -53,7 +53,7 @@ def test_changed_tensors_are_named(change: Callable[[dict[str, Any]], object], w
     rewrite(trained, change)
 
     with pytest.raises(TargetError, match=words):
-        check_sound(read_adapter(trained))
+        Adapter.read(trained).check_sound()
 
 
 @pytest.mark.parametrize(
@@ -70,19 +70,19 @@ def test_edited_settings_are_named(field: str, value: object, words: str, traine
     place.write_text(json.dumps(json.loads(place.read_text(encoding="utf-8")) | {field: value}), encoding="utf-8")
 
     with pytest.raises(TargetError, match=words):
-        check_sound(read_adapter(trained))
+        Adapter.read(trained).check_sound()
 
 
 def test_an_adapter_without_a_record_is_sound_as_it_is(write_adapter: WriteAdapter) -> None:
-    adapter = read_adapter(write_adapter())
+    adapter = Adapter.read(write_adapter())
 
-    check_sound(adapter)
+    adapter.check_sound()
 
-    assert (config_changes(adapter), tensor_changes(adapter)) == ([], [])
+    assert (adapter.config_changes, adapter.tensor_changes) == ([], [])
 
 
 def test_many_changes_are_counted(trained: Path) -> None:
     rewrite(trained, lambda tensors: [tensors.update({name: tensor * 2}) for name, tensor in list(tensors.items())])
 
     with pytest.raises(TargetError, match="and 5 more"):
-        check_sound(read_adapter(trained))
+        Adapter.read(trained).check_sound()
