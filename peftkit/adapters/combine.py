@@ -78,9 +78,7 @@ def combine_adapters(parts: Sequence[tuple[Path, float]], output: Path, rank: in
         adapter.check_sound()
     weights = [weight for _, weight in parts]
     total = sum_of_adapters(adapters, weights)
-    smaller = None if rank is None else compress(total, rank)
-    factors = smaller.factors if smaller else total
-    return _combined(output, _ship(output, adapters[0], factors, made_from(adapters, weights)), smaller)
+    return _ship(output, adapters[0], total, made_from(adapters, weights), rank)
 
 
 def shrink_adapter(folder: Path, output: Path, rank: int, given: GivenBase = AS_RECORDED) -> Combined:
@@ -95,10 +93,9 @@ def shrink_adapter(folder: Path, output: Path, rank: int, given: GivenBase = AS_
     if rank >= highest:
         raise TargetError(f"has no rank above {highest}.", where=str(folder), remedy=f"Choose one below {highest}.")
     sample, said = logits_on_base(adapter, given)
-    smaller = compress(factors, rank)
-    written = _ship(output, adapter, smaller.factors, made_from([adapter], [1.0]))
-    _, said_by_smaller = logits_on_base(written, given, sample)
-    return _combined(output, written, smaller, compare(said_by_smaller, said, sample))
+    made = _ship(output, adapter, factors, made_from([adapter], [1.0]), rank)
+    _, said_by_smaller = logits_on_base(Adapter.read(output), given, sample)
+    return replace(made, logits=compare(said_by_smaller, said, sample))
 
 
 def products_of(adapter: Adapter) -> dict[str, Factors]:
@@ -237,42 +234,26 @@ def _config(config: dict[str, Any], factors: Mapping[str, Factors]) -> dict[str,
     ranks = {module: each.rank for module, each in sorted(factors.items())}
     usual = Counter(ranks.values()).most_common(1)[0][0]
     others = {module: rank for module, rank in ranks.items() if rank != usual}
-    return {
-        **config,
-        "r": usual,
-        "lora_alpha": usual,
-        "rank_pattern": others,
-        "alpha_pattern": dict(others),
-        "target_modules": list(ranks),
-        "exclude_modules": None,
-        "layers_to_transform": None,
-        "layers_pattern": None,
-        "use_rslora": False,
-        "init_lora_weights": True,
-    }
+    own = {"r": usual, "lora_alpha": usual, "rank_pattern": others, "alpha_pattern": dict(others)}
+    unused = dict.fromkeys(("exclude_modules", "layers_to_transform", "layers_pattern"))
+    kind = {"use_rslora": False, "init_lora_weights": True}
+    return {**config, **own, "target_modules": list(ranks), **unused, **kind}
 
 
-def _ship(output: Path, like: Adapter, factors: Mapping[str, Factors], made_of: list[dict[str, Any]]) -> Adapter:
-    """Write an adapter with what belongs beside it: tokenizer, sample and card of the one it was made from."""
+def _ship(
+    output: Path, like: Adapter, factors: Mapping[str, Factors], made_of: list[dict[str, Any]], rank: int | None
+) -> Combined:
+    """Write an adapter, cut to a rank if one is given, with tokenizer, sample and card of the one it was made from."""
+    smaller = None if rank is None else compress(factors, rank)
     with atomic_folder(output) as folder:
-        written = write_adapter(folder, like, factors, made_of)
+        written = write_adapter(folder, like, smaller.factors if smaller else factors, made_of)
         if has_tokenizer(like.folder):
             copy_tokenizer(like.folder, folder)
         if (like.folder / SAMPLE_NAME).is_file():
             shutil.copyfile(like.folder / SAMPLE_NAME, folder / SAMPLE_NAME)
         if written.record:
             write_text(folder / CARD_NAME, model_card(written.record))
-    return Adapter.read(output)
-
-
-def _combined(output: Path, written: Adapter, smaller: Compressed | None, logits: Agreement | None = None) -> Combined:
-    worst = max(smaller.errors, key=lambda module: smaller.errors[module]) if smaller and smaller.errors else None
-    return Combined(
-        output=str(output),
-        ranks=sorted({factors.rank for factors in products_of(written).values()}),
-        bytes=written.bytes,
-        error=smaller.error if smaller else None,
-        worst_module=worst,
-        worst_error=smaller.errors[worst] if smaller and worst else None,
-        logits=logits,
-    )
+    ranks = sorted({each.rank for each in products_of(written).values()})
+    error, errors = (smaller.error, smaller.errors) if smaller else (None, {})
+    worst = max(errors, key=lambda module: errors[module], default=None)
+    return Combined(str(output), ranks, written.bytes, error, worst, errors[worst] if worst else None, None)

@@ -1,4 +1,4 @@
-"""The best kernel for packed documents that works is taken, and proven to keep them apart; the others are passed over."""
+"""The best kernel for packed documents that works is taken, and proven to keep them apart; others are passed over."""
 
 from __future__ import annotations
 
