@@ -130,7 +130,7 @@ def _on_its_base(adapter: Adapter, given: GivenBase) -> Iterator[Check]:
 def _effect(adapter: Adapter, held: HeldBase) -> Check:
     """Whether the adapter changes what its base says."""
     model = held.load("cpu")
-    sample = Sample.read(adapter.folder, model.get_input_embeddings().num_embeddings)
+    sample = Sample.read(adapter.folder, model.get_input_embeddings().weight.shape[0])
     try:
         with memory_for("the logits of its sample", where=str(adapter.folder), remedy="Free memory that others use."):
             before = logits_of(model, sample)
@@ -155,9 +155,8 @@ def diff_adapters(first: Path, second: Path, given: GivenBase = AS_RECORDED) -> 
     sample, said = logits_on_base(one, given)
     _, said_by_other = logits_on_base(other, given, sample)
     if said[0].shape != said_by_other[0].shape:
-        raise TargetError(
-            f"has another vocabulary than {first}.", where=str(second), remedy="Compare adapters of like bases."
-        )
+        what = f"has another vocabulary than {first}."
+        raise TargetError(what, where=str(second), remedy="Compare adapters of like bases.")
     updates = [adapter.updates for adapter in (one, other)]
     only_first, only_second = sorted({*updates[0]} - {*updates[1]}), sorted({*updates[1]} - {*updates[0]})
     logits = compare(said_by_other, said, sample)
@@ -209,6 +208,6 @@ def logits_on_base(
     held = find_held_base(adapter, given)
     check_fit(adapter, held)
     model = put_adapter(held.load("cpu"), adapter)
-    sample = sample or Sample.read(adapter.folder, model.get_input_embeddings().num_embeddings)
+    sample = sample or Sample.read(adapter.folder, model.get_input_embeddings().weight.shape[0])
     with memory_for("the logits of its sample", where=str(adapter.folder), remedy="Free memory that others use."):
         return sample, logits_of(model, sample)

@@ -164,9 +164,8 @@ def _is_parted(whole: Mapping[str, Floats], name: str, partner: str, saved_modul
 
 
 def _not_there(name: str, why: str = "is no tensor of its own in the base's files") -> TargetError:
-    return TargetError(
-        f"{why}, so that nothing can be merged into it.", where=name, remedy="Use the adapter with PEFT."
-    )
+    what = f"{why}, so that nothing can be merged into it."
+    return TargetError(what, where=name, remedy="Use the adapter with PEFT.")
 
 
 def write_shards(

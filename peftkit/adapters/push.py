@@ -94,9 +94,8 @@ def _check_target(target: Target) -> None:
             console.warning("its base is a folder on this machine, which nobody else can open by its name.")
     faults = manifest_faults(folder, editable=(CARD_NAME,))
     if faults:
-        raise TargetError(
-            f"is not what was written: {faults[0]}.", where=target.folder, remedy="Export or merge again."
-        )
+        what = f"is not what was written: {faults[0]}."
+        raise TargetError(what, where=target.folder, remedy="Export or merge again.")
     if (folder / RECEIPT_NAME).is_file() and read_json(folder / RECEIPT_NAME)["proof"] is None:
         console.warning("it was merged without the comparison with its adapter.")
 

@@ -12,6 +12,7 @@ from contextlib import AbstractContextManager
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from peftkit.errors import BaseError
 from peftkit.recipe.hyperparameters import Quantization
 from peftkit.recipe.quantizers import check_available
 from peftkit.shortage import memory_for
@@ -43,11 +44,7 @@ class Backend(ABC):
     def load(
         self, base: LocatedBase, config: PreTrainedConfig, quantization: Quantization, dtype: str, device: str
     ) -> Any:
-        """Load a base with its linear layers quantised; `dtype` is what their matmuls are computed in.
-
-        Raises:
-            BaseError: nothing in the base was quantised.
-        """
+        """Load a base with its linear layers quantised; `dtype` is what their matmuls are computed in."""
 
     @abstractmethod
     def modules(self, model: Any) -> dict[str, Any]:
@@ -101,7 +98,7 @@ def load_base(
     """Load a base on its device: quantised, or as it is in `dtype`.
 
     Raises:
-        BaseError: it cannot be opened.
+        BaseError: it cannot be opened, or nothing in it was quantised.
         FieldError: the library that quantises is not installed.
         MemoryRunError: it does not fit into memory.
     """
@@ -110,7 +107,11 @@ def load_base(
     with memory_for(what, where=base.reference, remedy=f"{remedy}, or use a smaller base."):
         if quantization is not None:
             check_available(quantization.backend)
-            return backend_of(quantization).load(base, config, quantization, dtype, device)
+            backend = backend_of(quantization)
+            model = backend.load(base, config, quantization, dtype, device)
+            if not backend.modules(model):
+                raise BaseError("has no linear layer to quantise.", where=base.reference, remedy="Use method: lora.")
+            return model
         return base.load(config, dtype).to(device)
 
 

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from transformers import BitsAndBytesConfig, PreTrainedConfig
 
-from peftkit.errors import BaseError, RunError
+from peftkit.errors import RunError
 from peftkit.models.base import LocatedBase
 from peftkit.models.quantization import Backend
 from peftkit.recipe.hyperparameters import Quantization
@@ -37,9 +37,8 @@ class _BitsAndBytes(Backend):
         with _hushed():
             from bitsandbytes.cextension import lib
         loaded = vars(lib).get("_lib")  # what stands in for a missing library has every attribute that is asked for
-        remedy = (
-            "`python -m bitsandbytes` tells why; BNB_CUDA_VERSION names another version of CUDA. full and lora work."
-        )
+        remedy = "`python -m bitsandbytes` tells why; BNB_CUDA_VERSION names another version of CUDA."
+        remedy += " full and lora work."
         if loaded is None:
             raise RunError("no native library of bitsandbytes could be loaded", remedy=remedy)
         if torch.cuda.is_available() and not lib.compiled_with_cuda:
@@ -53,14 +52,10 @@ class _BitsAndBytes(Backend):
             model = base.load(
                 config, dtype, quantization_config=_library_config(quantization, dtype), device_map={"": device}
             )
-        modules = self.modules(model)
-        if not modules:
-            raise BaseError("has no linear layer to quantise.", where=base.reference, remedy="Use method: lora.")
-        for module in modules.values():
+        for module in self.modules(model).values():
             if module.bias is not None:  # the live one is rounded to what its layer is given, in place
                 module.bias_of_base = module.bias.detach().clone()
-        if device == "cpu":
-            for module in modules.values():
+            if device == "cpu":
                 # Where a CPU has AVX512-BF16, the first evaluation would repack the weights for a kernel that computes
                 # in bf16: other logits than in training, which cannot continue with such weights at all.
                 module.support_avx512bf16_for_cpu = False
