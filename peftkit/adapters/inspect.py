@@ -119,18 +119,9 @@ def inspect_modules(adapter: Adapter, weight_of: WeightOf) -> list[ModuleUpdate]
     for name, update in sorted(adapter.updates.items(), key=lambda item: _natural(item[0])):
         weight = weight_of(f"{name}.weight")
         size = update.size(weight)
-        module = ModuleUpdate(
-            name,
-            *place_of(name),
-            rank=update.rank,
-            scaling=size.scaling,
-            norm=size.norm,
-            relative_norm=None if size.norm is None else _relative(size.norm, weight),
-            effective_rank=size.effective_rank,
-            largest=size.largest,
-            untouched=update.untouched,
-        )
-        found.append(module)
+        own = {"rank": update.rank, "untouched": update.untouched, **size._asdict()}
+        relative = None if size.norm is None else _relative(size.norm, weight)
+        found.append(ModuleUpdate(name, *place_of(name), relative_norm=relative, **own))
     return found
 
 

@@ -53,11 +53,6 @@ class Sample:
     """The same rows, with -100 where a token is not taught: what a perplexity is measured on."""
 
     @property
-    def has_text(self) -> bool:
-        """Whether a perplexity on it means anything."""
-        return self.source != _RANDOM
-
-    @property
     def tokens(self) -> int:
         """How many there are."""
         return sum(len(row) for row in self.input_ids)
@@ -209,7 +204,7 @@ def _agreement(found: Iterable[torch.Tensor], expected: Iterable[torch.Tensor], 
     total = torch.tensor(rows, dtype=torch.float64)
     difference, largest = total[:, :2].amax(dim=0).tolist()
     divergence, same, taught, expected_loss, found_loss = total[:, 2:].sum(dim=0).tolist()
-    measured = sample.has_text and taught > 0
+    measured = sample.source != _RANDOM and taught > 0  # of random tokens a perplexity means nothing
     return Agreement(
         sample=sample.source,
         tokens=sample.tokens,

@@ -20,14 +20,8 @@ from peftkit.storage import atomic_folder, manifest_faults, read_json, write_jso
 __all__ = ["TOKEN_VARIABLE", "Push", "push"]
 
 TOKEN_VARIABLE = "HF_TOKEN"
-_WANTED = (
-    "*.safetensors",
-    "*.safetensors.index.json",
-    "config.json",
-    "generation_config.json",
-    CARD_NAME,
-    *TOKENIZER_FILES,
-)
+_WEIGHTS = ("*.safetensors", "*.safetensors.index.json")
+_WANTED = (*_WEIGHTS, "config.json", "generation_config.json", CARD_NAME, *TOKENIZER_FILES)
 _TOLD = (CONFIG_NAME, RECORD_NAME, RECEIPT_NAME)
 """JSON files in which a folder of this machine may be named."""
 

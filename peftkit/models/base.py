@@ -28,8 +28,8 @@ from peftkit.recipe.schema import Base
 from peftkit.storage import read_json, sha256_of_file, sha256_of_json
 
 __all__ = [
-    "BaseWeights", "LocatedBase", "StoredWeight", "base_at_hand", "locate_base", "open_tokenizer",
-    "set_dropout", "take_quiet", "weight_files",
+    "BaseWeights", "LocatedBase", "StoredWeight", "base_at_hand", "locate_base", "open_tokenizer", "take_quiet",
+    "weight_files",
 ]  # fmt: skip
 
 _ASSETS = Path(__file__).resolve().parents[1] / "assets"
@@ -60,7 +60,12 @@ class LocatedBase:
             config = AutoConfig.from_pretrained(self.folder, trust_remote_code=False)
         except (OSError, ValueError, KeyError) as error:
             raise _unusable(self.reference, error) from error
-        return set_dropout(config, dropout) if dropout is not None else config
+        names = [name for name in _DROPOUT_NAMES if hasattr(config, name)] if dropout is not None else []
+        if dropout is not None and not names:
+            raise FieldError("base.dropout", f"{config.model_type} has no dropout to set.", remedy="Remove it.")
+        for name in names:
+            setattr(config, name, dropout)
+        return config
 
     def tokenizer(self) -> Any:
         """The base's own tokenizer.
@@ -178,20 +183,6 @@ def open_tokenizer(folder: Path) -> Any:
     if tokenizer.eos_token_id is None:
         raise BaseError("its tokenizer has no end-of-text token.", where=str(folder), remedy="Set eos_token in it.")
     return tokenizer
-
-
-def set_dropout(config: PreTrainedConfig, dropout: float) -> PreTrainedConfig:
-    """Set every dropout probability that the architecture has.
-
-    Raises:
-        FieldError: it has none.
-    """
-    names = [name for name in _DROPOUT_NAMES if hasattr(config, name)]
-    if not names:
-        raise FieldError("base.dropout", f"{config.model_type} has no dropout to set.", remedy="Remove it.")
-    for name in names:
-        setattr(config, name, dropout)
-    return config
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import torch
@@ -108,13 +109,9 @@ def summed_loss(hidden: torch.Tensor, head: Head, targets: torch.Tensor, dtype: 
 @torch.no_grad()
 def token_losses(hidden: torch.Tensor, head: Head, targets: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     """The loss in nats of each target, [labels], float32; see `summed_loss`."""
-    operands, losses = head.operands(dtype), []
     with torch.autocast(hidden.device.type, enabled=False):
-        buffers = _Buffers(hidden, operands)
-        for rows, labels in zip(torch.split(hidden, _ROWS_AT_ONCE), torch.split(targets, _ROWS_AT_ONCE), strict=True):
-            found = buffers.log_probabilities(_operand(rows, dtype))
-            losses.append(-found.gather(-1, labels[:, None])[:, 0])
-    return torch.cat(losses)
+        parts = _parts(hidden, targets, head.operands(dtype), dtype)
+        return torch.cat([-found.gather(-1, labels)[:, 0] for _, _, labels, found in parts])
 
 
 class _SummedLoss(torch.autograd.Function):
@@ -133,11 +130,7 @@ class _SummedLoss(torch.autograd.Function):
         of_hidden = torch.empty_like(hidden, dtype=kept) if wanted[0] else None
         of_weight = torch.zeros_like(operands.weight, dtype=torch.float32) if wanted[1] else None
         of_bias = hidden.new_zeros(operands.vocabulary, dtype=torch.float32) if wanted[2] else None
-        buffers = _Buffers(hidden, operands)
-        for start in range(0, len(targets), _ROWS_AT_ONCE):
-            part = slice(start, start + _ROWS_AT_ONCE)
-            rows, labels = _operand(hidden[part], dtype), targets[part, None]
-            errors = buffers.log_probabilities(rows)
+        for part, rows, labels, errors in _parts(hidden, targets, operands, dtype):
             total -= errors.gather(-1, labels).sum()
             if not any(wanted):
                 continue
@@ -170,26 +163,25 @@ class _SummedLoss(torch.autograd.Function):
         return (*found, None, None, None, None)
 
 
-class _Buffers:
-    """Room for a few hundred tokens' logits and log-probabilities, used again for the next ones.
+def _parts(
+    hidden: torch.Tensor, targets: torch.Tensor, operands: _Operands, dtype: torch.dtype
+) -> Iterator[tuple[slice, torch.Tensor, torch.Tensor, torch.Tensor]]:
+    """A few hundred tokens at a time: where they are, their operands, their targets [rows, 1], and log-probabilities.
 
-    On a CPU, memory that is touched for the first time takes three times as long as a softmax of it.
+    These are [rows, padded vocabulary], float32, until the next part; those of no token are minus infinity. On a CPU,
+    memory that is touched for the first time takes three times as long as a softmax of it: it is used again.
     """
-
-    def __init__(self, hidden: torch.Tensor, operands: _Operands) -> None:
-        self._operands = operands
-        shape = (min(len(hidden), _ROWS_AT_ONCE), len(operands.weight))
-        self._logits, self._found = (hidden.new_empty(shape, dtype=torch.float32) for _ in range(2))
-
-    def log_probabilities(self, rows: torch.Tensor) -> torch.Tensor:
-        """Log-probabilities [rows, padded vocabulary], float32, until the next call; no token's are minus infinity."""
-        weight, bias, vocabulary = self._operands
-        logits, found = self._logits[: len(rows)], self._found[: len(rows)]
-        float32_product(rows, weight.T, out=logits)
+    weight, bias, vocabulary = operands
+    shape = (min(len(hidden), _ROWS_AT_ONCE), len(weight))
+    all_logits, all_found = (hidden.new_empty(shape, dtype=torch.float32) for _ in range(2))
+    for start in range(0, max(len(targets), 1), _ROWS_AT_ONCE):  # no tokens are a part too
+        part = slice(start, start + _ROWS_AT_ONCE)
+        rows = _operand(hidden[part], dtype)
+        logits = float32_product(rows, weight.T, out=all_logits[: len(rows)])
         if bias is not None:
             logits[:, :vocabulary] += bias
         logits[:, vocabulary:] = -math.inf
-        return torch.log_softmax(logits, -1, out=found)
+        yield part, rows, targets[part, None], torch.log_softmax(logits, -1, out=all_found[: len(rows)])
 
 
 def _operand(tensor: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:

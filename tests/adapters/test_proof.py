@@ -103,7 +103,7 @@ def test_random_tokens_are_the_same_every_time_and_all_over_the_vocabulary() -> 
 
     assert sample == Sample.random(1024)
     assert sample.tokens == 128
-    assert not sample.has_text
+    assert sample.source == "random tokens"
     assert min(ids) < 100 < 900 < max(ids) < 1024
     assert len(set(ids)) > 100
 
