@@ -52,7 +52,7 @@ class Record:
     """Name, revision, and SHA-256 of the configuration and of each weight file, with one over all of them."""
 
     base_dtype: str
-    """Torch's name of the number type that the base was held in while training."""
+    """Torch's name of the dtype that the base was held in while training."""
 
     data: dict[str, Any]
     """Where the data came from, the hashes of its files, and its counts."""
@@ -98,14 +98,14 @@ class StoredTensor:
     """A tensor as the file holds it."""
 
     dtype: str
-    """Safetensors' name of the number type, as `F32`."""
+    """Safetensors' name of the dtype, as `F32`."""
 
     shape: tuple[int, ...]
     data: bytes
 
     @property
     def sha256(self) -> str:
-        """Hex SHA-256 over number type, shape and content."""
+        """Hex SHA-256 over dtype, shape and content."""
         head = f"{self.dtype} {list(self.shape)} ".encode()
         return hashlib.sha256(head + self.data).hexdigest()
 

@@ -43,7 +43,7 @@ from peftkit.storage import atomic_folder, folder_hashes, is_free, sha256_of_fil
 __all__ = ["MERGE_DTYPES", "MergeReceipt", "MergeSettings", "Onto", "merge"]
 
 MERGE_DTYPES = {"float32": 1e-5, "float16": 5e-3, "bfloat16": 5e-2}
-"""Number types to save in, and the relative error of the logits that is accepted. Measured for an adapter on NF4:
+"""Dtypes to save in, and the relative error of the logits that is accepted. Measured for an adapter on NF4:
 3.8e-7 in float32, 8e-4 in float16, 6e-3 in bfloat16."""
 
 _GENERATION_NAME = "generation_config.json"
@@ -187,8 +187,8 @@ def _write_model(folder: Path, parts: _Parts, settings: MergeSettings) -> dict[s
     config.use_cache = True
     config.dtype = settings.dtype
     config.architectures = [type(weights.structure).__name__]
-    if weights.words is not None:
-        config.vocab_size = weights.words
+    if weights.vocabulary is not None:
+        config.vocab_size = weights.vocabulary
     if weights.unties:
         config.tie_word_embeddings = False
     if (base.folder / _GENERATION_NAME).is_file():

@@ -74,7 +74,7 @@ class MergedWeights:
         self._check({} if self.unties else dict(pairs))
 
     @property
-    def words(self) -> int | None:
+    def vocabulary(self) -> int | None:
         """Size of the vocabulary, where the adapter brings an input embedding of its own."""
         whole = self._whole.get(f"{embedding_modules(self.structure)[0]}.weight")
         return None if whole is None else int(whole.shape[0])
@@ -89,7 +89,7 @@ class MergedWeights:
         """The tensor of a name.
 
         Raises:
-            RunError: it holds numbers that are not finite, or that are too large for the number type.
+            RunError: it holds numbers that are not finite, or that are too large for the dtype.
         """
         weight = self._sources[name]
         tensor = self._base.read(weight)

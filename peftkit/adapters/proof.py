@@ -50,7 +50,7 @@ class Sample:
     """Rows of their own lengths, each one document from its beginning."""
 
     labels: list[list[int]]
-    """The same rows, with -100 where a token is not taught: what a perplexity is measured on."""
+    """The same rows, with -100 where a token is not in the loss: what a perplexity is measured on."""
 
     @property
     def tokens(self) -> int:
@@ -123,7 +123,7 @@ class Agreement:
     """Share of the tokens after which both find the same one likeliest."""
 
     expected_perplexity: float | None
-    """On the taught tokens of the sample; None where these are random."""
+    """On the labelled tokens of the sample; None where these are random."""
 
     found_perplexity: float | None
 
@@ -203,8 +203,8 @@ def _agreement(found: Iterable[torch.Tensor], expected: Iterable[torch.Tensor], 
     rows = [_row_figures(one, other, labels) for one, other, labels in zip(found, expected, sample.labels, strict=True)]
     total = torch.tensor(rows, dtype=torch.float64)
     difference, largest = total[:, :2].amax(dim=0).tolist()
-    divergence, same, taught, expected_loss, found_loss = total[:, 2:].sum(dim=0).tolist()
-    measured = sample.source != _RANDOM and taught > 0  # of random tokens a perplexity means nothing
+    divergence, same, labelled, expected_loss, found_loss = total[:, 2:].sum(dim=0).tolist()
+    measured = sample.source != _RANDOM and labelled > 0  # of random tokens a perplexity means nothing
     return Agreement(
         sample=sample.source,
         tokens=sample.tokens,
@@ -212,8 +212,8 @@ def _agreement(found: Iterable[torch.Tensor], expected: Iterable[torch.Tensor], 
         relative_error=difference / largest if largest else math.nan,
         kl_divergence=divergence / sample.tokens,
         same_next_token=same / sample.tokens,
-        expected_perplexity=_exponential(expected_loss / taught) if measured else None,
-        found_perplexity=_exponential(found_loss / taught) if measured else None,
+        expected_perplexity=_exponential(expected_loss / labelled) if measured else None,
+        found_perplexity=_exponential(found_loss / labelled) if measured else None,
     )
 
 
@@ -233,7 +233,7 @@ def _row_logits(model: Any, ids: list[int]) -> torch.Tensor:
 
 
 def _row_figures(found: torch.Tensor, expected: torch.Tensor, labels: list[int]) -> tuple[float, ...]:
-    """Largest difference and logit, and sums: of divergence, equal next tokens, taught tokens, and both losses."""
+    """Largest difference and logit, and sums: of divergence, equal next tokens, labelled tokens, and both losses."""
     one, other = found.double().log_softmax(dim=-1), expected.double().log_softmax(dim=-1)
     divergence = torch.nn.functional.kl_div(one, other, reduction="sum", log_target=True)
     wanted = [(place, label) for place, (_, label) in enumerate(pairwise(labels)) if label != _NO_LABEL]

@@ -103,7 +103,7 @@ class HeldBase:
     config: Any
     quantization: Quantization | None
     dtype: str
-    """Torch's name of the number type that it is held, or computed, in."""
+    """Torch's name of the dtype that it is held, or computed, in."""
 
     def structure(self) -> Any:
         """The base without weights, on the meta device."""
@@ -206,10 +206,10 @@ def put_adapter(model: Any, adapter: Adapter) -> Any:
     """
     from peft import PeftModel
 
-    words = _saved_words(adapter, model)
+    vocabulary = _saved_vocabulary(adapter, model)
     with memory_for("the adapter", where=str(adapter.folder), remedy="Free memory that others use."):
-        if words not in (None, model.get_input_embeddings().num_embeddings):
-            model.resize_token_embeddings(words, mean_resizing=False)
+        if vocabulary not in (None, model.get_input_embeddings().num_embeddings):
+            model.resize_token_embeddings(vocabulary, mean_resizing=False)
         hold_in_float32(model, adapter.whole)  # as training held them
         with _by_peft(adapter):
             return PeftModel.from_pretrained(model, str(adapter.folder), config=_library_config(adapter, model))
@@ -241,7 +241,7 @@ def _wanted_shapes(adapter: Adapter, structure: Any) -> dict[str, tuple[int, ...
     return {name: tuple(tensor.shape) for name, tensor in tensors.items()}
 
 
-def _saved_words(adapter: Adapter, model: Any) -> int | None:
+def _saved_vocabulary(adapter: Adapter, model: Any) -> int | None:
     """Size of the vocabulary that an adapter was saved with, where it brings the input embedding along."""
     table = model.get_input_embeddings()
     name = next(name for name, module in model.named_modules() if module is table)

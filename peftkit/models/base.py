@@ -307,7 +307,7 @@ def _unusable(reference: str, error: Exception) -> BaseError:
 def _conversion_error(error: BaseException) -> RuntimeError | None:
     """What went wrong while Transformers made quantised weights of those in the files.
 
-    It keeps such errors as text, goes on with the next weight, and raises one at the end that says nothing of them.
+    It keeps such errors as text, continues with the next weight, and raises one at the end that says nothing of them.
     """
     for frame, _ in walk_tb(error.__traceback__):
         kept = getattr(frame.f_locals.get("loading_info"), "conversion_errors", None)

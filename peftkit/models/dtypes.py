@@ -22,7 +22,7 @@ __all__ = [
 ]  # fmt: skip
 
 WIDENED_BYTES = 1 << 26
-"""Of a linear layer's weight, in float32 at a time: a head of 128,256 words alone would be 2 GB."""
+"""Of a linear layer's weight, in float32 at a time: the head of a vocabulary of 128,256 alone would be 2 GB."""
 
 _PRETENDED: ContextVar[torch.dtype | None] = ContextVar("pretended", default=None)
 _HALVES = (torch.float16, torch.bfloat16)

@@ -31,7 +31,7 @@ _NO_LABEL = -100  # what torch's cross-entropy leaves out
 
 @dataclass(frozen=True)
 class Loss:
-    """Negative log-likelihood summed over the tokens that are taught."""
+    """Negative log-likelihood summed over the tokens in the loss."""
 
     total: float
     """In nats."""
@@ -94,9 +94,9 @@ def compute_loss_at_labels(model: Any, label_smoothing: float = 0.0) -> bool:
 def evaluate_loss(model: Any, batches: Iterable[dict[str, torch.Tensor]], precision: ChosenPrecision) -> Loss:
     """The loss of all rows of some batches together; see `row_losses`."""
     total, tokens, sequences = 0.0, 0, 0
-    for nats, taught in row_losses(model, batches, precision):
+    for nats, counts in row_losses(model, batches, precision):
         total += float(nats.sum())
-        tokens += int(taught.sum())
+        tokens += int(counts.sum())
         sequences += len(nats)
     return Loss(total, tokens, sequences)
 
@@ -104,7 +104,7 @@ def evaluate_loss(model: Any, batches: Iterable[dict[str, torch.Tensor]], precis
 def row_losses(
     model: Any, batches: Iterable[dict[str, torch.Tensor]], precision: ChosenPrecision
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """The loss in nats, float64, and the number of taught tokens of each row of a batch, both [rows], on the CPU.
+    """The loss in nats, float64, and the number of tokens in the loss, of each row of a batch, both [rows], on the CPU.
 
     Matmuls are computed in `precision`, and the logits and what passes from layer to layer in float32, whatever dtype
     the weights are held in: methods differ in that, and are compared.
@@ -207,8 +207,8 @@ def _at_labels(
     if indices is not None:
         return hidden.flatten(0, 1).index_select(0, indices - 1), labels.flatten().index_select(0, indices)
     hidden, targets = hidden[:, :-1], labels[:, 1:]
-    taught = targets != _NO_LABEL
-    return hidden[taught], targets[taught]
+    labelled = targets != _NO_LABEL
+    return hidden[labelled], targets[labelled]
 
 
 def _compute_dtype(hidden: torch.Tensor) -> torch.dtype:

@@ -33,7 +33,7 @@ _HIGH = (functional.layer_norm, torch.layer_norm, functional.softmax, torch.rsqr
 
 
 def weight_bytes(structure: Any, quantization: Quantization | None) -> int:
-    """Bytes of a model's weights in the number types that it is held in, its linear layers as they are quantised."""
+    """Bytes of a model's weights in the dtypes that they are held in, its linear layers as they are quantised."""
     held = {id(parameter): parameter.numel() * parameter.element_size() for parameter in structure.parameters()}
     if quantization is not None:
         each, kept = backend_of(quantization).bytes_of_a_weight(quantization), embedding_modules(inner_model(structure))
@@ -81,12 +81,12 @@ def loss_parts(model: Any, precision: ChosenPrecision, device: Device) -> tuple[
     way of a tensor as large. The head of a quantised base is not quantised.
     """
     weight = model.get_output_embeddings().weight
-    words, width = weight.shape
-    padded = -(-words // VOCABULARY_MULTIPLE) * VOCABULARY_MULTIPLE
+    vocabulary, width = weight.shape
+    padded = -(-vocabulary // VOCABULARY_MULTIPLE) * VOCABULARY_MULTIPLE
     in_16_bit = device == "cuda" and precision != "fp32"
     rounded = getattr(torch, dtype_of(precision))
     dtype = rounded if in_16_bit else torch.float32
-    copied = padded != words or rounded != weight.dtype or dtype != rounded
+    copied = padded != vocabulary or rounded != weight.dtype or dtype != rounded
     fixed = padded * width * dtype.itemsize * copied
     if weight.requires_grad:
         fixed += padded * width * torch.float32.itemsize * (2 if in_16_bit else 1)
@@ -125,7 +125,7 @@ def kept_for_backward(model: Any) -> Iterator[Mapping[Any, int]]:
 
 
 def _storage(tensor: torch.Tensor) -> int:
-    """What tells storages apart, those without memory too."""
+    """An identity of a storage, also of one without memory."""
     return int(tensor.untyped_storage()._cdata)
 
 

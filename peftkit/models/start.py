@@ -24,7 +24,7 @@ __all__ = ["Start", "new_start", "padding_id", "positions", "pretrained_start"]
 
 _END_OF_TEXT = "<|endoftext|>"
 _PADDING = "<|pad|>"
-"""A token of its own: were it the end of text, padding would be told from a real end by nothing but its place."""
+"""A token of its own: were it the end of text, only its place would distinguish padding from a real end."""
 
 
 @dataclass(frozen=True)
@@ -103,7 +103,7 @@ def new_start(recipe: Recipe, init: Init, texts: Iterable[str]) -> Start:
 
 
 def padding_id(tokenizer: Any) -> int:
-    """The token to fill rows with. Labels are masked by place, so a real end of text is taught even where it pads."""
+    """The token to fill rows with. Labels are masked by place, so a real end of text is trained on even where it also pads."""
     return int(tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id)
 
 

@@ -43,7 +43,7 @@ class Factors(Update):
     """A module's update, `scaling * b @ a`, in the orientation of a Linear's weight: [out, in] (Hu et al. 2021)."""
 
     a: Floats
-    """[rank, in]; of an embedding [rank, words]."""
+    """[rank, in]; of an embedding [rank, vocabulary]."""
 
     b: Floats
     """[out, rank]; of an embedding [width, rank]."""
@@ -52,13 +52,13 @@ class Factors(Update):
     """What the product is multiplied by."""
 
     magnitude: Floats | None = None
-    """[out]: the size of each row of the adapted weight, learnt apart from its direction (DoRA, Liu et al. 2024)."""
+    """[out]: the size of each row of the adapted weight, trained separately from its direction (DoRA, Liu et al. 2024)."""
 
     bias: Floats | None = None
     """[out]: added to the module's bias, times the scaling."""
 
     embedding: bool = False
-    """Whether the module is a table of [words, width], so that its update is the transpose of the product."""
+    """Whether the module is a table of [vocabulary, width], so that its update is the transpose of the product."""
 
     @property
     def rank(self) -> int:
