@@ -103,7 +103,7 @@ def new_start(recipe: Recipe, init: Init, texts: Iterable[str]) -> Start:
 
 
 def padding_id(tokenizer: Any) -> int:
-    """The token to fill rows with. Labels are masked by place, so a real end of text is trained on even where it also pads."""
+    """The token to fill rows with. Labels are masked by place: a real end of text is in the loss even where it pads."""
     return int(tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id)
 
 

@@ -52,7 +52,7 @@ class Factors(Update):
     """What the product is multiplied by."""
 
     magnitude: Floats | None = None
-    """[out]: the size of each row of the adapted weight, trained separately from its direction (DoRA, Liu et al. 2024)."""
+    """[out]: the size of each row of the adapted weight, trained apart from its direction (DoRA, Liu et al. 2024)."""
 
     bias: Floats | None = None
     """[out]: added to the module's bias, times the scaling."""
