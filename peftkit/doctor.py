@@ -22,9 +22,8 @@ from peftkit.models.attention_kernels import has_varlen
 from peftkit.models.base import locate_base
 from peftkit.models.device import detect_hardware
 from peftkit.models.quantization import Backend, backend_of
-from peftkit.planning.decisions import decide
+from peftkit.planning.decisions import choose_precision, decide, dtype_of
 from peftkit.planning.hardware import Decision, Hardware
-from peftkit.planning.precision import choose_precision, dtype_of
 from peftkit.recipe.hyperparameters import Quantization
 from peftkit.recipe.quantizers import PRESETS, QUANTIZERS
 from peftkit.recipe.schema import Base

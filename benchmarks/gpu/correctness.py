@@ -18,8 +18,7 @@ from peftkit.models.attention import check_isolation, kernels_of, use_attention
 from peftkit.models.attention_kernels import SHARED_MASK, VARLEN
 from peftkit.models.device import detect_hardware
 from peftkit.models.loss import compute_loss_at_labels, evaluate_loss
-from peftkit.planning.decisions import Attention, choose_attention
-from peftkit.planning.precision import ChosenPrecision, choose_precision
+from peftkit.planning.decisions import Attention, ChosenPrecision, choose_attention, choose_precision
 
 __all__ = ["chosen_attention", "isolation", "loss_errors", "nf4_codes"]
 

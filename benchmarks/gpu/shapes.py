@@ -12,7 +12,7 @@ import numpy as np
 from safetensors.numpy import save_file
 
 import peftkit
-from peftkit.planning.duration import operations_of_a_token
+from peftkit.planning.plan import operations_of_a_token
 
 __all__ = ["BASES", "FULL", "SMOKE", "TOKENIZER", "Method", "Scale", "Shape", "make_base_folder", "model_flops"]
 

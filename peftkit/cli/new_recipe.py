@@ -61,7 +61,7 @@ def command(
 
     from peftkit.models.base import take_quiet
     from peftkit.models.device import detect_hardware
-    from peftkit.training.new_recipe import Answers, recipe_name, write_new_recipe
+    from peftkit.training.new_recipe import recipe_name, write_new_recipe
 
     take_quiet()
     hardware = detect_hardware()
@@ -72,7 +72,7 @@ def command(
         _check_free(destination)
     elsewhere = memory * _GB if memory != here else None
     chosen: Any = None if method == "auto" else method
-    write_new_recipe(Answers(data, base, elsewhere, form, chosen), destination, hardware)
+    write_new_recipe(data, base, destination, hardware, memory_bytes=elsewhere, format=form, method=chosen)
     console.print_text(str(destination))
 
 

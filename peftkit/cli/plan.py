@@ -15,8 +15,7 @@ from peftkit.recipe.library import find_recipe
 from peftkit.recipe.loader import load_recipe
 
 if TYPE_CHECKING:
-    from peftkit.planning.duration import Duration
-    from peftkit.planning.plan import Plan
+    from peftkit.planning.plan import Duration, Plan
 
 __all__ = ["command"]
 
@@ -78,7 +77,7 @@ def command(
 
     from peftkit.models.base import take_quiet
     from peftkit.training.plan import plan, plan_methods
-    from peftkit.training.signals import stopping_at_signals
+    from peftkit.training.processes import stopping_at_signals
 
     take_quiet()
     if all_methods:

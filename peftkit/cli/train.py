@@ -76,9 +76,8 @@ def command(
         console.info(note)
 
     from peftkit.models.base import take_quiet
-    from peftkit.training.processes import joined
+    from peftkit.training.processes import joined, stopping_at_signals
     from peftkit.training.run import RunOptions, follow, run
-    from peftkit.training.signals import stopping_at_signals
 
     take_quiet()
     allowed = tuple(field.strip() for given in allow_changes for field in given.split(","))

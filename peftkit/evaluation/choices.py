@@ -18,7 +18,7 @@ from peftkit.data.sequences import Features
 from peftkit.errors import DataError
 from peftkit.models.loss import row_losses
 from peftkit.models.start import padding_id, positions
-from peftkit.planning.precision import ChosenPrecision
+from peftkit.planning.decisions import ChosenPrecision
 from peftkit.recipe.references import DATA_SUFFIXES
 from peftkit.recipe.schema import Data, Source
 

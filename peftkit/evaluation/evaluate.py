@@ -25,8 +25,8 @@ from peftkit.evaluation.text import TextScores, score_texts
 from peftkit.models.device import detect_hardware
 from peftkit.models.loss import Loss
 from peftkit.models.start import padding_id, positions
+from peftkit.planning.decisions import ChosenPrecision, choose_precision
 from peftkit.planning.hardware import Hardware
-from peftkit.planning.precision import ChosenPrecision, choose_precision
 from peftkit.recipe.evidence import Generation
 from peftkit.recipe.hyperparameters import Training
 from peftkit.recipe.schema import Base, Data, Recipe, Source

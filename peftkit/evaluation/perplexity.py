@@ -16,7 +16,7 @@ from peftkit.data.formats.format import NO_LABEL
 from peftkit.data.prepare import Prepared
 from peftkit.data.sequences import Features, truncation_of
 from peftkit.models.loss import Loss, row_losses
-from peftkit.planning.precision import ChosenPrecision
+from peftkit.planning.decisions import ChosenPrecision
 from peftkit.recipe.schema import Data
 
 __all__ = [

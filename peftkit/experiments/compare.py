@@ -20,7 +20,7 @@ from peftkit.runs.comparison import COMPARISON_NAME, Comparison
 from peftkit.runs.folder import RunFolder, locked
 from peftkit.storage import is_free, read_json, write_json
 from peftkit.training.launch import run_apart, wait_for
-from peftkit.training.resume import read_past
+from peftkit.training.run import read_past
 
 __all__ = ["CompareOptions", "compare"]
 

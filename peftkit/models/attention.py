@@ -17,9 +17,8 @@ from peftkit.models.attach import inner_model
 from peftkit.models.attention_kernels import BOUNDS, SHARED_MASK, VARLEN, bounds_of, fits_varlen, has_varlen
 from peftkit.models.dtypes import computing
 from peftkit.models.start import positions
-from peftkit.planning.decisions import Attention, choose_attention
+from peftkit.planning.decisions import Attention, ChosenPrecision, Dtype, choose_attention
 from peftkit.planning.hardware import Hardware
-from peftkit.planning.precision import ChosenPrecision, Dtype
 
 __all__ = ["check_isolation", "kernels_of", "known_layout", "plain_attention", "takes_bounds", "use_attention"]
 

@@ -14,7 +14,7 @@ from torch.nn import functional
 from transformers.pytorch_utils import Conv1D
 
 from peftkit.models.quantization import quantised_modules
-from peftkit.planning.precision import ChosenPrecision, dtype_of
+from peftkit.planning.decisions import ChosenPrecision, dtype_of
 
 __all__ = [
     "WIDENED_BYTES", "autocast_dtype", "autocast_to", "compute_dtype", "computing", "exact_float32", "exact_residual",

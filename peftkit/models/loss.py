@@ -18,7 +18,7 @@ from peftkit.models.attach import inner_model
 from peftkit.models.attention_kernels import BOUNDS
 from peftkit.models.dtypes import autocast_dtype, computing, exact_residual
 from peftkit.models.linear_cross_entropy import Head, summed_loss, token_losses
-from peftkit.planning.precision import ChosenPrecision
+from peftkit.planning.decisions import ChosenPrecision
 
 __all__ = ["LABEL_LOSSES", "Loss", "compute_loss_at_labels", "evaluate_loss", "label_losses", "row_losses"]
 

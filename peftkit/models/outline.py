@@ -19,9 +19,9 @@ from peftkit.models.dtypes import pretending_autocast
 from peftkit.models.kernels import use_fast_kernels
 from peftkit.models.linear_cross_entropy import VOCABULARY_MULTIPLE
 from peftkit.models.quantization import backend_of
+from peftkit.planning.decisions import ChosenPrecision, dtype_of
 from peftkit.planning.hardware import Device, Hardware
 from peftkit.planning.memory import fixed_and_row
-from peftkit.planning.precision import ChosenPrecision, dtype_of
 from peftkit.recipe.hyperparameters import Quantization
 
 __all__ = ["activation_bytes", "activation_parts", "held_bytes", "kept_for_backward", "loss_parts", "weight_bytes"]

@@ -16,7 +16,7 @@ from peftkit.models.base import LocatedBase, locate_base
 from peftkit.models.dtypes import hold
 from peftkit.models.methods import method_named
 from peftkit.models.quantization import load_base
-from peftkit.planning.precision import Dtype
+from peftkit.planning.decisions import Dtype
 from peftkit.recipe.schema import Base, Init, Recipe
 from peftkit.shortage import memory_for
 

@@ -1,7 +1,7 @@
-"""What peftkit decides by the machine, beside the number types: how a run computes, and what saves memory.
+"""What peftkit decides by the machine: what a run computes in, how it computes, and what saves memory.
 
-`plan` and `doctor` print these decisions, and training takes the very same. What a recipe sets itself always wins.
-None of them changes what is learnt: what would, such as another optimizer, is suggested and never taken.
+`plan` and `doctor` print these decisions, and training uses the same. What a recipe sets itself always wins. Dtypes
+aside, none of them changes what is learnt: what would, such as another optimizer, is suggested and never used.
 """
 
 from __future__ import annotations
@@ -13,17 +13,20 @@ from peftkit.console import size
 from peftkit.errors import FieldError
 from peftkit.planning.hardware import Decision, Hardware, set_by_recipe
 from peftkit.planning.memory import EIGHT_BIT, StepMemory
-from peftkit.planning.precision import ChosenPrecision, Dtype, choose_base_dtype, choose_precision, choose_tf32
 from peftkit.recipe.hyperparameters import Training
-from peftkit.recipe.schema import Base, Data, Recipe, Source
+from peftkit.recipe.methods import METHODS, Method
+from peftkit.recipe.schema import Base, Data, Precision, Recipe, Source
 
 __all__ = [
-    "Attention", "choose_attention", "choose_checkpointing", "choose_compilation", "choose_optimizer",
-    "choose_pinned_memory", "choose_workers", "decide",
+    "Attention", "ChosenPrecision", "Dtype", "choose_attention", "choose_base_dtype", "choose_checkpointing",
+    "choose_optimizer", "choose_precision", "choose_tf32", "decide", "dtype_of",
 ]  # fmt: skip
 
+ChosenPrecision = Literal["fp32", "bf16", "fp16"]
+Dtype = Literal["float32", "bfloat16", "float16"]
 Attention = Literal["varlen", "flash_attention_2", "flex_attention", "sdpa"]
 
+_DTYPES: dict[ChosenPrecision, Dtype] = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 _PAGED = "paged_adamw_8bit"
 
 _WHY_ATTENTION: Final[dict[Attention, str]] = {
@@ -42,20 +45,12 @@ def decide(
     *,
     need: StepMemory | None = None,
     packed: bool = True,
-    varlen: bool = True,
-    flash: bool = False,
-    flex: bool = True,
+    **kernels: bool,
 ) -> list[Decision[Any]]:
     """Every decision about a run on a machine.
 
-    Args:
-        hardware: the machine, here or not.
-        recipe: what the run does; None for one that leaves everything to peftkit.
-        need: the memory of a step without activation checkpointing, where it is known, and what the machine has.
-        packed: whether several documents share a row.
-        varlen: whether the installed torch has FlashAttention over variable lengths and the model can use it.
-        flash: whether the package flash-attn is installed and the model can use it.
-        flex: whether the model can use flex attention as it is set up.
+    Without a recipe, everything is left to peftkit. `need` is the memory of a step without activation checkpointing,
+    where it is known. For `packed` and `kernels`, see `choose_attention`.
 
     Raises:
         FieldError: the recipe asks for what the machine cannot do.
@@ -68,15 +63,96 @@ def decide(
         precision,
         dtype,
         choose_tf32(training, hardware, precision.choice),
-        choose_attention(
-            hardware, dtype.choice, precision.choice, packed=packed, varlen=varlen, flash=flash, flex=flex
-        ),
+        choose_attention(hardware, dtype.choice, precision.choice, packed=packed, **kernels),
         choose_optimizer(training, hardware, need),
         choose_checkpointing(training, need),
-        choose_compilation(training, hardware),
-        choose_workers(training),
-        choose_pinned_memory(training, hardware),
+        *_choose_settings(training, hardware),
     ]
+
+
+def choose_precision(wanted: Precision, hardware: Hardware) -> Decision[ChosenPrecision]:
+    """What matmuls are computed in while training.
+
+    `auto` is bf16 on an NVIDIA GPU that has it, fp16 on an older one, and fp32 elsewhere.
+
+    Raises:
+        FieldError: the machine cannot compute in what is wanted, or only by an emulation that is far slower.
+    """
+    if wanted == "auto":
+        return _automatic(hardware)
+    if wanted != "fp32" and hardware.device == "mps":
+        what = f"{wanted} is not used on Apple's GPUs, where nobody has measured what it does to a run."
+        raise FieldError("precision", what, remedy="Use precision: auto, which takes fp32 here.")
+    if wanted == "fp16" and hardware.device == "cpu":
+        raise FieldError("precision", "fp16 needs a GPU; on a CPU it is ignored.", remedy="Use precision: auto.")
+    if wanted == "bf16" and not hardware.has_bf16:
+        what = f"{hardware.name} has no bf16 instructions; emulated, they are up to sixty times slower."
+        raise FieldError(
+            "precision", what, remedy=f"Use precision: auto, which takes {_automatic(hardware).choice} here."
+        )
+    return Decision("precision", wanted, "the recipe sets precision")
+
+
+def _automatic(hardware: Hardware) -> Decision[ChosenPrecision]:
+    if hardware.device == "cuda":
+        if hardware.has_bf16:
+            return Decision("precision", "bf16", "this GPU computes in bf16, whose range is that of fp32")
+        return Decision("precision", "fp16", "this GPU is older than bf16; the loss is scaled, so that fp16 has room")
+    if hardware.device == "mps":
+        return Decision("precision", "fp32", "nothing else has been measured on Apple's GPUs")
+    if hardware.has_bf16:
+        # on two cores with AVX512-BF16, GPT-2's products took 34 ms instead of 76, and 430 instead of 1315
+        return Decision("precision", "fp32", "exact; precision: bf16 is possible here, with products in half the time")
+    return Decision("precision", "fp32", "this CPU has no bf16 instructions, and would be sixty times slower")
+
+
+def dtype_of(precision: ChosenPrecision) -> Dtype:
+    """Torch's name of a precision's dtype."""
+    return _DTYPES[precision]
+
+
+def choose_base_dtype(
+    wanted: Literal["auto", "float32", "bfloat16", "float16"], method: Method, precision: ChosenPrecision
+) -> Decision[Dtype]:
+    """The dtype of the base's weights.
+
+    Trained weights are float32: in pure bf16 only a quarter of them move, and pure fp16 ends in NaN. Frozen ones follow
+    the precision; with fp16 only those of linear layers do: embeddings and norms stay float32, so that what passes from
+    layer to layer does not overflow. On a quantised base this is the dtype of the linear layers that are not quantised,
+    and what the others compute in.
+    """
+    name = "base weights"
+    if METHODS[method].section is None:
+        return Decision(name, "float32", "they are trained; in bf16 three of four would not move")
+    if wanted != "auto":
+        return Decision(name, wanted, "the recipe sets base.dtype")
+    if precision == "bf16":
+        return Decision(name, "bfloat16", "frozen weights follow bf16, in half the memory")
+    if precision == "fp16":
+        return Decision(name, "float16", "frozen linear layers follow fp16; embeddings and norms are float32")
+    return Decision(name, "float32", "that is what products are computed in")
+
+
+def choose_tf32(training: Training, hardware: Hardware, precision: ChosenPrecision) -> Decision[bool]:
+    """Whether float32 matmuls may use the first 19 bits of their inputs, which GPUs do faster.
+
+    It is on for what stays 32-bit next to a 16-bit precision, which is coarser still. `precision: fp32` asks for exact
+    matmuls, and gets them.
+
+    Raises:
+        FieldError: the recipe wants it, and the machine has no TF32.
+    """
+    asked = set_by_recipe("TF32", training, "tf32")
+    if asked and asked.choice and not hardware.is_ampere:
+        what = f"{hardware.name} has no TF32, which NVIDIA's GPUs have from Ampere on."
+        raise FieldError("training.tf32", what, remedy="Remove it.")
+    if asked:
+        return asked
+    if not hardware.is_ampere:
+        return Decision("TF32", False, "NVIDIA's GPUs have it from Ampere on")
+    if precision == "fp32":
+        return Decision("TF32", False, "precision: fp32 asks for whole products; training.tf32=true is faster")
+    return Decision("TF32", True, f"products that stay fp32 beside {precision} get faster, and are still finer")
 
 
 def choose_attention(
@@ -85,9 +161,9 @@ def choose_attention(
     precision: ChosenPrecision,
     *,
     packed: bool,
-    varlen: bool,
-    flash: bool,
-    flex: bool,
+    varlen: bool = True,
+    flash: bool = False,
+    flex: bool = True,
 ) -> Decision[tuple[Attention, ...]]:
     """The kernels to try for packed documents, the best first; `sdpa` is always the last and works everywhere.
 
@@ -96,20 +172,13 @@ def choose_attention(
     flash-attn, which waits for the GPU at each step and casts no float32 weights. Flex attention skips blocks that the
     mask hides, has no dropout, and is compiled first. All three need Ampere (Dao 2023).
 
-    Args:
-        hardware: the machine.
-        base_dtype: the dtype of the base's weights.
-        precision: what is computed with.
-        packed: whether several documents share a row; otherwise nothing is gained.
-        varlen: whether the installed torch has FlashAttention over variable lengths and the model can use it.
-        flash: whether the package flash-attn is installed and the model can use it.
-        flex: whether the model can use flex attention as it is set up.
+    Nothing is gained unless several documents share a row (`packed`). Each of the three is considered only if it is
+    installed and the model can use it.
     """
     if not packed:
         return Decision("attention", ("sdpa",), "rows of one document have nothing that other kernels could skip")
     if not hardware.is_ampere:
-        why = "kernels that skip what is masked need an NVIDIA GPU from Ampere on"
-        return Decision("attention", ("sdpa",), why)
+        return Decision("attention", ("sdpa",), "kernels that skip what is masked need an NVIDIA GPU from Ampere on")
     choices: list[Attention] = []
     if varlen and (precision != "fp32" or base_dtype != "float32"):
         choices.append("varlen")
@@ -177,30 +246,23 @@ def choose_checkpointing(training: Training, need: StepMemory | None = None) -> 
     return Decision(name, on, f"{asked.reason}; {told}" if asked else told)
 
 
-def choose_compilation(training: Training, hardware: Hardware) -> Decision[bool]:
-    """Whether the model is compiled by torch."""
-    asked = set_by_recipe("torch.compile", training, "torch_compile")
-    if asked:
-        return asked
-    if hardware.device == "cuda":
-        why = "each new length of rows compiles anew; training.torch_compile=true tries it"
-    elif hardware.device == "mps":
-        why = "it has not been measured on Apple's GPUs"
-    else:
-        why = "it gained nothing on a CPU when it was measured"
-    return Decision("torch.compile", False, why)
-
-
-def choose_workers(training: Training) -> Decision[int]:
-    """Processes that make batches beside the one that trains."""
-    asked = set_by_recipe("workers", training, "dataloader_num_workers")
+def _choose_settings(training: Training, hardware: Hardware) -> list[Decision[Any]]:
+    """Whether torch compiles the model, and how batches are made and reach the device."""
+    compiling = {
+        "cuda": "each new length of rows compiles anew; training.torch_compile=true tries it",
+        "mps": "it has not been measured on Apple's GPUs",
+        "cpu": "it gained nothing on a CPU when it was measured",
+    }[hardware.device]
     # eight rows of 1,024 tokens took 0.02 ms to collate
-    return asked or Decision("workers", 0, "rows are tokenised beforehand; a batch takes under a millisecond")
-
-
-def choose_pinned_memory(training: Training, hardware: Hardware) -> Decision[bool]:
-    """Whether batches are put where a GPU can fetch them by itself."""
-    asked = set_by_recipe("pinned memory", training, "dataloader_pin_memory")
-    on = hardware.device == "cuda"
-    why = "batches are copied to the GPU while the host continues" if on else "batches are where the products are"
-    return asked or Decision("pinned memory", on, why)
+    making = "rows are tokenised beforehand; a batch takes under a millisecond"
+    on_gpu, pinning = hardware.device == "cuda", "batches are where the products are"
+    if on_gpu:
+        pinning = "batches are copied to the GPU while the host continues"
+    settings: list[tuple[str, str, Any, str]] = [
+        ("torch.compile", "torch_compile", False, compiling),
+        ("workers", "dataloader_num_workers", 0, making),
+        ("pinned memory", "dataloader_pin_memory", on_gpu, pinning),
+    ]
+    return [
+        set_by_recipe(name, training, field) or Decision(name, choice, why) for name, field, choice, why in settings
+    ]

@@ -1,7 +1,4 @@
-"""What a machine is, as plain values, and what a decision is that follows from them; machines known by name.
-
-The decisions are functions of these values alone, so that each can be asked about a machine that is not here.
-"""
+"""A machine as plain values, and a decision that follows from them alone, also for a machine that is not here."""
 
 from __future__ import annotations
 
@@ -28,31 +25,31 @@ _SIZE = re.compile(r"(\d{1,4}(?:\.\d+)?)gi?b")
 
 @dataclass(frozen=True)
 class Hardware:
-    """The machine that a run uses."""
+    """The machine that a run uses.
+
+    Attributes:
+        device: `cpu`, `cuda`, or `mps`, which is torch's name of Apple's GPUs.
+        name: of the device.
+        memory_bytes: of one GPU, or of a machine without one.
+        device_count: GPUs.
+        cpu_cores: of the machine.
+        capability: CUDA compute capability: (7, 5) is a T4, (8, 0) an A100, (9, 0) an H100. None without CUDA.
+        cpu_bf16: whether the CPU multiplies bf16 in hardware (AVX512-BF16 or AMX).
+        flops_16bit: published peak operations per second on 16-bit numbers, without sparsity; None where unknown.
+        flops_fp32: the same on 32-bit numbers, without TF32.
+        memory_bytes_per_second: published peak bandwidth; None where unknown.
+    """
 
     device: Device
-    """`cpu`, `cuda`, or `mps`, which is torch's name of Apple's GPUs."""
-
     name: str
     memory_bytes: int
-    """Of one GPU, or of the whole machine where there is none."""
-
     device_count: int
     cpu_cores: int
     capability: tuple[int, int] | None = None
-    """CUDA compute capability: (7, 5) is a T4, (8, 0) an A100, (9, 0) an H100. None without CUDA."""
-
     cpu_bf16: bool = False
-    """Whether the CPU multiplies bf16 in hardware (AVX512-BF16 or AMX)."""
-
     flops_16bit: float | None = None
-    """Operations in a second on 16-bit numbers at the peak, without sparsity, as published; None where unknown."""
-
     flops_fp32: float | None = None
-    """The same on 32-bit numbers, without TF32."""
-
     memory_bytes_per_second: float | None = None
-    """What the memory delivers at the peak, as published; None where unknown."""
 
     @property
     def has_bf16(self) -> bool:
@@ -86,38 +83,23 @@ class Decision(Generic[Choice]):
 
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> Decision[Any]:
-        """The decision whose fields these are, of which JSON has made a list of what was a tuple."""
+        """The decision with these fields; JSON has made a list of a tuple."""
         choice = values["choice"]
         return Decision(values["name"], tuple(choice) if isinstance(choice, list) else choice, values["reason"])
 
 
 def set_by_recipe(name: str, training: Training, field: str) -> Decision[Any] | None:
-    """What a recipe says itself of a field of `training`, which always wins; None where it leaves it to peftkit."""
+    """What a recipe sets itself, which always wins; None where it leaves a field of `training` to peftkit."""
     value = getattr(training, field, None) if field in training.model_fields_set else None
     return None if value is None else Decision(name, value, f"the recipe sets training.{field}")
 
 
 def _gpu(
-    name: str,
-    gigabytes: int,
-    capability: tuple[int, int],
-    *,
-    tensor: float | None,
-    plain: float,
-    bandwidth: int,
+    name: str, gigabytes: int, capability: tuple[int, int], *, tensor: float | None, plain: float, bandwidth: int
 ) -> Hardware:
     """An NVIDIA GPU: 16-bit and 32-bit operations in 10^12 a second, and bandwidth in 10^9 bytes a second."""
-    return Hardware(
-        "cuda",
-        name,
-        gigabytes * _GB,
-        1,
-        _CORES,
-        capability,
-        flops_16bit=None if tensor is None else tensor * _TERA,
-        flops_fp32=plain * _TERA,
-        memory_bytes_per_second=float(bandwidth * _GB),
-    )
+    rates = (None if tensor is None else tensor * _TERA, plain * _TERA, float(bandwidth * _GB))
+    return Hardware("cuda", name, gigabytes * _GB, 1, _CORES, capability, False, *rates)
 
 
 # As NVIDIA publishes them, without sparsity and with sums in fp32: data sheets and product briefs of T4, V100 SXM2, L4,

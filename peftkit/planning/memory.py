@@ -1,4 +1,4 @@
-"""What a training step needs of memory, by what it is for, and what would make one fit that does not."""
+"""The memory of a training step, by what it is for, and what would make a step fit that does not."""
 
 from __future__ import annotations
 
@@ -13,11 +13,8 @@ __all__ = [
     "fixed_and_row", "halved_batch", "optimizer_bytes", "what_fits",
 ]  # fmt: skip
 
-CONTEXT_BYTES = 720_000_000
-"""Of a GPU's own context with the kernels of the libraries, as measured on an H100 with torch 2.11."""
-
-WORKSPACE_BYTES = 75_000_000
-"""That cuBLAS asks torch for, as measured there."""
+CONTEXT_BYTES, WORKSPACE_BYTES = 720_000_000, 75_000_000
+"""Of a GPU's context with the kernels of the libraries, and of cuBLAS, as measured on an H100 with torch 2.11."""
 
 _MOST_CONTEXT_BYTES = 1_000_000_000
 _FLOAT = 4
@@ -34,93 +31,84 @@ _STATES = {"adafactor": 0, "sgd": 0, "adagrad": 1, "rmsprop": 1, "lion": 1, "ade
 
 @dataclass(frozen=True)
 class GpuMemory:
-    """The memory of a GPU at one moment, in bytes, as the driver and torch count it."""
+    """The memory of a GPU at one moment, in bytes, as the driver and torch count it.
+
+    `free` is that of the whole GPU, and `reserved` what torch has for the tensors of this process. `fraction` of the
+    total is what torch may reserve (`torch.cuda.set_per_process_memory_fraction`).
+    """
 
     total: int
     free: int
-    """Of the whole GPU, whoever has the rest."""
-
     reserved: int
-    """By torch, for the tensors of this process."""
-
     fraction: float = 1.0
-    """Of the total that torch may reserve, as `torch.cuda.set_per_process_memory_fraction` sets it."""
 
     @property
     def context_bytes(self) -> int:
-        """Of this process beside what is reserved: the rest in use, as far as that can be one process's context."""
+        """Of this process's context: what else is in use, as far as that can be one process's."""
         return max(0, min(self.total - self.free - self.reserved, _MOST_CONTEXT_BYTES))
 
     @property
     def limit_bytes(self) -> int:
-        """That this process may have, with its context; other processes keep what they have."""
+        """The limit of this process, with its context; other processes keep what they have."""
         return min(self.free + self.reserved, int(self.fraction * self.total)) + self.context_bytes
 
 
 @dataclass(frozen=True)
 class StepMemory:
-    """Bytes that one training step needs, by what they are for."""
+    """Bytes that one training step needs, by what they are for.
+
+    Attributes:
+        base_bytes: of the weights, trained or not.
+        trainable: trained parameters; each has a gradient and, with AdamW, two numbers of state.
+        total: all parameters.
+        embeddings: of these, those of the embeddings and the head, which are not quantised.
+        row_bytes: kept for the backward pass for one row of the longest length, as the step is computed now.
+        rows: of a batch.
+        layers: of the model.
+        limit_bytes: that this process may have.
+        optim: the optimizer, by Transformers' name.
+        fixed_bytes: kept for the backward pass whatever the rows: the 16-bit copies that autocast makes of weights.
+        logits_bytes: of the logits that are in memory together, and their gradients.
+        runtime_bytes: in use before there is a model: by the libraries, or a GPU's context.
+        end_bytes: beyond the weights, when training is over and what was saved is opened and compared.
+        processes: that train together, each with rows of its own.
+        quantised_bytes: of one weight, if the linear layers were quantised as the recipe says.
+        is_sharded: whether they share the weights, their gradients and the optimizer's state (FSDP).
+    """
 
     base_bytes: int
-    """The weights, trained or not."""
-
     trainable: int
-    """Trained parameters; each has a gradient and, with AdamW, two numbers of state."""
-
     total: int
-    """All parameters."""
-
     embeddings: int
-    """Of these, those of the embeddings and the head, which quantising leaves as they are."""
-
     row_bytes: int
-    """Kept for the backward pass for one row of the longest length, as the step is computed now."""
-
     rows: int
     layers: int
     limit_bytes: int
-    """That this process may have."""
-
     optim: str = "adamw_torch_fused"
     fixed_bytes: int = 0
-    """Kept for the backward pass whatever the rows are: the 16-bit copies that autocast makes of 32-bit weights."""
-
     logits_bytes: int = 0
-    """Logits that are in memory together, and their gradients."""
-
     runtime_bytes: int = 0
-    """What is there before a model is: the libraries, or a GPU's context."""
-
     end_bytes: int = 0
-    """Beside the weights, when training is over and what was saved is opened and compared."""
-
     processes: int = 1
-    """That train together, each with rows of its own."""
-
     quantised_bytes: float = 1.0
-    """Of one weight, if the linear layers were quantised as the recipe says."""
-
     is_sharded: bool = False
-    """Whether they hold the weights, their gradients and the optimizer's state together (FSDP)."""
 
     @property
     def gathered(self) -> int:
-        """Of parameters that are sharded, those that a process has whole while it computes.
+        """Sharded parameters that a process has whole while it computes.
 
-        They are the embeddings' or those of two layers, as the next one is on its way while one computes (Zhao et al.
+        They are the embeddings' or those of two layers, as the next one is gathered while one computes (Zhao et al.
         2023, section 3.3).
         """
-        if not self.is_sharded:
-            return 0
-        return max(self.embeddings, 2 * (self.total - self.embeddings) // self.layers)
+        return max(self.embeddings, 2 * (self.total - self.embeddings) // self.layers) if self.is_sharded else 0
 
     @property
     def checkpointed_share(self) -> float:
-        """Of what a row keeps, the part that is left with activation checkpointing."""
+        """The part of what a row keeps that is left with activation checkpointing."""
         return min(1.0, 2 / self.layers)
 
     def checkpointed(self) -> StepMemory:
-        """The same step with activation checkpointing, as what it needs without any more changes."""
+        """The same step, computed with activation checkpointing."""
         share = self.checkpointed_share
         fixed = self.fixed_bytes if self.trainable == self.total else int(self.fixed_bytes * share)
         return replace(self, row_bytes=int(self.row_bytes * share), fixed_bytes=fixed)
@@ -128,7 +116,7 @@ class StepMemory:
     def parts(
         self, rows: int, *, checkpointing: bool = False, base: int | None = None, trained: int | None = None
     ) -> dict[str, int]:
-        """What a step with so many rows needs, by what it is for; it is all needed at once when the loss is known.
+        """What a step needs, by what it is for; it is all needed at once when the loss is known.
 
         At the end of a run, only the weights are there with what that needs; `end` is how much more it is than a step.
 
@@ -136,11 +124,7 @@ class StepMemory:
         at a time its activations (Chen et al. 2016): about two layers' worth. Autocast keeps its copies of trained
         weights until the forward pass ends; those of frozen ones go with the activations.
 
-        Args:
-            rows: of a batch.
-            checkpointing: whether activations are computed again in the backward pass.
-            base: bytes of the weights, where they are held otherwise.
-            trained: parameters that are trained, where these are others.
+        `base` are bytes of the weights, and `trained` parameters, where these are others than the step's own.
         """
         trained = self.trainable if trained is None else trained
         held = self.base_bytes if base is None else base
@@ -236,12 +220,9 @@ def _fit_or_one_row(step: StepMemory, change: str, **held: Any) -> Fit:
 
 
 def optimizer_bytes(optim: str, trainable: int, embeddings: int = 0) -> int:
-    """Bytes of an optimizer's state, once it has taken a step.
+    """Bytes of the state of an optimizer, by Transformers' name, once it has taken a step.
 
-    Args:
-        optim: the optimizer, by Transformers' name.
-        trainable: parameters that are trained; they are float32.
-        embeddings: of these, those of embeddings, whose state stays float32 with 8-bit optimizers.
+    Trained parameters are float32; the state of their embeddings stays float32 with 8-bit optimizers.
     """
     name = optim.removeprefix("paged_")
     states = next((count for start, count in _STATES.items() if name.startswith(start)), 2)

@@ -16,65 +16,61 @@ COMPARISON_NAME = "comparison.json"
 
 @dataclass(frozen=True)
 class Statistic:
-    """One number of the runs of an entry, over its seeds."""
+    """One metric of an entry, with the values in the order of its seeds; one seed gives no standard error."""
 
     mean: float
     standard_error: float | None
-    """Of the mean, over seeds; None where there is one."""
-
     values: list[float]
-    """Of each run, in the order of the seeds."""
 
 
 @dataclass(frozen=True)
 class Against:
-    """The difference of an entry's metric to the best entry's, both over their seeds."""
+    """The difference of an entry's metric to the best entry's, both over their seeds.
+
+    `low` and `high` are its 95 percent confidence interval (Welch 1947); None for one seed. The verdict is `noise`
+    where the interval holds 0, and `unknown` for one seed.
+    """
 
     difference: float
     low: float | None
     high: float | None
-    """The 95 percent confidence interval (Welch 1947); None where there is one seed."""
-
     verdict: Literal["best", "noise", "worse", "unknown"]
-    """`noise`: the interval holds 0. `unknown`: one seed says nothing about noise."""
 
 
 @dataclass(frozen=True)
 class Entry:
-    """One line of the table: a method with its settings, over its seeds; or the untouched base."""
+    """One line of the table: a method with its settings, over its seeds; or the untouched base, without a method.
+
+    Attributes:
+        name: as `lora`, `lora r=4`, `base` or `base in nf4`.
+        method: None for the base.
+        changes: fields that differ from the recipe: what was varied, and a learning rate that was chosen.
+        runs: the run folders, in the order of the seeds, relative to the comparison's folder.
+        metrics: of quality, of cost, and of written completions, by the names of `peftkit.metrics`.
+        against_best: by the metric of the comparison; None for the base.
+    """
 
     name: str
-    """As `lora`, `lora r=4`, `base` or `base in nf4`."""
-
     method: str | None
-    """None for the untouched base."""
-
     changes: dict[str, Any]
-    """Fields of the recipe that are another's here: what was varied, and a learning rate that was chosen."""
-
     runs: list[str]
-    """The run folders, in the order of the seeds, relative to the comparison's folder."""
-
     metrics: dict[str, Statistic]
-    """By the names of `peftkit.metrics`: those of quality, of cost, and of written completions."""
-
     against_best: Against | None = None
-    """Of the metric that the comparison is by; None for the base."""
 
 
 @dataclass(frozen=True)
 class Expected:
-    """What the recipe expects of an entry, and what came."""
+    """What the recipe expects of an entry, and the value, None where it was not measured.
+
+    Its distance from the band is 0 in it, negative below it, and positive above it.
+    """
 
     entry: str
     metric: str
     band: str
     source: str
     value: float | None
-    """None where it was not measured."""
-
     distance: float | None
-    """How far it is from the band: 0 in it, negative below it, positive above it."""
 
 
 @dataclass(frozen=True)
@@ -109,13 +105,9 @@ class Comparison:
         place = folder / COMPARISON_NAME
         try:
             values = read_json(place)
-            return cls(
-                **{
-                    **values,
-                    "entries": [_entry(entry) for entry in values["entries"]],
-                    "expected": [Expected(**each) for each in values["expected"]],
-                }
-            )
+            values["entries"] = [_entry(entry) for entry in values["entries"]]
+            values["expected"] = [Expected(**each) for each in values["expected"]]
+            return cls(**values)
         except (OSError, ValueError, KeyError, TypeError) as error:
             remedy = "Name the folder of a comparison."
             raise TargetError("is missing or damaged.", where=str(place), remedy=remedy) from error

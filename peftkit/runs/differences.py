@@ -1,17 +1,19 @@
-"""What has changed between the start of a run and its going on."""
+"""What has changed of a run: between its start and its resumption, and of its files while it runs."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
-from peftkit.errors import ChangedError
+from peftkit.errors import ChangedError, RunError
 from peftkit.recipe.methods import METHODS, sections
 from peftkit.runs.manifest import RunManifest
+from peftkit.storage import sha256_of_file
 
-__all__ = ["Difference", "act_on_optimizer", "check_differences", "input_differences", "recipe_differences"]
+__all__ = ["Difference", "Inputs", "act_on_optimizer", "check_differences", "input_differences", "recipe_differences"]
 
 _HARMLESS = ("output", "description", "generation", "expect")
 """What has no part in training."""
@@ -55,17 +57,15 @@ def recipe_differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> lis
 
 def input_differences(before: RunManifest, now: RunManifest) -> list[Difference]:
     """What differs in the contents of data and base, in versions, number type and number of processes."""
-    found = [
-        *_differences(_contents(before.data.get("train")), _contents(now.data.get("train")), "data.train"),
-        *_differences(
-            _contents(before.data.get("validation")), _contents(now.data.get("validation")), "data.validation"
-        ),
-        *_differences(_hashes(before.base), _hashes(now.base), "base"),
-        *_differences(before.versions, now.versions, "versions"),
-    ]
-    for name in ("precision", "world_size"):
-        found += _differences(getattr(before, name), getattr(now, name), name)
-    return found
+    one, other = (
+        {
+            "data": {part: _contents(manifest.data.get(part)) for part in ("train", "validation")},
+            "base": _hashes(manifest.base),
+            **{name: getattr(manifest, name) for name in ("versions", "precision", "world_size")},
+        }
+        for manifest in (before, now)
+    )
+    return list(_differences(one, other, ""))
 
 
 def check_differences(found: Sequence[Difference], allowed: Collection[str], where: str) -> None:
@@ -131,3 +131,52 @@ def _shown(value: Any) -> str:
         return "not set"
     text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
     return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}…"
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """Data and base files as they were when the run began.
+
+    A run computes with what it read then. It stops where that is no longer on the disk, because it could then be
+    neither resumed after a fault, nor reproduced, nor merged.
+    """
+
+    hashes: Mapping[Path, str | None]
+    """SHA-256 of each; None where a stream is read without looking at all of it first."""
+
+    marks: Mapping[Path, tuple[int, int, int]]
+
+    @classmethod
+    def of(cls, base: Mapping[str, Any], base_folder: Path | None, data: Mapping[str, Any]) -> Inputs:
+        """The files in the records of a base, which is in a folder, and of the data."""
+        hashes: dict[Path, str | None] = {}
+        if base_folder is not None:
+            hashes |= {base_folder / name: sha256 for name, sha256 in base["files"].items()}
+        for part in data.values():
+            for source in (part or {}).get("sources", [part] if part else []):
+                hashes |= {Path(name): sha256 for name, sha256 in source.get("files", {}).items()}
+        return cls(hashes, {path: mark for path in hashes if (mark := _mark(path))})
+
+    def check(self) -> None:
+        """Check that every file has the content that it had; another time alone is no change.
+
+        Raises:
+            RunError: one has changed, or is gone.
+        """
+        for path, mark in self.marks.items():
+            now = _mark(path)
+            if now == mark:
+                continue
+            sha256 = self.hashes[path]
+            if now is None or sha256 is None or sha256_of_file(path) != sha256:
+                what = f"was {'removed' if now is None else 'changed'} while training."
+                raise RunError(what, where=str(path), remedy="Put it back as it was, and go on with --resume.")
+
+
+def _mark(path: Path) -> tuple[int, int, int] | None:
+    """Size, time and number of a file, one of which changes with its content; None where it is gone."""
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return found.st_size, found.st_mtime_ns, found.st_ino

@@ -1,15 +1,17 @@
-"""The layout of a run folder, the record in it, and the lock that one process holds while it works there."""
+"""A run folder: its layout, record and checkpoints, and the lock that one process holds while it works there."""
 
 from __future__ import annotations
 
 import contextlib
 import fcntl
 import os
+import re
 import shlex
 import shutil
 import socket
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
 
 from peftkit.errors import PeftkitError, RunError, Stopped, TargetError
@@ -29,13 +31,30 @@ from peftkit.storage import (
     write_text,
 )
 
-__all__ = ["ADAPTER_FOLDER", "CARD_NAME", "LOCK_NAME", "RunFolder", "is_held", "locked"]
+__all__ = [
+    "ADAPTER_FOLDER", "CARD_NAME", "LOCK_NAME", "PROGRESS_NAME", "Checkpoint", "RunFolder", "checkpoint_place",
+    "find_checkpoints", "is_held", "locked", "newest_sound", "rotate", "set_aside",
+]  # fmt: skip
 
 ADAPTER_FOLDER = "adapter"
 CARD_NAME = "README.md"
 """The model card, where the hub looks for it; people write into it."""
 
 LOCK_NAME = ".lock"
+PROGRESS_NAME = "progress.json"
+"""The file of a checkpoint that says which run it belongs to and how far that was."""
+
+_CHECKPOINT_NAME = re.compile(r"step-(\d+)")
+
+
+class _Inside:
+    """The path of a name in a run folder."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+
+    def __get__(self, folder: RunFolder, kind: type[RunFolder]) -> Path:
+        return folder.path / self._name
 
 
 @dataclass(frozen=True)
@@ -44,60 +63,32 @@ class RunFolder:
 
     path: Path
 
-    @property
-    def recipe(self) -> Path:
-        """The resolved recipe, which trains the same run again."""
-        return self.path / "recipe.yaml"
+    recipe = _Inside("recipe.yaml")
+    """The resolved recipe, which trains the same run again."""
+    manifest = _Inside(MANIFEST_NAME)
+    """Status, hashes, versions and metrics of the run."""
+    metrics = _Inside("metrics.jsonl")
+    """One JSON line for each logged step and each evaluation."""
+    audit = _Inside("audit.json")
+    """What the model sees of the data, and which tokens are in the loss."""
+    samples = _Inside("samples.json")
+    """Prompts of the validation data with what the model generated before and after training."""
+    evaluation = _Inside("evaluation.json")
+    """The quality of generated text, measured by a comparison; no part of the run itself."""
+    tensorboard = _Inside("tensorboard")
+    """Where `report_to: tensorboard` writes, unless the environment names another place."""
+    report = _Inside("report.html")
+    """All of it as one page for people."""
+    checkpoints = _Inside("checkpoints")
+    adapter = _Inside(ADAPTER_FOLDER)
+    """What a run of an adapter ships."""
+    model = _Inside("model")
+    """What a run of `full` ships."""
 
     @property
-    def manifest(self) -> Path:
-        """What the run says about itself."""
-        return self.path / MANIFEST_NAME
-
-    @property
-    def metrics(self) -> Path:
-        """One JSON line for each logged step and each evaluation."""
-        return self.path / "metrics.jsonl"
-
-    @property
-    def audit(self) -> Path:
-        """What the model sees of the data and is taught."""
-        return self.path / "audit.json"
-
-    @property
-    def samples(self) -> Path:
-        """Prompts of the validation data with what the model wrote before and after training."""
-        return self.path / "samples.json"
-
-    @property
-    def evaluation(self) -> Path:
-        """How good what it writes is, where a comparison has let it write; no part of the run itself."""
-        return self.path / "evaluation.json"
-
-    @property
-    def tensorboard(self) -> Path:
-        """Where `report_to: tensorboard` writes, unless the environment says another place."""
-        return self.path / "tensorboard"
-
-    @property
-    def report(self) -> Path:
-        """All of it as one page for people."""
-        return self.path / "report.html"
-
-    @property
-    def checkpoints(self) -> Path:
-        """The Trainer's checkpoints."""
-        return self.path / "checkpoints"
-
-    @property
-    def adapter(self) -> Path:
-        """What a run of `lora` or `qlora` ships."""
-        return self.path / ADAPTER_FOLDER
-
-    @property
-    def model(self) -> Path:
-        """What a run of `full` ships."""
-        return self.path / "model"
+    def resume_command(self) -> str:
+        """The command that resumes the run."""
+        return f"peftkit train {shlex.quote(str(self.path))} --resume"
 
     @property
     def is_free(self) -> bool:
@@ -189,11 +180,6 @@ class RunFolder:
                 raise
             raise fault from error
 
-    @property
-    def resume_command(self) -> str:
-        """The command that resumes the run."""
-        return f"peftkit train {shlex.quote(str(self.path))} --resume"
-
     def discard_output(self, place: Path) -> None:
         """Remove an output that this run wrote and did not come to prove.
 
@@ -206,9 +192,8 @@ class RunFolder:
         known = {MANIFEST_NAME, *read_json(place / MANIFEST_NAME)["files"]} if sound else set()
         found = {path.relative_to(place).as_posix() for path in place.rglob("*") if path.is_file()}
         if not sound or found - known:
-            raise TargetError(
-                "holds files that this run did not write.", where=str(place), remedy="Move it away, and go on."
-            )
+            what, remedy = "holds files that this run did not write.", "Move it away, and go on."
+            raise TargetError(what, where=str(place), remedy=remedy)
         remove_folder(place)
 
     def hashes(self) -> dict[str, str]:
@@ -229,9 +214,8 @@ class RunFolder:
         try:
             return RunManifest.from_json(read_json(self.manifest))
         except (OSError, ValueError, TypeError, KeyError) as error:
-            raise TargetError(
-                "is missing or damaged.", where=str(self.manifest), remedy="Name the folder of a run."
-            ) from error
+            what, remedy = "is missing or damaged.", "Name the folder of a run."
+            raise TargetError(what, where=str(self.manifest), remedy=remedy) from error
 
     def _record_end(self, manifest: RunManifest, status: Status) -> None:
         """Record in the manifest how the run ended, if the disk takes it; the user is informed in any case."""
@@ -242,11 +226,8 @@ class RunFolder:
 
     def _closed(self, error: OSError) -> TargetError:
         known = write_fault(error, self.path)
-        return TargetError(
-            known.what if known else f"cannot be written: {error.strerror}.",
-            where=str(self.path),
-            remedy="Name another place with --output.",
-        )
+        what = known.what if known else f"cannot be written: {error.strerror}."
+        return TargetError(what, where=str(self.path), remedy="Name another place with --output.")
 
 
 @contextlib.contextmanager
@@ -269,9 +250,8 @@ def locked(folder: Path) -> Iterator[None]:
         except (BlockingIOError, PermissionError) as error:
             file.seek(0)
             holder = file.read().strip() or "another process"
-            raise TargetError(
-                f"is in use by {holder}.", where=str(folder), remedy="Wait until it ends, or name another --output."
-            ) from error
+            remedy = "Wait until it ends, or name another --output."
+            raise TargetError(f"is in use by {holder}.", where=str(folder), remedy=remedy) from error
         file.truncate(0)
         file.write(f"process {os.getpid()} on {socket.gethostname()}")
         file.flush()
@@ -288,3 +268,70 @@ def is_held(folder: Path) -> bool:
     except OSError:
         return False
     return False
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A folder with the name of a checkpoint."""
+
+    step: int
+    path: Path
+
+    def faults(self, run_id: str) -> list[str]:
+        """Why a run must not resume from it; nothing where every file is as it was written."""
+        faults = manifest_faults(self.path)
+        if faults is None:
+            return ["manifest.json is missing or damaged"]
+        if not faults and not self.belongs_to(run_id):
+            return ["it belongs to another run"]
+        return faults
+
+    def belongs_to(self, run_id: str) -> bool:
+        """Whether this run wrote it."""
+        try:
+            return bool(read_json(self.path / PROGRESS_NAME)["run_id"] == run_id)
+        except (OSError, ValueError, KeyError, TypeError):
+            return False
+
+
+def checkpoint_place(folder: Path, step: int) -> Path:
+    """Where the checkpoint after a number of optimizer steps belongs."""
+    return folder / f"step-{step}"
+
+
+def find_checkpoints(folder: Path) -> list[Checkpoint]:
+    """Every checkpoint in a folder, the newest first, sound or not."""
+    named = [(match, path) for path in folder.glob("step-*") if (match := _CHECKPOINT_NAME.fullmatch(path.name))]
+    found = [Checkpoint(int(match[1]), path) for match, path in named if path.is_dir()]
+    return sorted(found, key=lambda checkpoint: checkpoint.step, reverse=True)
+
+
+def newest_sound(folder: Path, run_id: str) -> tuple[Checkpoint | None, list[tuple[Checkpoint, list[str]]]]:
+    """The newest checkpoint that verifies, and the newer ones that do not, each with its faults."""
+    passed_over: list[tuple[Checkpoint, list[str]]] = []
+    for checkpoint in find_checkpoints(folder):
+        faults = checkpoint.faults(run_id)
+        if not faults:
+            return checkpoint, passed_over
+        passed_over.append((checkpoint, faults))
+    return None, passed_over
+
+
+def set_aside(checkpoint: Checkpoint) -> Path:
+    """Rename a checkpoint that does not verify, which makes room for another one; returns its new place."""
+    places = (checkpoint.path.with_name(f"{checkpoint.path.name}.damaged-{number}") for number in count(1))
+    return checkpoint.path.rename(next(place for place in places if not place.exists()))
+
+
+def rotate(folder: Path, run_id: str, keep: int | None, best: int | None) -> list[Checkpoint]:
+    """Remove and return this run's oldest checkpoints beyond `keep`, except the one after step `best`.
+
+    What another run or a person put there is neither counted nor touched.
+    """
+    if keep is None:
+        return []
+    own = [checkpoint for checkpoint in find_checkpoints(folder) if checkpoint.belongs_to(run_id)]
+    old = [checkpoint for checkpoint in own[keep:] if checkpoint.step != best and not checkpoint.path.is_symlink()]
+    for checkpoint in old:
+        remove_folder(checkpoint.path)
+    return old

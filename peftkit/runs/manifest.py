@@ -1,4 +1,4 @@
-"""What a run says about itself: `manifest.json`, and the numbers that every command calls by the same names."""
+"""The record of a run: `manifest.json`, with the metrics that every command calls by the same names."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any, Literal
 __all__ = ["RunManifest", "RunMetrics", "Status"]
 
 Status = Literal["running", "interrupted", "stopped", "failed", "finished"]
-"""`interrupted` is never written: it is what a run is that says `running` while no process holds its folder."""
+"""`interrupted` is never written: so is a run that says `running` while no process holds its folder."""
 
 
 @dataclass
@@ -53,7 +53,7 @@ class RunManifest:
     error: str | None = None
     warnings: list[str] = field(default_factory=list)
     resumed: list[dict[str, Any]] = field(default_factory=list)
-    """Each time that the run was gone on with: from which step, past which checkpoints, and with which changes."""
+    """Each time that the run was resumed: from which step, past which checkpoints, and with which changes."""
 
     auto_batch: dict[str, list[int]] | None = None
     """Batch size and accumulation as the recipe had them (`recipe`), and as they fitted into memory (`used`). Where an
@@ -63,7 +63,7 @@ class RunManifest:
     """SHA-256 of the recipe, the metrics, the audit and the samples, once the run has ended."""
 
     outputs: dict[str, str] = field(default_factory=dict)
-    """SHA-256 of each file that the run made to be shipped, by its path in the run folder."""
+    """SHA-256 of each file of the output, by its path in the run folder."""
 
     metrics: RunMetrics = field(default_factory=RunMetrics)
 
@@ -73,7 +73,7 @@ class RunManifest:
 
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> RunManifest:
-        """The manifest that a JSON value stands for.
+        """The manifest that `to_json` gave.
 
         Raises:
             TypeError: the value lacks a field or has one too many.

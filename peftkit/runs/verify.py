@@ -1,4 +1,4 @@
-"""Whether a run folder holds what its run wrote: every hash of it."""
+"""Whether a run folder holds what its run wrote, by every hash."""
 
 from __future__ import annotations
 
@@ -7,8 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from peftkit.recipe.methods import METHODS
-from peftkit.runs.checkpoints import find_checkpoints
-from peftkit.runs.folder import CARD_NAME, RunFolder, is_held
+from peftkit.runs.folder import CARD_NAME, RunFolder, find_checkpoints, is_held
 from peftkit.runs.manifest import RunManifest
 from peftkit.storage import file_fault
 
@@ -17,17 +16,15 @@ __all__ = ["Check", "verify_run"]
 
 @dataclass(frozen=True)
 class Check:
-    """One thing that was looked at."""
+    """One thing that was checked, or could not be where `passed` is None."""
 
     name: str
     passed: bool | None
-    """None where it could not be checked."""
-
     detail: str
 
 
 def verify_run(path: Path) -> tuple[RunManifest, list[Check]]:
-    """Check the recipe, what was written down, each output and each checkpoint of a run against their SHA-256.
+    """Check the recipe, the records, each output and each checkpoint of a run against their SHA-256.
 
     Raises:
         TargetError: there is no run, or its manifest is damaged.
@@ -49,6 +46,7 @@ def _own_files(folder: RunFolder, manifest: RunManifest) -> Iterator[Check]:
 
 
 def _outputs(folder: RunFolder, manifest: RunManifest) -> Iterator[Check]:
+    shipped = folder.adapter.name if METHODS[manifest.method].section else folder.model.name
     for place in (folder.adapter, folder.model):
         recorded = {name: sha for name, sha in manifest.outputs.items() if name.startswith(f"{place.name}/")}
         if recorded:
@@ -57,7 +55,7 @@ def _outputs(folder: RunFolder, manifest: RunManifest) -> Iterator[Check]:
             yield _verdict(place.name, [file_fault(folder.path, name, recorded[name]) for name in names])
         elif place.is_dir():
             yield Check(place.name, None, f"the run is {manifest.status}, and has not proven it yet")
-        elif manifest.status == "finished" and place == _output(folder, manifest):
+        elif manifest.status == "finished" and place.name == shipped:
             yield Check(place.name, False, "is missing")
 
 
@@ -66,10 +64,6 @@ def _checkpoints(folder: RunFolder, manifest: RunManifest) -> Iterator[Check]:
         name = checkpoint.path.relative_to(folder.path).as_posix()
         faults = checkpoint.faults(manifest.run_id)
         yield _verdict(name, faults, len(list(checkpoint.path.iterdir())))
-
-
-def _output(folder: RunFolder, manifest: RunManifest) -> Path:
-    return folder.adapter if METHODS[manifest.method].section else folder.model
 
 
 def _verdict(name: str, faults: list[str | None] | list[str], files: int | None = None) -> Check:

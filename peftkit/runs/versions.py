@@ -62,16 +62,12 @@ class Library:
 
     name: str
     installed: str | None
-    """Its version; None where it is not there."""
-
     required: str
     """As `>=2.13`; empty where any will do."""
 
     lowest: str | None
-    """The lowest version that peftkit was tested with; None where that is not known."""
-
     tested: str | None
-    """The newest one; None where that is not known."""
+    """The lowest and the newest version that peftkit was tested with; None where that is not known."""
 
     state: State
     """`tested`: the lowest or the newest tested version. `supported`: between them. `newer` than both. `unknown`:
@@ -79,7 +75,7 @@ class Library:
 
     @property
     def pin(self) -> str:
-        """What to give to pip, quoted for a shell."""
+        """The argument for pip, quoted for a shell."""
         return f"'{self.name}=={self.tested}'" if self.tested else f"'{self.name}{self.required}'"
 
     @property
@@ -107,7 +103,7 @@ def installed_libraries() -> list[Library]:
 
 
 def check_complete(libraries: Sequence[Library]) -> None:
-    """See that every library is there.
+    """Check that every library is installed.
 
     Raises:
         RunError: some are missing; all of them are named.
@@ -122,21 +118,19 @@ def examine_library(
     wanted: Requirement, installed: str | None, tested: str | None, lowest: str | None = None
 ) -> Library:
     """Compare what is installed of a library with what is required and the versions that were tested."""
-    state = _state(wanted, installed, tested, lowest)
-    return Library(wanted.name, installed, str(wanted.specifier), lowest, tested, state)
-
-
-def _state(wanted: Requirement, installed: str | None, tested: str | None, lowest: str | None) -> State:
+    state: State
     if installed is None:
-        return "missing"
-    if not wanted.specifier.contains(installed, prereleases=True):
-        return "unfit"
-    if tested is None:
-        return "unknown"
-    public = Version(Version(installed).public)  # without what a build adds, as +cpu
-    if public in {Version(pin) for pin in (tested, lowest) if pin}:
-        return "tested"
-    return "newer" if public > Version(tested) else "supported"
+        state = "missing"
+    elif not wanted.specifier.contains(installed, prereleases=True):
+        state = "unfit"
+    elif tested is None:
+        state = "unknown"
+    else:
+        public = Version(Version(installed).public)  # without what a build adds, as +cpu
+        state = "newer" if public > Version(tested) else "supported"
+        if public in {Version(pin) for pin in (tested, lowest) if pin}:
+            state = "tested"
+    return Library(wanted.name, installed, str(wanted.specifier), lowest, tested, state)
 
 
 def pinned_versions(name: str = NEWEST) -> dict[str, str]:
@@ -161,7 +155,7 @@ def supported_pythons() -> list[str]:
 
 
 def _required() -> Iterator[Requirement]:
-    """The libraries that peftkit's package names, and of those that a command's extra names the ones that are there."""
+    """The libraries that peftkit's package requires, and those of its extras that are installed."""
     try:
         lines = requires("peftkit") or []
     except PackageNotFoundError:

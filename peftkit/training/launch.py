@@ -20,10 +20,8 @@ from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
 from peftkit import console
 from peftkit.errors import PeerError, PeftkitError, RunError, Stopped
-from peftkit.planning.processes import Place
 from peftkit.runs.folder import is_held
-from peftkit.training.processes import Processes, shared_store
-from peftkit.training.signals import handling
+from peftkit.training.processes import Processes, handling, shared_store
 
 __all__ = ["passing_on", "run_apart", "start_apart", "train_in_processes", "wait_for"]
 
@@ -39,25 +37,21 @@ _DIE_WITH_PARENT = 1
 
 
 def train_in_processes(arguments: Sequence[str], count: int) -> None:
-    """Run a `peftkit train` command in `count` processes that train together.
+    """Run a `peftkit train` command, given by its arguments, in `count` processes that train together.
 
     They meet at a store that this process keeps on a free port, as torchrun's do. A signal is passed on to each. Once
-    one has failed, the others end within seconds; what went wrong is reported once.
+    one has failed, the others end within seconds; the failure is reported once.
 
     torch's `elastic_launch` would not do: it signals a process with its data loader's workers, which then die before
     the step is finished; in torch 2.9 it kills a process that needs more than 30 seconds to save; and where it is
-    killed itself, the processes run on.
-
-    Args:
-        arguments: the command line after `peftkit`.
-        count: how many processes.
+    killed itself, the processes keep running.
 
     Raises:
         PeerError: one has ended the run, and reported why.
         RunError: one was killed.
     """
     store = TCPStore(_HOST, 0, is_master=True, wait_for_workers=False)
-    launcher = Processes(Place(_LAUNCHER, count), shared_store(store))
+    launcher = Processes(_LAUNCHER, count, store=shared_store(store))
     children = [_start(arguments, rank, count, store.port) for rank in range(count)]
     with passing_on(children) as came:
         failed = _watched(children, came, launcher)
@@ -77,7 +71,7 @@ def _start(arguments: Sequence[str], rank: int, count: int, port: int) -> subpro
 def _watched(
     children: Sequence[subprocess.Popen[bytes]], came: Sequence[int], launcher: Processes
 ) -> PeftkitError | None:
-    """Wait for all, but not for long after a failure or a second signal; returns the first failure."""
+    """Wait for all, but only briefly after a failure or a second signal; returns the first failure."""
     first: PeftkitError | None = None
     deadline = math.inf
     while any([child.poll() is None for child in children]):  # noqa: C419  each is asked
@@ -102,18 +96,14 @@ def _failure(children: Sequence[subprocess.Popen[bytes]], launcher: Processes) -
         remedy="What was saved is whole: go on with --resume.",
     )
     end = launcher.end(str(error), error.exit_status)
-    return error if end["rank"] == launcher.place.rank else PeerError(end["what"], end["status"])
+    return error if end["rank"] == launcher.rank else PeerError(end["what"], end["status"])
 
 
 def run_apart(arguments: Sequence[str], end_when: Callable[[], bool] = lambda: False) -> int:
     """Run a `peftkit` command and wait for it; its messages are shown, its stdout is not.
 
-    A signal to this process is passed on, so that the run is saved before both end. On Linux, so is the end of this
-    process if it is killed.
-
-    Args:
-        arguments: the command line after `peftkit`.
-        end_when: called twice a second; once it returns True, the command gets SIGTERM.
+    A signal to this process is passed on, and on Linux also its end if it is killed: the run is saved before both end.
+    Once `end_when`, which is called twice a second, returns True, the command gets SIGTERM.
 
     Returns:
         The command's exit status.
@@ -158,7 +148,7 @@ def start_apart(
 
 
 def wait_for(folder: Path) -> None:
-    """Wait for a process that still saves what it has trained: one whose parent was killed a moment ago."""
+    """Wait for a process that still saves what it has trained, as its parent was killed a moment ago."""
     if is_held(folder):
         console.info(f"waiting for the process that is at work in {folder}.")
     while is_held(folder):
@@ -168,11 +158,16 @@ def wait_for(folder: Path) -> None:
 @contextlib.contextmanager
 def _relayed(process: subprocess.Popen[bytes]) -> Iterator[None]:
     """Within the block, report what a process writes to its stderr, where that is a pipe."""
+
+    def report(lines: Iterable[bytes]) -> None:
+        for line in lines:
+            console.info(line.decode(errors="replace").rstrip())
+
     if process.stderr is None:
         yield
         return
     with process.stderr as lines:
-        reader = threading.Thread(target=_report, args=(lines,))
+        reader = threading.Thread(target=report, args=(lines,))
         reader.start()
         try:
             yield
@@ -180,14 +175,9 @@ def _relayed(process: subprocess.Popen[bytes]) -> Iterator[None]:
             reader.join()
 
 
-def _report(lines: Iterable[bytes]) -> None:
-    for line in lines:
-        console.info(line.decode(errors="replace").rstrip())
-
-
 @contextlib.contextmanager
 def passing_on(processes: Sequence[subprocess.Popen[bytes]]) -> Iterator[list[int]]:
-    """Pass signals on to processes within the block; yields a list of those received."""
+    """Within the block, pass signals on to processes; yields a list of those received."""
     came: list[int] = []
 
     def handle(number: int, frame: FrameType | None) -> None:

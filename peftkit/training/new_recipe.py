@@ -1,4 +1,4 @@
-"""A recipe from a few answers, each of its values with the reason for it."""
+"""A recipe from a few answers: the method and the batch that a machine has room for by rules of thumb, with reasons."""
 
 from __future__ import annotations
 
@@ -9,14 +9,13 @@ import textwrap
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeAlias
+from typing import Final, Literal, NamedTuple, TypeAlias
 
 from peftkit import console
 from peftkit.data.formats import FORMATS
 from peftkit.models.outline import activation_bytes
-from peftkit.planning.choice import BATCH, Choice, choose_method, in_words, length_for, rows_that_fit
+from peftkit.planning.decisions import ChosenPrecision, choose_precision
 from peftkit.planning.hardware import Hardware
-from peftkit.planning.precision import ChosenPrecision, choose_precision
 from peftkit.recipe.advice import shown
 from peftkit.recipe.advised import ADVICE, usual_rate
 from peftkit.recipe.fields import find_fields
@@ -28,51 +27,142 @@ from peftkit.recipe.schema import Format, Source
 from peftkit.storage import write_text
 from peftkit.training.survey import SurveyedBase, SurveyedData, survey_base, survey_data
 
-__all__ = ["Answers", "Draft", "Reasoned", "draft_text", "recipe_name", "write_new_recipe"]
+__all__ = [
+    "BATCH", "Choice", "Reasoned", "choose_method", "draft_text", "in_words", "length_for", "recipe_name",
+    "rows_that_fit", "write_new_recipe",
+]  # fmt: skip
+
+BATCH: Final = 16
+"""Sequences in one optimizer step: of the 16 and 32 in Devlin et al. 2019, appendix A.3, what more machines hold."""
+
+_ROOM = 0.8
+"""Share of the memory for weights and what belongs to them; the rest is for activations and the system."""
+
+_USABLE = 0.9
+"""Share of the memory that one process may fill."""
+
+_GB = 10**9
+_FAIR: Final = "lora"  # a fair guess for a base whose size is not known
+_WIDTH = 120
+_PLAIN = re.compile(r"[A-Za-z./][\w./-]*(?::[\w-]+)*")
+_NOT_TEXT = re.compile(r"true|false|null", re.IGNORECASE)
+
+
+class _Way(NamedTuple):
+    """How weights are held, by a method and others that hold the base alike, and the bytes of each parameter."""
+
+    method: Method
+    bytes_each: float
+    what: str
+    dtype: Literal["auto", "bfloat16"] = "auto"
+
+
+_WAYS: Final = (
+    _Way("full", 16, "a float each for weight, gradient and AdamW's two"),
+    _Way("lora", 4, "frozen weights in float32"),
+    _Way("lora", 2, "frozen weights in bfloat16", "bfloat16"),
+    _Way("qlora", 0.6, "frozen weights in 4 bits, their scales and the embeddings"),
+)
+"""From the one that learns the most to the one that needs the least; adapters add a hundredth and are not counted."""
 
 
 @dataclass(frozen=True)
-class Answers:
-    """What a recipe is made from."""
+class Choice:
+    """A method with the dtype of the base, and why."""
 
-    data: str
-    """A file, or a data set as `NAME` or `NAME:CONFIGURATION`."""
+    method: Method
+    dtype: Literal["auto", "bfloat16"]
+    why: str
+    held_bytes: float | None
+    """What weights, gradients and optimizer take; None where the base's size is not known."""
 
-    base: str
-    memory_bytes: float | None = None
-    """Of the machine that will train; None if it is this one."""
-
-    format: Format = "auto"
-    method: Method | None = None
-    """None to choose it by size and memory."""
+    fits: bool = True
 
 
-def write_new_recipe(answers: Answers, destination: Path, hardware: Hardware) -> None:
+def choose_method(parameters: int | None, memory_bytes: float, *, half: bool, wanted: Method | None = None) -> Choice:
+    """The first way to train that the memory has room for; the last where it has for none.
+
+    The memory is that of the GPU, or of a machine without one. `half` is whether it computes in bfloat16, so that a
+    base may be held in it, and `wanted` the method, if it is settled. For a base of unknown size, LoRA is a fair guess.
+    """
+    ways = [way for way in _WAYS if (half or way.dtype == "auto") and (wanted is None or _alike(way.method, wanted))]
+    room = memory_bytes * _ROOM
+    if parameters is None:
+        way = next((way for way in ways if way.method == _FAIR), ways[0])
+        held = f"{memory_bytes / _GB:.3g} GB hold up to {room / way.bytes_each / _GB:.2g} billion parameters so"
+        return Choice(wanted or way.method, way.dtype, f"the base's size is not known here; {held}: {way.what}", None)
+    way = next((way for way in ways if parameters * way.bytes_each <= room), ways[-1])
+    held_bytes = parameters * way.bytes_each
+    fits = held_bytes <= room
+    verdict = "fit into" if fits else "do not fit into"
+    needed = f"{in_words(parameters)} parameters at {way.bytes_each:g} bytes"
+    why = f"{needed} ({way.what}) {verdict} {_ROOM:.0%} of {memory_bytes / _GB:.3g} GB"
+    return Choice(wanted or way.method, way.dtype, why, held_bytes, fits)
+
+
+def _alike(method: Method, other: Method) -> bool:
+    """Whether two methods hold the base's weights alike: trained, frozen, or quantised."""
+    one, two = METHODS[method], METHODS[other]
+    return (one.section is None, one.quantizes) == (two.section is None, two.quantizes)
+
+
+class Reasoned(NamedTuple):
+    """A value, and why it was chosen."""
+
+    value: str | float | bool
+    why: str | None = None
+
+
+Draft: TypeAlias = Mapping[str, "Reasoned | Draft"]
+
+
+def write_new_recipe(
+    data: str,
+    base: str,
+    destination: Path,
+    hardware: Hardware,
+    *,
+    memory_bytes: float | None = None,
+    format: Format = "auto",  # noqa: A002  the name of the field
+    method: Method | None = None,
+) -> None:
     """Write a recipe that passes every check of a recipe; `destination` must be free.
+
+    `data` is a file, or a data set as `NAME` or `NAME:CONFIGURATION`; `base` a folder, a builtin base, or a model of
+    the hub. `memory_bytes` are those of the machine that will train, if it is not this one. Without a method, it is
+    chosen by size and memory.
 
     Raises:
         InputError: the data or the base cannot be used.
     """
-    base = survey_base(answers.base)
-    data = survey_data(answers.data, answers.format, base.tokenizer)
-    memory = answers.memory_bytes or hardware.memory_bytes
-    elsewhere = answers.memory_bytes is not None
+    found = survey_base(base)
+    rows = survey_data(data, format, found.tokenizer)
+    memory = memory_bytes or hardware.memory_bytes
+    elsewhere = memory_bytes is not None
     precision: ChosenPrecision = "bf16" if elsewhere else choose_precision("auto", hardware).choice
-    choice = choose_method(base.parameters, memory, half=elsewhere or hardware.has_bf16, wanted=answers.method)
+    choice = choose_method(found.parameters, memory, half=elsewhere or hardware.has_bf16, wanted=method)
     if not choice.fits:
         console.warning(f"{choice.method}: {choice.why}.")
-    length, why_length = _length(base, data)
+    length, why_length = _length(found, rows)
+    row_bytes = None  # of the backward pass; only of a base that is at hand
+    if found.located is not None:
+        structure = found.located.structure(found.located.config())
+        row_bytes = activation_bytes(structure, 1, length, precision, hardware)
     folder = destination.resolve().parent
     draft: Draft = {
         "name": Reasoned(recipe_name(destination.stem)),
         "method": Reasoned(choice.method, choice.why),
-        "base": _base(base, choice, folder),
+        "base": _base(found, choice, folder),
         **_adapter(choice.method),
-        "data": {**_data(data, folder), "max_length": Reasoned(length, why_length)},
+        "data": {**_data(rows, folder), "max_length": Reasoned(length, why_length)},
         "training": {
-            **_training(base, choice.method),
-            **_batch(choice, memory, _row_bytes(base, length, precision, hardware)),
-            "eval_strategy": _evaluation(data),
+            **_training(found, choice.method),
+            **_batch(choice, memory, row_bytes),
+            "eval_strategy": (
+                Reasoned("epoch", "the validation loss after each epoch shows when there are too many")
+                if rows.validation or rows.share
+                else Reasoned("no", "too few documents differ to hold some out")
+            ),
         },
     }
     heading = (
@@ -101,17 +191,12 @@ def _base(base: SurveyedBase, choice: Choice, folder: Path) -> Draft:
 
 
 def _adapter(method: Method) -> Draft:
-    """The section with the settings of the adapter; nothing where the weights themselves are trained."""
-    section, drafted = METHODS[method].section, METHODS[method].drafted
-    if section is None:
-        return {}
-    paths = {name: f"{section}.{name}" for name in drafted}
-    return {
-        section: {
-            name: Reasoned(_default(path) if drafted[name] is None else drafted[name], _usual(path, method))
-            for name, path in paths.items()
-        }
-    }
+    """The section of the adapter; nothing where the weights themselves are trained."""
+    section, found = METHODS[method].section, {}
+    for name, value in METHODS[method].drafted.items():
+        path = f"{section}.{name}"
+        found[name] = Reasoned(_default(path) if value is None else value, _usual(path, method))
+    return {} if section is None else {section: found}
 
 
 def _data(data: SurveyedData, folder: Path) -> Draft:
@@ -124,12 +209,6 @@ def _data(data: SurveyedData, folder: Path) -> Draft:
     why = data.why or "told from the columns, once they are read"
     found["format"] = Reasoned(data.format, why)
     return found
-
-
-def _evaluation(data: SurveyedData) -> Reasoned:
-    if data.validation or data.share:
-        return Reasoned("epoch", "the validation loss after each epoch shows when there are too many")
-    return Reasoned("no", "too few documents differ to hold some out")
 
 
 def _source(source: Source, folder: Path) -> Draft:
@@ -167,15 +246,8 @@ def _training(base: SurveyedBase, method: Method) -> dict[str, Reasoned]:
     }
 
 
-def _row_bytes(base: SurveyedBase, length: int, precision: ChosenPrecision, hardware: Hardware) -> int | None:
-    """What one row keeps for the backward pass; None where the base is not at hand."""
-    if base.located is None:
-        return None
-    return activation_bytes(base.located.structure(base.located.config()), 1, length, precision, hardware)
-
-
 def _batch(choice: Choice, memory: float, row_bytes: int | None) -> dict[str, Reasoned]:
-    """The rows of one pass by what the memory holds beside the weights, and passes up to a whole batch."""
+    """The rows of one pass by the memory that the weights leave, and passes up to a whole batch."""
     rows, why = 4, "what a layer needs is not known here; `peftkit train --auto-batch` halves it where it must"
     checkpointing = False
     if row_bytes is not None and choice.held_bytes is not None:
@@ -199,31 +271,36 @@ def _usual(field: str, method: Method) -> str | None:
 
 
 def _default(path: str) -> float | str:
-    (field,) = find_fields(path)
-    value: float | str = field.default
+    value: float | str = find_fields(path)[0].default
     return value
 
 
 def _relative(path: Path, folder: Path) -> str:
-    """A path from the recipe's folder, which what it names may move together with."""
+    """A path relative to the recipe's folder, so that both may move together."""
     found = os.path.relpath(path, folder)
     return found if found.startswith(".") or path.is_file() else f"./{found}"
 
 
-_WIDTH = 120
-_PLAIN = re.compile(r"[A-Za-z./][\w./-]*(?::[\w-]+)*")
-_NOT_TEXT = re.compile(r"true|false|null", re.IGNORECASE)
+def rows_that_fit(row_bytes: float, memory_bytes: float, held_bytes: float) -> int:
+    """Rows of one forward pass that fit, as a power of two up to a whole batch; 0 where not even one does.
+
+    One row keeps `row_bytes` for the backward pass; weights, gradients and optimizer take `held_bytes` of the memory.
+    """
+    fitting = (memory_bytes * _USABLE - held_bytes) // row_bytes
+    return next((rows for rows in (BATCH >> halved for halved in range(BATCH.bit_length())) if rows <= fitting), 0)
 
 
-@dataclass(frozen=True)
-class Reasoned:
-    """A value, and why it was chosen."""
+def in_words(parameters: int) -> str:
+    """A number of parameters for people: 124 million, 7 billion."""
+    if parameters >= _GB:
+        return f"{parameters / _GB:.3g} billion"
+    return f"{parameters / 10**6:.3g} million"
 
-    value: str | float | bool
-    why: str | None = None
 
-
-Draft: TypeAlias = Mapping[str, "Reasoned | Draft"]
+def length_for(longest: int, positions: int | None) -> int:
+    """A `max_length` that documents fit into: the next multiple of 32, at most what the base can see."""
+    rounded = -(-longest // 32) * 32
+    return rounded if positions is None else min(rounded, positions)
 
 
 def draft_text(draft: Draft, heading: str) -> str:

@@ -1,4 +1,4 @@
-"""What a run leaves: the audit, generated samples, and its output, which is opened as a user would and verified."""
+"""The output of a run: the audit, generated samples, and the adapter or model, which is opened and verified."""
 
 from __future__ import annotations
 
@@ -30,10 +30,7 @@ from peftkit.shortage import memory_for
 from peftkit.storage import atomic_folder, folder_hashes, read_json, write_json, write_text
 from peftkit.training.prepare import Run
 
-__all__ = [
-    "SAMPLE_TOKENS", "export", "export_run", "pick_sample", "verify_output", "write_audit", "write_samples_after",
-    "write_samples_before",
-]  # fmt: skip
+__all__ = ["SAMPLE_TOKENS", "export", "export_run", "verify_output", "write_before"]
 
 _ROWS, SAMPLE_TOKENS = 8, 64
 """512 tokens: enough to see a wrong weight, and 100 MB of GPT-2's logits."""
@@ -44,50 +41,60 @@ the same way on the same device: on a CPU the difference is zero, whatever the p
 whole model, which a process on the CPU opens."""
 
 
-def write_audit(run: Run) -> None:
-    """Write down what the model is trained on."""
-    rows = run.recipe.training.per_device_train_batch_size
-    write_json(run.folder.audit, asdict(audit(run.data, run.start.tokenizer, rows)))
-
-
-def write_samples_before(run: Run, model: Any) -> None:
-    """Write down what the model generates before it is trained, if there are prompts and the run starts here."""
-    if run.checkpoint is None and run.data.validation and run.recipe.generation.samples:
-        begun = begin_samples(model, run.start.tokenizer, run.data.validation, run.recipe.generation)
+def write_before(run: Run, model: Any) -> None:
+    """Write what the model is trained on and, where there are prompts and no checkpoint yet, what it generates."""
+    recipe, tokenizer = run.recipe, run.start.tokenizer
+    write_json(run.folder.audit, asdict(audit(run.data, tokenizer, recipe.training.per_device_train_batch_size)))
+    if run.checkpoint is None and run.data.validation and recipe.generation.samples:
+        begun = begin_samples(model, tokenizer, run.data.validation, recipe.generation)
         write_json(run.folder.samples, [asdict(sample) for sample in begun])
 
 
-def write_samples_after(run: Run, model: Any) -> None:
-    """Write down what the model generates now."""
-    if run.folder.samples.is_file():
-        begun = [Generated(**sample) for sample in read_json(run.folder.samples)]
-        samples = complete_samples(model, run.start.tokenizer, begun, run.recipe.generation)
-        write_json(run.folder.samples, [asdict(sample) for sample in samples])
-
-
-def export_run(run: Run, model: Any, sample: Sample) -> list[torch.Tensor]:
-    """Write what the run ships.
+def export_run(run: Run, model: Any) -> tuple[Sample, list[torch.Tensor]]:
+    """Write the output of the run, and what the model generates now.
 
     Returns:
-        The logits of the sample, float32 on the CPU, each [tokens, vocabulary].
+        A sample of the data, and its logits, float32 on the CPU, each [tokens, vocabulary].
 
     Raises:
         RunError: the adapter has no effect.
         MemoryRunError: the memory is not there.
     """
-    recipe, manifest = run.recipe, run.manifest
+    recipe, manifest, tokenizer = run.recipe, run.manifest, run.start.tokenizer
+    if run.folder.samples.is_file():
+        begun = [Generated(**each) for each in read_json(run.folder.samples)]
+        samples = complete_samples(model, tokenizer, begun, recipe.generation)
+        write_json(run.folder.samples, [asdict(each) for each in samples])
+    sample = _pick_sample(run.data)
     record = Record(recipe, manifest.base, run.base_dtype, manifest.data, asdict(manifest.metrics), manifest.versions)
     with _memory_for_verification(run):
         expected = logits_of(model, sample, exact=True)
         method = method_named(recipe.method)
         if recipe.trains_adapter and method.can_be_disabled(recipe.adapter):
             check_effect(model, expected, sample, method.strength)
-        export(model, run.start.tokenizer, run.output, record, sample)
-    return expected
+        export(model, tokenizer, run.output, record, sample)
+    return sample, expected
+
+
+def _pick_sample(data: RunData) -> Sample:
+    """Rows spread over the validation data, or else the training data: of each, 64 tokens of its first document."""
+    prepared, source = (data.validation, "validation data") if data.validation else (data.train, "training data")
+    sequences = prepared.sequences
+    numbers = np.linspace(0, len(sequences) - 1, min(_ROWS, len(sequences))).astype(int)
+    rows = [_first_document(sequences[int(number)]) for number in numbers]
+    taught = [row for row in rows if any(label != NO_LABEL for label in row[1])]
+    return Sample.of(source, taught or rows)
+
+
+def _first_document(row: Features) -> tuple[list[int], list[int]]:
+    positions = row.get("position_ids")
+    begins = np.flatnonzero(positions == 0) if positions is not None else np.zeros(1)
+    end = min(int(begins[1]) if len(begins) > 1 else len(row["input_ids"]), SAMPLE_TOKENS)
+    return row["input_ids"][:end].tolist(), row["labels"][:end].tolist()
 
 
 def verify_output(run: Run, device: str, expected: list[torch.Tensor], sample: Sample) -> dict[str, str]:
-    """Open what was saved as a user would, and see that it computes what the model in memory computed.
+    """Open what was saved as a user would, and check that it computes what the model in memory computed.
 
     Returns:
         SHA-256 of each file of the output, by its path in the run folder.
@@ -108,16 +115,14 @@ def verify_output(run: Run, device: str, expected: list[torch.Tensor], sample: S
     of_base = backend_of(held).tolerance(held) if held else 0.0
     tolerance = max(of_base, _TOLERANCE if recipe.trains_adapter else _ELSEWHERE_TOLERANCE)
     if agreement.relative_error > tolerance:
-        raise RunError(
-            f"what was saved computes other logits than what was trained: {agreement.relative_error:.1e} off.",
-            where=str(place),
-        )
+        what = f"what was saved computes other logits than what was trained: {agreement.relative_error:.1e} off."
+        raise RunError(what, where=str(place))
     return {f"{place.name}/{name}": digest for name, digest in folder_hashes(place).items()}
 
 
 @contextmanager
 def _memory_for_verification(run: Run) -> Iterator[None]:
-    """Say how to resume where memory is short within the block: another way to load the base would be another run."""
+    """Where memory is short within the block, say how to resume: another way to load the base would be another run."""
     remedy = "Free memory that others use, and resume the run: its checkpoints are kept."
     try:
         with memory_for("the proof of what was trained", where=str(run.output), remedy=remedy):
@@ -127,12 +132,12 @@ def _memory_for_verification(run: Run) -> Iterator[None]:
 
 
 def export(model: Any, tokenizer: Any, place: Path, record: Record, sample: Sample) -> None:
-    """Write a trained model, or only its adapter, as a folder that Transformers or PEFT opens alone.
+    """Write a trained model, or only its adapter, as a folder that Transformers or PEFT opens by itself.
 
-    Of an adapter nothing but the adapter is written: bitsandbytes has rounded the live model's other weights.
+    Of a model with an adapter nothing else is written: bitsandbytes has rounded its other weights.
     """
     if hasattr(model, "config"):
-        model.config.use_cache = True  # off while training; whoever generates wants it
+        model.config.use_cache = True  # off while training; generation needs it
     with atomic_folder(place) as folder:
         model.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
@@ -149,31 +154,11 @@ def export(model: Any, tokenizer: Any, place: Path, record: Record, sample: Samp
 def _portable(adapter_config: dict[str, Any], base: str | None) -> dict[str, Any]:
     """An adapter's configuration with the base's own name, in the same bytes every time.
 
-    While training it names the folder that the base was opened from; and PEFT keeps the names of modules in sets, whose
-    order changes from one process to the next.
+    While training it names the folder of the base, and PEFT keeps module names in sets, whose order changes with the
+    process.
     """
     ordered = {
         key: sorted(value) if isinstance(value, list) and all(isinstance(each, str) for each in value) else value
         for key, value in sorted(adapter_config.items())
     }
     return {**ordered, "base_model_name_or_path": base}
-
-
-def pick_sample(data: RunData) -> Sample:
-    """Rows spread over the validation data, or over the training data where there is no other.
-
-    Of each, the first document up to 64 tokens, so that a model sees it as it would alone.
-    """
-    prepared, source = (data.validation, "validation data") if data.validation else (data.train, "training data")
-    sequences = prepared.sequences
-    numbers = np.linspace(0, len(sequences) - 1, min(_ROWS, len(sequences))).astype(int)
-    rows = [_first_document(sequences[int(number)]) for number in numbers]
-    taught = [row for row in rows if any(label != NO_LABEL for label in row[1])]
-    return Sample.of(source, taught or rows)
-
-
-def _first_document(row: Features) -> tuple[list[int], list[int]]:
-    positions = row.get("position_ids")
-    begins = np.flatnonzero(positions == 0) if positions is not None else np.zeros(1)
-    end = min(int(begins[1]) if len(begins) > 1 else len(row["input_ids"]), SAMPLE_TOKENS)
-    return row["input_ids"][:end].tolist(), row["labels"][:end].tolist()

@@ -1,4 +1,4 @@
-"""A run before its first step: its machine, base and data are looked at, and nothing is written."""
+"""A run before its first step: its machine, base and data are examined, and nothing is written."""
 
 from __future__ import annotations
 
@@ -16,23 +16,20 @@ from peftkit.models.attach import count_parameters
 from peftkit.models.attention import use_attention
 from peftkit.models.base import locate_base
 from peftkit.models.device import detect_hardware
-from peftkit.models.start import Start, new_start, padding_id, pretrained_start
-from peftkit.planning.decisions import decide
+from peftkit.models.start import Start, new_start, pretrained_start
+from peftkit.planning.decisions import ChosenPrecision, Dtype, choose_base_dtype, choose_precision, decide
 from peftkit.planning.hardware import Hardware
-from peftkit.planning.precision import ChosenPrecision, Dtype, choose_base_dtype, choose_precision
 from peftkit.planning.processes import check_machine, check_recipe, check_sharding, is_sharded
 from peftkit.recipe.installed import check_installed
 from peftkit.recipe.loader import RecipeFile
 from peftkit.recipe.schema import Recipe
-from peftkit.runs.checkpoints import Checkpoint
-from peftkit.runs.folder import RunFolder
-from peftkit.runs.inputs import Inputs
+from peftkit.runs.differences import Inputs
+from peftkit.runs.folder import Checkpoint, RunFolder
 from peftkit.runs.manifest import RunManifest
 from peftkit.runs.versions import installed_versions
 from peftkit.storage import sha256_of_json
-from peftkit.training.processes import ALONE, Processes
-from peftkit.training.sharded import check_types
-from peftkit.training.signals import NEVER, StopRequest
+from peftkit.training.processes import ALONE, NEVER, Processes, StopRequest
+from peftkit.training.weights import check_types
 
 __all__ = ["Run", "audit_recipe", "prepare_run"]
 
@@ -41,8 +38,8 @@ __all__ = ["Run", "audit_recipe", "prepare_run"]
 class Run:
     """One run: what it does, on what, where, and what is recorded of it.
 
-    Every step of a run reads it and returns what it finds out. Only `peftkit.training.run` and
-    `peftkit.training.resume` assign to it, between the steps.
+    Every step of a run reads it and returns what it finds out. Only `peftkit.training.run` assigns to it, between the
+    steps.
     """
 
     file: RecipeFile
@@ -68,11 +65,6 @@ class Run:
     def recipe(self) -> Recipe:
         """What the run does."""
         return self.file.recipe
-
-    @property
-    def pad_token_id(self) -> int:
-        """The token that fills rows."""
-        return padding_id(self.start.tokenizer)
 
     @property
     def is_sharded(self) -> bool:
@@ -122,7 +114,7 @@ class Run:
 
     def told_to_stop(self) -> int | None:
         """The signal that has come to any of the processes: all of them stop after the same step."""
-        return int(self.processes.largest(self.stop.number or 0)[0]) or None
+        return int(self.processes.largest(self.stop.number or 0)) or None
 
     def load(self) -> Any:
         """The model with its weights, ready to train.
@@ -130,36 +122,28 @@ class Run:
         Raises:
             MemoryRunError: it does not fit into memory.
         """
+        # sharded weights need not fit on a device as a whole
+        device = "cpu" if self.is_sharded else self.processes.device(self.hardware)
+        details, place = "", self.hardware.name
         with self.file.locating():
-            model = self.start.load(self.recipe, self.base_dtype, self._first_device())
+            model = self.start.load(self.recipe, self.base_dtype, device)
             if self.is_sharded:
                 check_types(model)
-            attention = None
             if self.data.train.packed:
-                attention = use_attention(model, self.hardware, self.base_dtype, self.precision)
+                details = f", {use_attention(model, self.hardware, self.base_dtype, self.precision)}"
+        if self.processes.are_many:
+            sharing = " that share the weights" if self.is_sharded else ""
+            place = f"{self.processes.count} processes{sharing} on {place}"
         trainable, total = count_parameters(model)
-        details = f", {attention}" if attention else ""
-        console.info(
-            f"{self.recipe.method} on {self._where()} in {self.precision}{details}: "
-            f"{trainable:,} of {total:,} parameters are trained"
-        )
+        trained = f"{trainable:,} of {total:,} parameters are trained"
+        console.info(f"{self.recipe.method} on {place} in {self.precision}{details}: {trained}")
         return model
-
-    def _first_device(self) -> str:
-        """Where the weights are loaded: those that are sharded need not fit on a device as a whole."""
-        return "cpu" if self.is_sharded else self.processes.device(self.hardware)
-
-    def _where(self) -> str:
-        if not self.processes.are_many:
-            return self.hardware.name
-        sharing = " that share the weights" if self.is_sharded else ""
-        return f"{self.processes.count} processes{sharing} on {self.hardware.name}"
 
 
 def prepare_run(file: RecipeFile, processes: Processes = ALONE, *, elsewhere: Hardware | None = None) -> Run:
-    """Look at the machine, the base's structure and the data; nothing is written.
+    """Examine the machine, the base's structure and the data; nothing is written.
 
-    Of several processes, one for each machine tokenises the data, and the others find it in the cache. `elsewhere` is a
+    Of several processes, one on each machine tokenises the data, and the others find it in the cache. `elsewhere` is a
     machine that is not here, to plan for.
 
     Raises:
@@ -169,7 +153,7 @@ def prepare_run(file: RecipeFile, processes: Processes = ALONE, *, elsewhere: Ha
     with file.locating(), processes.first_on_machine("data"):
         hardware = elsewhere or detect_hardware()
         check_installed(recipe)
-        check_machine(processes.place, hardware)
+        check_machine(processes, hardware)
         check_recipe(recipe, processes.count)
         decide(hardware, recipe)  # what this machine cannot do is refused here, at its line of the recipe
         precision = choose_precision(recipe.precision, hardware).choice
@@ -182,20 +166,16 @@ def prepare_run(file: RecipeFile, processes: Processes = ALONE, *, elsewhere: Ha
         warnings = check(data, recipe.data)
         for message in warnings:
             console.warning(message)
-        _take_chat_template(recipe, data, start)
+        settled = _settled(file, data, start)
     folder = RunFolder(file.output)
-    return Run(_stated(file, data), folder, processes, hardware, precision, base_dtype, start, data, warnings)
+    return Run(settled, folder, processes, hardware, precision, base_dtype, start, data, warnings)
 
 
 def audit_recipe(file: RecipeFile, *, show: int) -> tuple[Audit, list[str], InputError | None]:
     """Audit what a recipe trains and validates on, with the tokenizer of its base and without the weights.
 
-    Args:
-        file: the recipe.
-        show: how many sequences are shown token by token.
-
     Returns:
-        The figures, what the audit warns of, and why training would not start, if so.
+        The figures, with `show` sequences token by token; the warnings; and why training would not start, if so.
 
     Raises:
         InputError: base or data cannot be read.
@@ -215,17 +195,17 @@ def audit_recipe(file: RecipeFile, *, show: int) -> tuple[Audit, list[str], Inpu
         return found, [], fault
 
 
-def _take_chat_template(recipe: Recipe, data: RunData, start: Start) -> None:
-    """A tokenizer without a chat template gets the one that conversations are trained with, to be saved with it."""
-    for source, part in zip(recipe.data.train_sources, data.train.parts, strict=False):  # of a stream, the first alone
-        if part.corpus.form.has_chat_template:
-            template = recipe.data.of(source).template
-            start.tokenizer.chat_template = part.corpus.form.choose_template(template, start.tokenizer)
+def _settled(file: RecipeFile, data: RunData, start: Start) -> RecipeFile:
+    """The recipe with the recognised format, which is printed.
+
+    A tokenizer without a chat template gets the one that conversations are trained with, to be saved with it.
+    """
+    for source, part in zip(file.recipe.data.train_sources, data.train.parts, strict=False):  # of a stream, the first
+        form = part.corpus.form
+        if form.has_chat_template:
+            template = file.recipe.data.of(source).template
+            start.tokenizer.chat_template = form.choose_template(template, start.tokenizer)
             break
-
-
-def _stated(file: RecipeFile, data: RunData) -> RecipeFile:
-    """The recipe with the format that was recognised, which is printed."""
     if file.recipe.data.format != "auto":
         return file
     for part in data.train.parts:

@@ -1,20 +1,23 @@
-"""Processes that train one model together: they meet at a store, exchange values, and end as one.
+"""The processes that train one model together: they meet at a store, exchange values, and stop or end as one.
 
-What the processes exchange before and after training goes through the launcher's store: a process that waits there
-notices at once that another one has failed, which it would not in a process group's barrier, and waits for the
-tokenizing of another one without a timeout. Gradients, and the few numbers that a step needs from all processes, go
-through torch's process group.
+What they exchange before and after training goes through the launcher's store: a process that waits there notices at
+once that another one has failed, which it would not in a process group's barrier, and waits without a timeout while
+another one tokenizes. Gradients, and the few numbers that a step needs from all processes, go through torch's process
+group. A signal ends a run between two steps, with everything saved, or at once when it comes again.
 """
 
 from __future__ import annotations
 
 import contextlib
 import json
+import os
+import signal
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 from datetime import timedelta
-from typing import Any
+from types import FrameType
+from typing import Any, Final
 
 import torch
 from torch import distributed
@@ -27,7 +30,13 @@ from peftkit.planning.hardware import Hardware
 from peftkit.planning.processes import Place
 from peftkit.redaction import redact
 
-__all__ = ["ALONE", "Processes", "joined", "shared_store"]
+__all__ = [
+    "ALONE", "NEVER", "SIGNALS", "Processes", "StopRequest", "handling", "joined", "shared_store",
+    "stopping_at_signals",
+]  # fmt: skip
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+"""Ctrl-C, a scheduler's request, and a terminal that was closed."""
 
 _PREFIX = "peftkit"
 _END = "end"  # how the run has ended
@@ -37,26 +46,15 @@ _REASON_SECONDS = 2.0
 
 
 @dataclass(frozen=True)
-class Processes:
+class Processes(Place):
     """This process among those of its run; by default it is the only one."""
 
-    place: Place = field(default_factory=Place)
     store: Any = None
-
-    @property
-    def count(self) -> int:
-        """How many there are, on all machines."""
-        return self.place.count
-
-    @property
-    def is_main(self) -> bool:
-        """Whether this process writes files and messages."""
-        return self.place.is_main
 
     @property
     def are_many(self) -> bool:
         """Whether there are others."""
-        return self.place.count > 1
+        return self.count > 1
 
     def publish(self, name: str, value: Any) -> None:
         """Make a JSON value available to the other processes."""
@@ -64,7 +62,7 @@ class Processes:
             self.store.set(name, json.dumps(value))
 
     def wait_for(self, name: str) -> Any:
-        """Wait for a value that another process publishes, however long that takes.
+        """Wait for a value that another process publishes, without a timeout.
 
         Raises:
             PeerError: another process has ended the run instead.
@@ -84,8 +82,8 @@ class Processes:
         if self.store is None:  # the only process, or one of a plan
             yield
             return
-        machine = f"{name}-{self.place.rank - self.place.local_rank}"
-        if self.place.local_rank:
+        machine = f"{name}-{self.rank - self.local_rank}"
+        if self.local_rank:
             self.wait_for(machine)
         yield
         self.publish(machine, None)
@@ -96,28 +94,28 @@ class Processes:
         A process that does not answer for `timeout_seconds` counts as lost; None is torch's default for the backend.
         """
         if self.are_many and not distributed.is_initialized():
-            self.publish(f"ready-{self.place.rank}", None)
+            self.publish(f"ready-{self.rank}", None)
             for rank in range(self.count):  # a failure is noticed at the store, and not in the group
                 self.wait_for(f"ready-{rank}")
             distributed.init_process_group(
                 "cuda:nccl,cpu:gloo" if hardware.device == "cuda" else "gloo",
                 store=self.store,
-                rank=self.place.rank,
-                world_size=self.place.count,
+                rank=self.rank,
+                world_size=self.count,
                 timeout=None if timeout_seconds is None else timedelta(seconds=timeout_seconds),
             )
 
     def device(self, hardware: Hardware) -> str:
         """The device of this process, as torch names it."""
-        return f"cuda:{self.place.local_rank}" if self.are_many and hardware.device == "cuda" else hardware.device
+        return f"cuda:{self.local_rank}" if self.are_many and hardware.device == "cuda" else hardware.device
 
     def sums(self, *values: float) -> list[float]:
         """The sum of each value over all processes."""
         return self._reduced(values, distributed.ReduceOp.SUM)
 
-    def largest(self, *values: float) -> list[float]:
-        """The largest of each value over all processes."""
-        return self._reduced(values, distributed.ReduceOp.MAX)
+    def largest(self, value: float) -> float:
+        """The largest value of all processes."""
+        return self._reduced((value,), distributed.ReduceOp.MAX)[0]
 
     def gathered(self, value: Any) -> list[Any]:
         """The values of all processes, by rank."""
@@ -128,9 +126,9 @@ class Processes:
         return found
 
     def draw_apart(self) -> None:
-        """Draw other random numbers from here on than the other processes, which have drawn the same so far."""
+        """From here on, draw other random numbers than the other processes, which have drawn the same so far."""
         if self.are_many:
-            torch.manual_seed(int(torch.randint(2**62, ())) + self.place.rank)
+            torch.manual_seed(int(torch.randint(2**62, ())) + self.rank)
 
     def of_main(self, value: Any) -> Any:
         """The value of the main process."""
@@ -164,9 +162,11 @@ class Processes:
 
     def _ending(self, error: BaseException) -> BaseException:
         """The error to raise in this process, once the others can find out about it."""
-        lost = _is_of_connection(error)
+        lost = isinstance(error, distributed.DistError) or (
+            type(error) is RuntimeError and "gloo" in str(error).lower()
+        )
         end = self._end(_REASON_SECONDS if lost else 0.0)
-        if end and end["rank"] != self.place.rank:
+        if end and end["rank"] != self.rank:
             return PeerError(end["what"], end["status"])
         if isinstance(error, Stopped | KeyboardInterrupt):
             return error  # the others stop after the same step
@@ -174,14 +174,14 @@ class Processes:
             remedy = "What was saved is whole: go on with --resume."
             error = RunError("another process of the run was lost.", where="training", remedy=remedy)
         first = self.end(str(error), error.exit_status if isinstance(error, PeftkitError) else 1)
-        if first["rank"] != self.place.rank:
+        if first["rank"] != self.rank:
             return PeerError(first["what"], first["status"])
         console.speak()
         return error
 
     def end(self, what: str, status: int) -> dict[str, Any]:
         """Record how the run has ended, and return the first record, which may be that of another process."""
-        end = {"rank": self.place.rank, "status": status, "what": redact(what)}
+        end = {"rank": self.rank, "status": status, "what": redact(what)}
         with contextlib.suppress(distributed.DistError):  # the store may have ended with its process
             end = json.loads(self.store.compare_set(_END, "", json.dumps(end)))
         return end
@@ -204,21 +204,18 @@ ALONE = Processes()
 
 @contextlib.contextmanager
 def joined() -> Iterator[Processes]:
-    """Join the processes that a launcher has started; without a launcher, this is the only one.
-
-    From here on this process has a GPU of its own, where there are any.
-    """
-    place = Place.from_environment()
-    if place.count == 1:
+    """Join the processes of a launcher, if there are any; on GPUs, this process then has one of its own."""
+    processes = Processes.from_environment()
+    if not processes.are_many:
         yield ALONE
         return
     if torch.cuda.is_available():
-        torch.cuda.set_device(place.local_rank % torch.cuda.device_count())
+        torch.cuda.set_device(processes.local_rank % torch.cuda.device_count())
     store, _, _ = next(rendezvous("env://"))
-    processes = Processes(place, shared_store(store))
+    processes = replace(processes, store=shared_store(store))
     with processes.ending_as_one():
         yield processes
-    if place.is_main:
+    if processes.is_main:
         processes.end("nothing is left to do.", 0)
     if distributed.is_initialized():
         distributed.destroy_process_group()
@@ -229,6 +226,73 @@ def shared_store(store: Any) -> Any:
     return PrefixStore(_PREFIX, store)
 
 
-def _is_of_connection(error: BaseException) -> bool:
-    """Whether an error says that another process does not answer."""
-    return isinstance(error, distributed.DistError) or (type(error) is RuntimeError and "gloo" in str(error).lower())
+class StopRequest:
+    """Whether a signal asks a run to stop: after the step while it trains, at once otherwise."""
+
+    def __init__(self) -> None:
+        self.number: int | None = None
+        """The signal that was received, if any."""
+
+        self._training = False
+        self._before_leaving: Callable[[], None] = lambda: None
+        self._process = os.getpid()
+
+    @contextlib.contextmanager
+    def between_steps(self, before_leaving: Callable[[], None] = lambda: None) -> Iterator[None]:
+        """Within the block, the first signal only sets `number`, which the training loop reads between steps.
+
+        A second one ends the process at once, after `before_leaving`.
+        """
+        self._training, self._before_leaving = True, before_leaving
+        try:
+            yield
+        finally:
+            self._training, self._before_leaving = False, lambda: None
+
+    def handle(self, number: int, frame: FrameType | None) -> None:
+        """Handle a signal: request the end of the run, or end the process at a second one."""
+        del frame
+        if os.getpid() != self._process:  # a worker that was forked with this handler; the run ends it
+            if number != signal.SIGINT:
+                os._exit(128 + number)
+            return
+        name = signal.Signals(number).name
+        if self.number is not None:
+            self._before_leaving()
+            console.info(f"{name} again: stopped at once; the newest checkpoint is still there.")
+            os._exit(128 + number)
+        self.number = number
+        if not self._training:
+            raise Stopped(number, f"stopped by {name}.")
+        console.info(f"{name}: the step is finished and saved first. Once more, and it stops at once.")
+
+
+NEVER: Final = StopRequest()
+"""For a run that no signal stops."""
+
+
+@contextlib.contextmanager
+def stopping_at_signals() -> Iterator[StopRequest]:
+    """Within the block, SIGINT, SIGTERM and SIGHUP stop the run, with its steps saved."""
+    request = StopRequest()
+    with handling(request.handle):
+        yield request
+
+
+@contextlib.contextmanager
+def handling(handle: Callable[[int, FrameType | None], None]) -> Iterator[None]:
+    """Within the block, SIGINT, SIGTERM and SIGHUP call `handle`.
+
+    Only the main thread can take signals; in another one, nothing changes. A signal that was ignored when the process
+    started, as `nohup` does with SIGHUP, stays ignored.
+    """
+    before: dict[signal.Signals, Any] = {}
+    try:
+        for number in SIGNALS:
+            if signal.getsignal(number) is not signal.SIG_IGN:
+                with contextlib.suppress(ValueError):
+                    before[number] = signal.signal(number, handle)
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

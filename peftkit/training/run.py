@@ -1,39 +1,36 @@
-"""One run, from a recipe to a verified output: a story to read from top to bottom."""
+"""One run, from a recipe to a verified output: a story to read from top to bottom, and how a run is resumed."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from peftkit import console
-from peftkit.errors import InputError, MemoryRunError, TargetError
+from peftkit.errors import ChangedError, InputError, MemoryRunError, TargetError
 from peftkit.models.device import LiveModel, free_memory
-from peftkit.recipe.loader import RecipeFile
-from peftkit.runs.checkpoints import Checkpoint, checkpoint_place, newest_sound
-from peftkit.runs.folder import RunFolder
-from peftkit.runs.manifest import RunManifest, RunMetrics
-from peftkit.storage import sha256_of_json, write_text
-from peftkit.training.auto_batch import as_found, beyond_auto_batch, describe_batches, smaller_batch
-from peftkit.training.memory import peak_memory_bytes
-from peftkit.training.output import (
-    export_run,
-    pick_sample,
-    verify_output,
-    write_audit,
-    write_samples_after,
-    write_samples_before,
+from peftkit.recipe.loader import RecipeFile, load_recipe
+from peftkit.recipe.schema import Recipe
+from peftkit.runs.differences import (
+    Difference,
+    act_on_optimizer,
+    check_differences,
+    input_differences,
+    recipe_differences,
 )
+from peftkit.runs.folder import Checkpoint, RunFolder, checkpoint_place, newest_sound, set_aside
+from peftkit.runs.manifest import RunManifest, RunMetrics
+from peftkit.storage import file_fault, sha256_of_json, write_text
+from peftkit.training.memory import as_found, beyond_auto_batch, describe_batches, peak_memory_bytes, smaller_batch
+from peftkit.training.output import export_run, verify_output, write_before
 from peftkit.training.plan import estimate
 from peftkit.training.prepare import Run, prepare_run
-from peftkit.training.processes import ALONE, Processes
-from peftkit.training.resume import Past, reopened
-from peftkit.training.signals import NEVER, StopRequest
+from peftkit.training.processes import ALONE, NEVER, Processes, StopRequest
 from peftkit.training.train import train
 
-__all__ = ["RunOptions", "follow", "run"]
+__all__ = ["RunOptions", "follow", "read_past", "run"]
 
 _ORDERS = "orders"
 
@@ -53,28 +50,21 @@ class RunOptions:
 
 
 def run(
-    file: RecipeFile,
-    options: RunOptions = RunOptions(),
-    processes: Processes = ALONE,
-    stop: StopRequest = NEVER,
+    file: RecipeFile, options: RunOptions = RunOptions(), processes: Processes = ALONE, stop: StopRequest = NEVER
 ) -> tuple[RunFolder, RunManifest]:
-    """Train what a recipe says, and leave a run folder whose output has been saved and verified.
+    """Train by a recipe, and leave a run folder whose output has been saved and verified.
 
     Of several processes, this is the work of the main one; see `follow`.
-
-    Args:
-        file: the recipe.
-        options: how the run is started.
-        processes: that train together.
-        stop: asked between steps.
 
     Raises:
         InputError: recipe, base or data are wrong, or have changed; nothing has been written then.
         RunError: training or the verification failed; the folder's manifest says so.
         Stopped: `stop` was requested; what was trained is saved.
     """
-    _check_processes(options, processes)
-    with reopened(RunFolder(file.output), resume=options.resume) as past:
+    if options.auto_batch and processes.are_many:
+        remedy = "Find the batch in one process first; its manifest tells it."
+        raise InputError("works in one process alone.", where="--auto-batch", remedy=remedy)
+    with _reopened(RunFolder(file.output), resume=options.resume) as past:
         file = as_found(file, past.manifest.auto_batch) if past else file
         if past and past.is_finished(file.recipe, options.allowed_changes):
             console.info(f"{past.folder.path} is finished: nothing is left to do.")
@@ -97,16 +87,13 @@ def _carry_out(run: Run, live: LiveModel, options: RunOptions) -> None:
     """Train, export and verify, and record it in the manifest."""
     manifest = run.manifest
     with run.folder.recording(manifest), run.processes.ending_as_one(), run.file.locating():
-        write_audit(run)
-        write_samples_before(run, live.model)
+        write_before(run, live.model)
         run.processes.publish(_ORDERS, _orders(run))
         manifest.metrics = _train_what_fits(run, live, options)
         free_memory()  # of the optimizer
         manifest.data = run.data_record()  # of a stream, all of it is known now
         run.inputs.check()
-        write_samples_after(run, live.model)
-        sample = pick_sample(run.data)
-        expected = export_run(run, live.model, sample)
+        sample, expected = export_run(run, live.model)
         device = str(live.model.device)
         live.release()  # so that the verification needs no more memory than training did
         manifest.outputs = verify_output(run, device, expected, sample)
@@ -116,7 +103,7 @@ def _carry_out(run: Run, live: LiveModel, options: RunOptions) -> None:
 
 
 def follow(file: RecipeFile, processes: Processes, stop: StopRequest = NEVER) -> None:
-    """Take the part of a process that is not the main one: prepare and train the same, and write nothing.
+    """The work of a process that is not the main one: prepare and train the same, and write nothing.
 
     Raises:
         InputError, RunError, Stopped: as for the main process.
@@ -135,13 +122,13 @@ def follow(file: RecipeFile, processes: Processes, stop: StopRequest = NEVER) ->
 
 def _orders(run: Run) -> dict[str, Any]:
     """What the main process has decided and the others must know."""
-    training, names = run.recipe.training, ("per_device_train_batch_size", "gradient_accumulation_steps")
+    names = {"per_device_train_batch_size", "gradient_accumulation_steps"}
     return {
         "run_id": run.run_id,
         "folder": str(run.folder.path.absolute()),
         "step": run.checkpoint.step if run.checkpoint else None,
         "adopt": run.adopt,
-        "training": {name: getattr(training, name) for name in names},
+        "training": run.recipe.training.model_dump(include=names),
     }
 
 
@@ -151,9 +138,9 @@ def _held(run: Run, past: Past | None) -> Iterator[None]:
     if past:
         past.write_over(run)
         yield
-        return
-    with run.folder.created(run.file.resolved_yaml(), run.manifest):
-        yield
+    else:
+        with run.folder.created(run.file.resolved_yaml(), run.manifest):
+            yield
 
 
 def _train_what_fits(run: Run, live: LiveModel, options: RunOptions) -> RunMetrics:
@@ -181,28 +168,123 @@ def _train_what_fits(run: Run, live: LiveModel, options: RunOptions) -> RunMetri
             live.take(run.load())
 
 
-def _check_processes(options: RunOptions, processes: Processes) -> None:
-    if options.auto_batch and processes.are_many:
-        remedy = "Find the batch in one process first; its manifest tells it."
-        raise InputError("works in one process alone.", where="--auto-batch", remedy=remedy)
-
-
 def _plan(run: Run) -> None:
-    """Print what the run will use, and see that the disk has room for what it will write.
+    """Print what the run will use, and check that the disk has room for it.
 
     Raises:
         TargetError: it has not.
     """
     plan = estimate(run)
-    console.info(plan.summary(run.recipe.training))
+    console.info(plan.summary(run.recipe.training.effective_batch))
     if plan.peak_memory_bytes > plan.limit_bytes:
         console.warning("that may be more memory than there is; `peftkit plan` measures it, and says what would fit.")
-    need = plan.disk
+    need, free = plan.disk, console.size(plan.free_bytes)
     if need.total > plan.free_bytes:
         kept = f"{need.checkpoints} checkpoints of {console.size(need.checkpoint_bytes)} at a time, and "
-        raise TargetError(
-            f"the run needs about {console.size(need.total)} ({kept if need.checkpoints else ''}"
-            f"{console.size(need.output_bytes)} in the end), but the disk has {console.size(plan.free_bytes)} free.",
-            where=str(run.folder.path),
-            remedy="Free some, name another --output, lower training.save_total_limit, or use method: lora.",
-        )
+        parts = f"{kept if need.checkpoints else ''}{console.size(need.output_bytes)} in the end"
+        what = f"the run needs about {console.size(need.total)} ({parts}), but the disk has {free} free."
+        remedy = "Free some, name another --output, lower training.save_total_limit, or use method: lora."
+        raise TargetError(what, where=str(run.folder.path), remedy=remedy)
+
+
+@dataclass(frozen=True)
+class Past:
+    """A run as it was recorded when it last ended."""
+
+    folder: RunFolder
+    manifest: RunManifest
+    recipe: Recipe
+
+    def is_finished(self, recipe: Recipe, allowed: Sequence[str]) -> bool:
+        """Whether nothing is left to do, once it is known to be the run that is asked for.
+
+        Raises:
+            ChangedError: it is another one, by its recipe.
+            TargetError: it is finished, and something of it is damaged.
+        """
+        changes, where = self._changes(recipe), str(self.folder.path)
+        if self.manifest.status != "finished":
+            check_differences(changes, allowed, where)  # before anything is loaded
+            return False
+        if changes:
+            remedy = "It is finished, so it stays as it is: begin a run in another --output."
+            raise ChangedError([str(change) for change in changes], where=where, remedy=remedy)
+        for name, sha256 in self.manifest.outputs.items():
+            if fault := file_fault(self.folder.path, name, sha256):
+                remedy = "See `peftkit verify`; train again with another --output."
+                raise TargetError(f"the run is finished, but {fault}.", where=where, remedy=remedy)
+        return True
+
+    def continue_in(self, run: Run, allowed: Sequence[str]) -> None:
+        """Make a prepared run this one: with its id and history, from its newest checkpoint that verifies.
+
+        Raises:
+            ChangedError: something has changed that is not allowed to.
+        """
+        run.run_id, manifest = self.manifest.run_id, run.manifest
+        changes = [*self._changes(run.recipe), *input_differences(self.manifest, manifest)]
+        check_differences(changes, allowed, str(self.folder.path))
+        for change in changes:
+            console.warning(f"going on with a change: {change}")
+        passed_over = self._find_checkpoint(run)
+        run.adopt = act_on_optimizer(changes)
+        manifest.auto_batch = self.manifest.auto_batch
+        manifest.warnings = list(dict.fromkeys([*self.manifest.warnings, *manifest.warnings]))
+        step = run.checkpoint.step if run.checkpoint else 0
+        now = {"step": step, "passed_over": passed_over, "changes": [asdict(change) for change in changes]}
+        manifest.resumed = [*self.manifest.resumed, now]
+
+    def write_over(self, run: Run) -> None:
+        """Put the recipe and the manifest of the resumed run into the folder, and remove an unverified output."""
+        for place in (self.folder.adapter, self.folder.model):
+            self.folder.discard_output(place)  # it was not verified, or the run would be finished
+        write_text(self.folder.recipe, run.file.resolved_yaml())
+        self.folder.write(run.manifest)
+
+    def _changes(self, recipe: Recipe) -> list[Difference]:
+        return recipe_differences(self.recipe.model_dump(mode="json"), recipe.model_dump(mode="json"))
+
+    def _find_checkpoint(self, run: Run) -> list[str]:
+        """Set the newest checkpoint that verifies; returns those passed over, which are reported, kept, and renamed."""
+        run.checkpoint, passed_over = newest_sound(self.folder.checkpoints, run.run_id)
+        notes = []
+        for damaged, faults in passed_over:
+            place = set_aside(damaged)
+            notes.append(f"{damaged.path.name}: {'; '.join(faults)}")
+            console.warning(f"{damaged.path} is passed over: {'; '.join(faults)}. It is {place.name} now.")
+        if run.checkpoint is None:
+            console.info(f"{self.folder.path} has no checkpoint that verifies, so the run begins again.")
+        else:
+            console.info(f"going on from {run.checkpoint.path}.")
+        return notes
+
+
+@contextmanager
+def _reopened(folder: RunFolder, *, resume: bool) -> Iterator[Past | None]:
+    """Hold the folder of a run that is to be resumed; None for a new run, whose place is free.
+
+    Raises:
+        TargetError: the place is not free, or there is no run in it whose recipe can be read.
+    """
+    if resume and not folder.is_free:
+        with folder.reopened() as manifest:
+            yield read_past(folder, manifest)
+        return
+    if resume:
+        console.info(f"there is nothing to go on with in {folder.path}: a run begins.")
+    folder.check_free()
+    yield None
+
+
+def read_past(folder: RunFolder, manifest: RunManifest) -> Past:
+    """The run in a folder.
+
+    Raises:
+        TargetError: its recipe cannot be read any more.
+    """
+    try:
+        return Past(folder, manifest, load_recipe(folder.recipe).recipe)
+    except InputError as error:
+        what = f"cannot be read as the recipe of this run: {error.lines()[0]}"
+        remedy = "Use the peftkit that wrote it, or begin a run in another --output."
+        raise TargetError(what, where=str(folder.recipe), remedy=remedy) from error

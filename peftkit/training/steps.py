@@ -1,9 +1,10 @@
-"""The optimizer steps of a run: shared by its processes, timed, and checked before they are taken."""
+"""The optimizer steps of a run: timed, shared by its processes, and checked before they are applied."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
+import time
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import numpy as np
@@ -13,29 +14,61 @@ from peftkit.data.collator import INPUTS
 from peftkit.data.formats.format import NO_LABEL
 from peftkit.errors import RunError
 from peftkit.models.loss import Loss, evaluate_loss
-from peftkit.planning.precision import ChosenPrecision
+from peftkit.planning.decisions import ChosenPrecision
 from peftkit.training.checkpoint import Progress
 from peftkit.training.prepare import Run
 from peftkit.training.processes import Processes
-from peftkit.training.watching import StepClock
 
-__all__ = ["StepCheck", "blank_batches", "in_step", "whole_loss"]
+__all__ = ["StepCheck", "StepClock", "blank_batches", "in_step", "whole_loss"]
 
 _FEW_TOKENS = 2
 _NAMED = 3
 _OVERFLOWS = 50
-"""Steps in a row whose fp16 gradients may overflow while their scale, which is halved each time, is looked for."""
+"""Steps in a row whose fp16 gradients may overflow while their scale, which is halved each time, is searched."""
+
+
+class StepClock:
+    """Adds the time of optimizer steps to a run's progress.
+
+    A GPU still computes when the host has queued a step, so part of its work ends in the time of the next one. The
+    clock therefore runs on from step to step. It is read where the host waits for the device anyway, once a step, and
+    stopping it waits for the device.
+    """
+
+    def __init__(
+        self, progress: Progress, device: torch.device, seconds: Callable[[], float] = time.perf_counter
+    ) -> None:
+        self._progress, self._device, self._seconds = progress, device, seconds
+        self._counted: float | None = None
+        """Until when time has been added; None while the clock is stopped."""
+
+    def start(self) -> None:
+        """Start the clock, if it does not run."""
+        if self._counted is None:
+            self._counted = self._seconds()
+
+    def lap(self) -> None:
+        """Add the time up to now; the device has computed all that it was asked for."""
+        if self._counted is not None:
+            now = self._seconds()
+            self._progress.step_seconds += now - self._counted
+            self._counted = now
+
+    def stop(self) -> None:
+        """Stop the clock at the end of the newest step: evaluation, saving or another epoch follow."""
+        if self._counted is not None:
+            if self._device.type != "cpu":
+                torch.accelerator.synchronize(self._device)
+            self.lap()
+            self._counted = None
 
 
 class StepCheck:
-    """The batches and losses of the current optimizer step; on a GPU the losses may still have to be computed."""
+    """The batches and losses of the current optimizer step; on a GPU the losses may still be computing."""
 
     def __init__(self, run: Run, model: Any, precision: ChosenPrecision, progress: Progress, clock: StepClock) -> None:
-        self._run = run
-        self._model = model
-        self._precision = precision
-        self._progress = progress
-        self._clock = clock
+        self._run, self._model, self._precision = run, model, precision
+        self._progress, self._clock = progress, clock
         self._batches: list[dict[str, torch.Tensor]] = []
         self._losses: list[torch.Tensor] = []
         self._overflows = 0
@@ -49,14 +82,11 @@ class StepCheck:
         self._losses.append(loss)
 
     def check(self, norm: Any, step: int, *, scales: bool) -> tuple[float, list[float] | None]:
-        """Read losses and gradient norm of the step, and see that they are finite.
+        """Read losses and gradient norm of the step, and check that they are finite.
 
-        This is where a step waits for the device, and the only place: all that the host must know comes in one piece.
+        This is the only place where a step waits for the device: all that the host must know comes in one piece.
 
-        Args:
-            norm: of the gradients, a tensor or a number.
-            step: the number of the step, from 1.
-            scales: whether a scaler of fp16 gradients leaves out steps that overflow.
+        With `scales`, a scaler of fp16 gradients skips steps that overflow. Steps are numbered from 1.
 
         Returns:
             The norm and the losses; None for these where the step is to be skipped.
@@ -89,7 +119,7 @@ class StepCheck:
         return float(norm), None
 
     def _may_overflow(self, *, scales: bool) -> bool:
-        """In fp16 the scaler finds its scale by overflowing, and leaves such a step out itself."""
+        """In fp16 the scaler finds its scale by overflowing, and skips such a step itself."""
         self._overflows += 1
         return scales and self._overflows < _OVERFLOWS
 
@@ -109,7 +139,7 @@ class StepCheck:
 
 
 def blank_batches(dataset: Any, collator: Any) -> Iterator[dict[str, Any]]:
-    """Batches that teach nothing and count for nothing: the beginning of a row, without labels."""
+    """Batches without effect: the beginning of a row, without labels."""
     row = {name: values[:_FEW_TOKENS] for name, values in dataset[0].items() if name != "number"}
     row["labels"] = np.full_like(row["labels"], NO_LABEL)
     while True:
@@ -119,14 +149,14 @@ def blank_batches(dataset: Any, collator: Any) -> Iterator[dict[str, Any]]:
 def in_step(
     batches: Iterable[dict[str, Any]], blanks: Iterator[dict[str, Any]], processes: Processes
 ) -> Iterator[dict[str, Any]]:
-    """Batches, and then blanks until every process has had its own: each waits for the weights of the others."""
+    """Batches, then blanks until every process has had all of its own: each waits for the weights of the others."""
     own = iter(batches)
-    while processes.largest((batch := next(own, None)) is not None)[0]:
+    while processes.largest((batch := next(own, None)) is not None):
         yield batch or next(blanks)
 
 
 def whole_loss(own: Loss, processes: Processes, step: int) -> Loss:
-    """The loss of all processes together, of what each has computed after a number of steps.
+    """The loss of all processes together, of each one's own after a number of steps.
 
     Raises:
         RunError: it is not finite.
@@ -134,11 +164,9 @@ def whole_loss(own: Loss, processes: Processes, step: int) -> Loss:
     total, tokens, sequences = processes.sums(own.total, own.tokens, own.sequences)
     if not math.isfinite(total):
         when = f"after step {step}" if step else "before the first step"
-        raise RunError(
-            f"the loss of the validation data is not a finite number {when}.",
-            where="evaluation",
-            remedy="Lower training.learning_rate, or check that the base is sound.",
-        )
+        what = f"the loss of the validation data is not a finite number {when}."
+        remedy = "Lower training.learning_rate, or check that the base is sound."
+        raise RunError(what, where="evaluation", remedy=remedy)
     return Loss(total, int(tokens), int(sequences))
 
 

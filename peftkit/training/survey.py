@@ -1,7 +1,8 @@
-"""What can be seen of data and of a base before there is a recipe."""
+"""What is known of data and of a base before there is a recipe."""
 
 from __future__ import annotations
 
+import contextlib
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Any, Final
 import numpy as np
 
 from peftkit import console
-from peftkit.data.corpus import Corpus, Part, load_corpus
+from peftkit.data.corpus import Part, load_corpus
 from peftkit.data.prepare import hold_out
 from peftkit.data.sources import BUILTIN, layout_of, open_rows
 from peftkit.errors import BaseError, DataError, FieldError, InputError, RowsError, printable
@@ -26,7 +27,7 @@ _ROWS_SEEN: Final = 1000
 """Rows that are tokenised for the lengths of the documents."""
 
 _SHARE, _SHARE_OF_FEW = 0.05, 0.1
-"""Held out for validation; of less than a thousand rows more, so that the loss is not one of chance."""
+"""Held out for validation; the second of less than a thousand rows, so that the loss does not depend on chance."""
 
 _VALIDATION_NAMES = ("validation", "valid", "val", "dev")
 _SIZE = re.compile(r"(?<![\d.a-z])(\d+(?:\.\d+)?)([bm])(?![a-z0-9])")
@@ -37,38 +38,32 @@ _REMEDY = "Check the file; where its columns have other names, set data.columns 
 class SurveyedBase:
     """What is known of a base; None for what is not.
 
-    `located` has its configuration, and perhaps no weights.
+    Its number of parameters is `known_from` its configuration or its name. `located` has its configuration, and perhaps
+    no weights. `positions` are the tokens that it can see.
     """
 
     model: str
     parameters: int | None = None
     known_from: str | None = None
-    """Where the number of parameters was read."""
-
     located: LocatedBase | None = None
     positions: int | None = None
-    """Tokens that it can see."""
-
     tokenizer: Any = None
 
 
 @dataclass(frozen=True)
 class SurveyedData:
-    """What is known of data; None for what is not."""
+    """What is known of data; None for what is not.
+
+    There may be a validation part next to the training part; `share` is to be held out without it, unless too few
+    documents differ. `why` is how the format was recognised. 99% of the first documents have at most `longest` tokens.
+    """
 
     train: Source
     validation: Source | None
-    """A validation part that stands beside the training part."""
-
     format: Format
     why: str | None = None
-    """How the format was recognised."""
-
     longest: int | None = None
-    """Tokens that 99% of the first documents do not exceed."""
-
     share: float | None = None
-    """What to hold out where there is no validation part; None too where too few documents differ."""
 
 
 def survey_base(model: str) -> SurveyedBase:
@@ -86,31 +81,17 @@ def survey_base(model: str) -> SurveyedBase:
         size = _SIZE.search(model.rpartition("/")[2].lower())
         parameters = int(float(size[1]) * (10**9 if size[2] == "b" else 10**6)) if size else None
         return SurveyedBase(model, parameters, "its name" if size else None)
-    config = located.config()
-    return SurveyedBase(
-        model=model,
-        parameters=count_parameters(located.structure(config))[1],
-        known_from="its configuration",
-        located=located,
-        positions=positions(config),
-        tokenizer=_tokenizer(located),
-    )
-
-
-def _tokenizer(located: LocatedBase) -> Any:
-    try:
-        return located.tokenizer()
-    except BaseError:  # of a hub model of which only the configuration is in the cache
-        return None
+    config, tokenizer = located.config(), None
+    with contextlib.suppress(BaseError):  # of a hub model of which only the configuration is in the cache
+        tokenizer = located.tokenizer()
+    parameters = count_parameters(located.structure(config))[1]
+    return SurveyedBase(model, parameters, "its configuration", located, positions(config), tokenizer)
 
 
 def survey_data(answer: str, wanted: Format, tokenizer: Any) -> SurveyedData:
-    """Look at the first rows of a file; of a data set of the hub, nothing is fetched.
+    """Look at the first rows of a file; of a data set of the hub, `NAME` or `NAME:CONFIGURATION`, nothing is fetched.
 
-    Args:
-        answer: a file, or a data set as `NAME` or `NAME:CONFIGURATION`.
-        wanted: the format, or `auto` to recognise it.
-        tokenizer: of the base; None where it is not at hand, and lengths stay unknown.
+    The format is recognised if it is `auto`. Without a tokenizer of the base, lengths stay unknown.
 
     Raises:
         InputError: there is no such file, or its rows cannot be used.
@@ -134,24 +115,14 @@ def survey_data(answer: str, wanted: Format, tokenizer: Any) -> SurveyedData:
         raise InputError(error.what, where=printable(answer), remedy=_REMEDY) from error
     if corpus.reading.bad:
         console.warning(f"{corpus.reading.bad:,} of the first {corpus.reading.rows:,} rows of {answer} cannot be used.")
-    lengths = corpus.documents.lengths
-    can_split = validation is None and _can_hold_out(corpus, share, data.seed)
-    return SurveyedData(
-        train=train,
-        validation=validation,
-        format=corpus.reading.format,
-        why=corpus.reading.why,
-        longest=int(np.quantile(lengths, 0.99, method="higher")) if len(lengths) else None,
-        share=share if can_split else None,
-    )
-
-
-def _can_hold_out(corpus: Corpus, share: float, seed: int) -> bool:
-    try:
-        hold_out([Part.whole(corpus)], share, seed)
-    except FieldError:
-        return False
-    return True
+    lengths, reading = corpus.documents.lengths, corpus.reading
+    longest = int(np.quantile(lengths, 0.99, method="higher")) if len(lengths) else None
+    held_out = None
+    with contextlib.suppress(FieldError):  # too few documents differ
+        if validation is None:
+            hold_out([Part.whole(corpus)], share, data.seed)
+            held_out = share
+    return SurveyedData(train, validation, reading.format, reading.why, longest, held_out)
 
 
 def _file(answer: str) -> Path | None:
@@ -170,7 +141,7 @@ def _file(answer: str) -> Path | None:
 
 
 def _files(train: Path) -> tuple[Source, Source | None]:
-    """The file, and the one beside it that has `validation` or the like in its name where this one has `train`."""
+    """The file, and the one next to it that has `validation` or the like in its name where this one has `train`."""
     others = [train.with_name(train.name.replace("train", name)) for name in _VALIDATION_NAMES]
     found = next((other for other in others if other != train and other.is_file()), None)
     return Source(path=str(train)), Source(path=str(found)) if found else None

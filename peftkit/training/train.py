@@ -1,9 +1,8 @@
-"""Train a model on prepared data, and see that something was learnt."""
+"""Train a model on prepared data, and check that something was learnt."""
 
 from __future__ import annotations
 
 import contextlib
-import math
 import os
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -17,20 +16,17 @@ from peftkit.models.attach import count_parameters, inner_model
 from peftkit.models.attention import takes_bounds
 from peftkit.models.kernels import use_fast_kernels
 from peftkit.models.methods import TrainingMethod, method_named
+from peftkit.models.start import padding_id
 from peftkit.planning.decisions import Attention
-from peftkit.runs.checkpoints import Checkpoint
-from peftkit.runs.folder import RunFolder
+from peftkit.runs.folder import Checkpoint, RunFolder
 from peftkit.runs.manifest import RunMetrics
-from peftkit.shortage import forget_frames, is_out_of_memory
 from peftkit.storage import write_text
 from peftkit.training.arguments import products_as_before, training_arguments
-from peftkit.training.checkpoint import Progress
-from peftkit.training.memory import peak_memory_bytes, reset_peak_memory
+from peftkit.training.memory import peak_memory_bytes, reset_peak_memory, within_memory
 from peftkit.training.prepare import Run
-from peftkit.training.sharded import Shards
 from peftkit.training.trainer import TokenTrainer
-from peftkit.training.watching import HealthWatch, MetricsFile, ProgressReport
-from peftkit.training.weights import Weights
+from peftkit.training.watching import HealthWatch, MetricsFile, ProgressReport, finite
+from peftkit.training.weights import Shards, Weights
 
 __all__ = ["build_trainer", "train", "train_from"]
 
@@ -41,7 +37,7 @@ def train(model: Any, run: Run) -> RunMetrics:
     """Train `model` in place through the Trainer, measuring the validation data before and after.
 
     Returns:
-        What was measured, over all processes that the run took.
+        What was measured, over all processes and all starts of the run.
 
     Raises:
         RunError: a loss or a weight is not finite, a step does not fit into memory, or training changed nothing.
@@ -61,7 +57,7 @@ def train(model: Any, run: Run) -> RunMetrics:
         if run.processes.is_main:
             _watch(trainer, report, run)
         if run.checkpoint is None and run.data.validation:
-            progress.base_perplexity = _finite(trainer.evaluate()["eval_perplexity"])
+            progress.base_perplexity = finite(trainer.evaluate()["eval_perplexity"])
         try:
             train_from(trainer, run.checkpoint, before_leaving=report.close)
             seconds = trainer.train_seconds
@@ -73,31 +69,27 @@ def train(model: Any, run: Run) -> RunMetrics:
         finally:
             report.close()
             trainer.finish_checkpoints()
+        peak = max(progress.peak_memory_bytes, peak_memory_bytes(run.hardware))
         return RunMetrics(
             trainable_parameters=trainable,
             total_parameters=total,
             train_tokens=progress.train_tokens,
             train_seconds=seconds,
             tokens_per_second=progress.train_tokens / progress.step_seconds,
-            peak_memory_bytes=_peak_of_all(run, progress),
+            peak_memory_bytes=int(run.processes.largest(peak)),
             train_loss=next((log["loss"] for log in reversed(trainer.state.log_history) if "loss" in log), None),
             base_perplexity=progress.base_perplexity,
             eval_loss=after.get("eval_loss"),
-            perplexity=_finite(after.get("eval_perplexity")),
+            perplexity=finite(after.get("eval_perplexity")),
             skipped_steps=progress.skipped_steps,
             checkpoints=progress.checkpoints,
             checkpoint_seconds=progress.checkpoint_seconds,
         )
 
 
-def _peak_of_all(run: Run, progress: Progress) -> int:
-    """The largest peak of all processes, since the run started."""
-    return int(run.processes.largest(max(progress.peak_memory_bytes, peak_memory_bytes(run.hardware)))[0])
-
-
 @contextlib.contextmanager
 def _own_forward(model: Any) -> Iterator[None]:
-    """Give a model its own `forward` back in the end: training has put autocast and a loss in its place."""
+    """Restore a model's own `forward` in the end: training has put autocast and a loss in its place."""
     modules = list(dict.fromkeys([model, inner_model(model)]))
     before = [vars(module).get("forward") for module in modules]
     try:
@@ -115,36 +107,22 @@ def train_from(
 ) -> None:
     """Train from the start, or resume from a checkpoint that verifies, even where nothing is left to train.
 
-    Args:
-        trainer: of the run.
-        checkpoint: where to resume.
-        before_leaving: called where a second signal ends the process at once.
+    Where a second signal ends the process at once, `before_leaving` is called first.
 
     Raises:
         Stopped: a signal came; the step is saved.
         MemoryRunError: memory was short; the steps before are saved where they are whole.
     """
+
+    def compute() -> None:
+        with trainer.run.stop.between_steps(before_leaving), _saving_steps(trainer):
+            if checkpoint is None or checkpoint.step < trainer.last_step():
+                trainer.train(resume_from_checkpoint=str(checkpoint.path) if checkpoint else None)
+            else:
+                trainer.load_end(checkpoint)
+
     trainer.begin()
-    with trainer.run.stop.between_steps(before_leaving):
-        try:
-            with _saving_steps(trainer):
-                if checkpoint is None or checkpoint.step < trainer.last_step():
-                    trainer.train(resume_from_checkpoint=str(checkpoint.path) if checkpoint else None)
-                else:
-                    trainer.take_up_the_end(checkpoint)
-        except MemoryRunError:
-            raise
-        except Exception as error:
-            if not is_out_of_memory(error):
-                raise
-            forget_frames(error)
-            short: Exception | None = error
-        else:
-            short = None
-    if short is not None:  # of neither a pass nor an evaluation, which say so themselves
-        told = trainer.shortage(None)
-        told.moved = True  # an optimizer that takes one weight after the other may have taken some of them
-        raise told from short
+    within_memory(trainer, compute, None)  # a pass or an evaluation that does not fit says so itself
     trainer.finish_checkpoint()
     stopping = trainer.run.told_to_stop()
     if stopping is not None:  # it came while the last step was being finished
@@ -174,17 +152,17 @@ def _saving_steps(trainer: TokenTrainer) -> Iterator[None]:
 
 
 def build_trainer(model: Any, run: Run) -> TokenTrainer:
-    """The Trainer of a run, whose progress starts at nothing or at the checkpoint's."""
+    """The Trainer of a run, whose progress is none or the checkpoint's."""
     arguments = (run.recipe, run.hardware, run.precision, run.folder.checkpoints, run.processes.count)
     with _tracking_in(run.folder):
         trainer = TokenTrainer(
             run,
-            Shards(model, run.processes, run.hardware) if run.is_sharded else Weights(model),
+            Shards(model, run.processes, run.hardware.device) if run.is_sharded else Weights(model),
             args=training_arguments(*arguments),
             train_dataset=run.data.train.dataset,
             eval_dataset=run.data.validation.dataset if run.data.validation else None,
             data_collator=Collator(
-                run.pad_token_id,
+                padding_id(run.start.tokenizer),
                 flat=model.config._attn_implementation == _FLASH,
                 bounds=takes_bounds(model),
             ),
@@ -194,10 +172,7 @@ def build_trainer(model: Any, run: Run) -> TokenTrainer:
 
 
 def _watch(trainer: TokenTrainer, report: ProgressReport, run: Run) -> None:
-    """Record and print what happens.
-
-    The metrics begin where the run begins: lines that were written after a checkpoint will be written again.
-    """
+    """Record and print what happens; lines of metrics after the checkpoint are dropped, as they are written again."""
     for callback in (MetricsFile(run.folder.metrics, trainer), HealthWatch(run.warn), report):
         trainer.add_callback(callback)
     metrics = run.folder.metrics
@@ -207,7 +182,7 @@ def _watch(trainer: TokenTrainer, report: ProgressReport, run: Run) -> None:
 
 @contextlib.contextmanager
 def _tracking_in(folder: RunFolder) -> Iterator[None]:
-    """Let TensorBoard's files stand in the run folder, unless the environment says where; it is asked once."""
+    """Within the block, point TensorBoard to the run folder, unless the environment names another place."""
     name = "TENSORBOARD_LOGGING_DIR"
     if name in os.environ:
         yield
@@ -220,7 +195,7 @@ def _tracking_in(folder: RunFolder) -> Iterator[None]:
 
 
 def _final_evaluation(trainer: TokenTrainer) -> dict[str, float]:
-    """The numbers of the weights as they are now: those of the last evaluation, if nothing has changed since."""
+    """The metrics of the weights as they are now: those of the last evaluation, if nothing has changed since."""
     newest: dict[str, float] = next((log for log in reversed(trainer.state.log_history) if "eval_loss" in log), {})
     if newest.get("step") == trainer.state.global_step and not trainer.args.load_best_model_at_end:
         return newest
@@ -229,22 +204,14 @@ def _final_evaluation(trainer: TokenTrainer) -> dict[str, float]:
     return evaluated
 
 
-def _finite(value: float | None) -> float | None:
-    """A perplexity, or None for one that is beyond the largest float, which JSON has not."""
-    return value if value is not None and math.isfinite(value) else None
-
-
 def _check_learnt(model: Any, method: TrainingMethod, before: dict[str, Any]) -> None:
-    """See that the trained weights are numbers, and are not those that training started from."""
+    """Check that the trained weights are finite, and not those that training started from."""
     trained = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
     broken = next((name for name, parameter in trained.items() if not bool(torch.isfinite(parameter).all())), None)
     if broken:
-        raise RunError(
-            f"{broken} holds values that are not finite.", where="training", remedy="Lower training.learning_rate."
-        )
+        what, remedy = f"{broken} holds values that are not finite.", "Lower training.learning_rate."
+        raise RunError(what, where="training", remedy=remedy)
     if not method.has_effect(model, before):
-        raise RunError(
-            "no weight has moved: the result would be the untouched base.",
-            where="training",
-            remedy="Check training.learning_rate, warmup_steps and the number of steps.",
-        )
+        what = "no weight has moved: the result would be the untouched base."
+        remedy = "Check training.learning_rate, warmup_steps and the number of steps."
+        raise RunError(what, where="training", remedy=remedy)

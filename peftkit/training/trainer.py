@@ -14,33 +14,32 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import torch
-from transformers import Trainer
+from transformers import Trainer, TrainerCallback
 from transformers.trainer_utils import EvalLoopOutput
 
 from peftkit import console
 from peftkit.data.collator import INPUTS, ON_HOST
-from peftkit.errors import MemoryRunError, RunError, Stopped
+from peftkit.errors import RunError, Stopped
 from peftkit.models.attention import known_layout
 from peftkit.models.dtypes import autocast_to, compute_dtype
 from peftkit.models.loss import compute_loss_at_labels, evaluate_loss
-from peftkit.planning.precision import ChosenPrecision
-from peftkit.runs.checkpoints import Checkpoint, checkpoint_place
-from peftkit.shortage import forget_frames, is_out_of_memory, memory_for
+from peftkit.planning.decisions import ChosenPrecision
+from peftkit.runs.folder import Checkpoint, checkpoint_place
+from peftkit.shortage import memory_for
 from peftkit.storage import manifest_faults
 from peftkit.training.checkpoint import (
     CheckpointWriter,
     Progress,
-    StateFiles,
     fill_checkpoint,
     random_state,
+    read_randoms,
+    restore_states,
     set_random_state,
 )
-from peftkit.training.memory import evaluating, shortage
+from peftkit.training.memory import evaluating, within_memory
 from peftkit.training.prepare import Run
-from peftkit.training.sharded import whole_tensor
-from peftkit.training.steps import StepCheck, blank_batches, in_step, whole_loss
-from peftkit.training.watching import Epochs, StepClock
-from peftkit.training.weights import Weights
+from peftkit.training.steps import StepCheck, StepClock, blank_batches, in_step, whole_loss
+from peftkit.training.weights import Weights, whole_tensor
 
 __all__ = ["TokenTrainer"]
 
@@ -56,9 +55,7 @@ class TokenTrainer(Trainer):  # type: ignore[misc]
     """Trainer's sum of the losses that have not been logged yet."""
 
     def __init__(self, run: Run, weights: Weights, **arguments: Any) -> None:
-        self.run = run
-        self.weights = weights
-        self.processes = run.processes
+        self.run, self.weights, self.processes = run, weights, run.processes
         super().__init__(model=weights.model, **arguments)
         self.progress = Progress(run.run_id) if run.checkpoint is None else Progress.read(run.checkpoint)
         self.clock = StepClock(self.progress, self.args.device)
@@ -74,7 +71,7 @@ class TokenTrainer(Trainer):  # type: ignore[misc]
         self._begun = time.perf_counter()
         self._random_at_epoch: dict[str, Any] = random_state()
         self._check = StepCheck(run, self.model, self.precision, self.progress, self.clock)
-        self.add_callback(Epochs(self))
+        self.add_callback(_Epochs(self))
         self._takes_label_indices = compute_loss_at_labels(self.model, self.args.label_smoothing_factor)
         if self._takes_label_indices:
             self.label_smoother = None  # the model smooths itself
@@ -86,19 +83,15 @@ class TokenTrainer(Trainer):  # type: ignore[misc]
         self.is_distributed_loading_by_transformers = weights.are_sharded
 
     def begin(self) -> None:
-        """Let the time of the training loop begin."""
+        """Start the time of the training loop."""
         self._begun = time.perf_counter()
 
     def save_step(self) -> None:
         """Write a checkpoint of the newest step."""
         self._save_checkpoint(self.model, None)
 
-    def shortage(self, inputs: dict[str, Any] | None) -> MemoryRunError:
-        """The error for a pass over these inputs that did not fit into memory or, without them, an optimizer step."""
-        return shortage(self, inputs, self.run.recipe, self.run.hardware)
-
     def finish_checkpoint(self) -> None:
-        """Let the newest checkpoint become whole; that is time that training waits."""
+        """Wait until the newest checkpoint is whole, and count that time."""
         start = time.perf_counter()
         self._writer.wait()
         self.progress.checkpoint_seconds += time.perf_counter() - start
@@ -111,11 +104,11 @@ class TokenTrainer(Trainer):  # type: ignore[misc]
             self._writer.close()
 
     def begin_epoch(self) -> None:
-        """Note, or put back, what the order of an epoch's data is drawn from."""
+        """Record, or restore, the random state that the order of an epoch's data is drawn from."""
         self.in_epoch = True
-        self._tr_loss = self._tr_loss.cpu()  # the losses are added up where they are read: logging waits for no GPU
+        self._tr_loss = self._tr_loss.cpu()  # losses are summed where they are read: logging waits for no GPU
         if self._resumed is not None:
-            saved, self._resumed = StateFiles(self._resumed.path).randoms()[0], None
+            saved, self._resumed = read_randoms(self._resumed.path)[0], None
             within = not float(self.state.epoch or 0).is_integer()
             set_random_state(saved["epoch" if within else "now"])
             self._tr_loss.fill_(self.progress.unlogged_loss(self.processes))
@@ -125,13 +118,13 @@ class TokenTrainer(Trainer):  # type: ignore[misc]
         set_random_state(self._random_at_epoch)
 
     def end_epoch(self) -> None:
-        """Stop the clock, and let the next save be one between two epochs."""
+        """Stop the clock; the next save is one between two epochs."""
         self.in_epoch = False
         self.clock.stop()
 
     @property
     def precision(self) -> ChosenPrecision:
-        """What matmuls are computed in, in training as in evaluation."""
+        """Of matmuls, in training as in evaluation."""
         return "bf16" if self.args.bf16 else "fp16" if self.args.fp16 else "fp32"
 
     @property
@@ -140,7 +133,7 @@ class TokenTrainer(Trainer):  # type: ignore[misc]
         return self.progress.train_seconds + time.perf_counter() - self._begun
 
     def current_learning_rate(self) -> float:
-        """The rate that the next step will take."""
+        """The rate of the next step."""
         return float(self._get_learning_rate())
 
     # What is overridden of a step
@@ -148,7 +141,7 @@ class TokenTrainer(Trainer):  # type: ignore[misc]
     def get_batch_samples(
         self, epoch_iterator: Iterator[Any], num_batches: int, device: Any
     ) -> tuple[list[dict[str, Any]], Any]:
-        """The batches of a step, which begins here; in all processes as many, for each waits for the others' gradients.
+        """The batches of a step, which begins here: as many in each process, as it waits for the others' gradients.
 
         From the first step of an epoch on, each process draws its own dropout.
         """
@@ -166,7 +159,7 @@ class TokenTrainer(Trainer):  # type: ignore[misc]
 
         Returns:
             Zero, on the CPU, which Trainer adds to the losses to be logged. The real loss is added where the step is
-            checked: here it would be waited for.
+            checked: here the host would wait for it.
         """
         self._check.add_batch(dict(inputs))
         self.newest_inputs = {name: inputs[name] for name in INPUTS if name in inputs}
@@ -174,29 +167,26 @@ class TokenTrainer(Trainer):  # type: ignore[misc]
         for name in ON_HOST if self._takes_label_indices else (*ON_HOST, "label_indices"):
             inputs.pop(name, None)
         inputs["use_cache"] = False  # with a cache, packed documents would see each other
-        try:
+        step = super().training_step
+
+        def compute() -> torch.Tensor:
             with known_layout(packed=packed):
-                loss: torch.Tensor = super().training_step(model, inputs, num_items_in_batch)
-        except Exception as error:
-            if not is_out_of_memory(error):
-                raise
-            forget_frames(error)
-            short = error
-        else:
-            self._check.add_loss(loss)
-            return torch.zeros(())
-        raise self.shortage(self.newest_inputs) from short
+                loss: torch.Tensor = step(model, inputs, num_items_in_batch)
+            return loss
+
+        self._check.add_loss(within_memory(self, compute, self.newest_inputs))
+        return torch.zeros(())
 
     def compute_loss_context_manager(self) -> contextlib.ExitStack:
-        """Autocast where weights are held in 16 bits too, whatever the precision: they meet others in float32."""
+        """Autocast for 16-bit weights too, whatever the precision: they meet others in float32."""
         contexts: contextlib.ExitStack = super().compute_loss_context_manager()
         contexts.enter_context(autocast_to(self._compute_dtype, self.model.device))
         return contexts
 
     def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> float:
-        """The norm, once the step is known to be finite: Trainer asks for it before each step, and logs it.
+        """The norm, once the step is known to be finite: Trainer calls this before each step, and logs it.
 
-        A step that is skipped has no effect: the optimizer's step does nothing, and no loss is logged for it.
+        A skipped step has no effect: the optimizer's step does nothing, and no loss is logged for it.
         """
         norm = whole_tensor(super()._get_grad_norm(model, grad_norm))
         scaler = self.accelerator.scaler
@@ -209,21 +199,13 @@ class TokenTrainer(Trainer):  # type: ignore[misc]
                 self.accelerator.gradient_state._set_sync_gradients(False)
         return number
 
-    def evaluation_loop(
-        self,
-        dataloader: Any,
-        description: str,
-        prediction_loss_only: bool | None = None,
-        ignore_keys: list[str] | None = None,
-        metric_key_prefix: str = "eval",
-    ) -> EvalLoopOutput:
+    def evaluation_loop(self, dataloader: Any, *_: Any, metric_key_prefix: str = "eval", **__: Any) -> EvalLoopOutput:
         """The loss and perplexity of all labels together; Trainer's own is a mean of the batches' means.
 
         Raises:
             RunError: the loss is not finite.
             MemoryRunError: a batch does not fit into memory.
         """
-        del description, prediction_loss_only, ignore_keys
         self.clock.stop()
         batches = dataloader
         if self.weights.are_sharded:
@@ -243,7 +225,7 @@ class TokenTrainer(Trainer):  # type: ignore[misc]
     def _maybe_log_save_evaluate(self, *arguments: Any, **more: Any) -> None:
         """Log, evaluate and save; then stop, if a signal has come.
 
-        What is saved after the last step of an epoch or of the run waits for the epoch's end: the evaluation that comes
+        A checkpoint after the last step of an epoch or of the run waits for the epoch's end: the evaluation that comes
         then belongs to it, and a run that resumes from there would not do it again.
         """
         stopping = self.run.told_to_stop()
@@ -257,9 +239,8 @@ class TokenTrainer(Trainer):  # type: ignore[misc]
         elif stopping is not None:
             self.stop(stopping)
 
-    def _save_checkpoint(self, model: Any, trial: Any) -> None:
-        """Write a checkpoint without a pickle, the slow half of it beside the training."""
-        del model, trial
+    def _save_checkpoint(self, *_: Any) -> None:
+        """Write a checkpoint without a pickle, the slow half of it while training continues."""
         self.clock.stop()
         start = time.perf_counter()
         self.store_flos()
@@ -280,38 +261,37 @@ class TokenTrainer(Trainer):  # type: ignore[misc]
             self.run.inputs.check()
 
     def _init_training_state(self, *arguments: Any) -> tuple[int, int]:
-        """Trainer's own, and where the best checkpoint is now: the folder may have moved."""
+        """Trainer's own, with the present path of the best checkpoint: the folder may have moved."""
         begun: tuple[int, int] = super()._init_training_state(*arguments)
         if self._resumed is not None and self.state.best_global_step and self._best_place().is_dir():
             self.state.best_model_checkpoint = str(self._best_place())
         return begun
 
-    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
-        """Load the weights; Trainer's own would open a pickle that somebody has put beside them."""
-        del model
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, *_: Any) -> None:
+        """Load the weights; Trainer's own would open a pickle that somebody has put there."""
         self.weights.load(Path(resume_from_checkpoint))
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         """Load both, and the scaler, from safetensors rather than pickles."""
         if checkpoint is not None:
             states = (self.weights, self.optimizer, self.lr_scheduler, self.accelerator.scaler)
-            StateFiles(Path(checkpoint)).restore(*states, adopt=self.run.adopt)
+            restore_states(Path(checkpoint), *states, adopt=self.run.adopt)
 
     def _load_scaler(self, checkpoint: str | None) -> None:
         """It has been loaded with the optimizer."""
 
     def _load_rng_state(self, checkpoint: str | None) -> None:
-        """Put the random numbers where they were, of as many processes as there were."""
+        """Restore the random state of each process or, with another number of processes, of the main one."""
         if checkpoint is None:
             return
-        randoms = StateFiles(Path(checkpoint)).randoms()
+        randoms = read_randoms(Path(checkpoint))
         as_many = len(randoms) == self.processes.count
-        set_random_state(randoms[self.processes.place.rank if as_many and not self.draws_alike else 0]["now"])
+        set_random_state(randoms[self.processes.rank if as_many and not self.draws_alike else 0]["now"])
         if not (as_many or self.draws_alike):
             self.processes.draw_apart()
 
     def _load_best_model(self) -> None:
-        """Go back to the best checkpoint, which must still be what it was."""
+        """Load the best checkpoint, which must still be what it was."""
         self._writer.wait()
         self.processes.gathered(None)  # it is whole now, for all of them
         faults = manifest_faults(self._best_place())
@@ -320,8 +300,8 @@ class TokenTrainer(Trainer):  # type: ignore[misc]
             raise RunError(what, where=str(self._best_place()), remedy="Set load_best_model_at_end: false, and go on.")
         self.weights.load(self._best_place())
 
-    def take_up_the_end(self, checkpoint: Checkpoint) -> None:
-        """The weights and the state after the last step, where nothing is left to train."""
+    def load_end(self, checkpoint: Checkpoint) -> None:
+        """Load the weights and the state after the last step, where nothing is left to train."""
         self._load_from_checkpoint(str(checkpoint.path))
         self._init_training_state(self.last_step(), self.last_step(), 1, str(checkpoint.path), None)
         if self.args.load_best_model_at_end and self.state.best_model_checkpoint:
@@ -347,3 +327,16 @@ class TokenTrainer(Trainer):  # type: ignore[misc]
     @cached_property
     def _compute_dtype(self) -> torch.dtype:
         return compute_dtype(self.model, self.precision)
+
+
+class _Epochs(TrainerCallback):  # type: ignore[misc]
+    """Calls the trainer when an epoch begins, to draw the order of its data, and when it ends."""
+
+    def __init__(self, trainer: TokenTrainer) -> None:
+        self._trainer = trainer
+
+    def on_epoch_begin(self, *_: Any, **__: Any) -> None:
+        self._trainer.begin_epoch()
+
+    def on_epoch_end(self, *_: Any, **__: Any) -> None:
+        self._trainer.end_epoch()

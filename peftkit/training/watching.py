@@ -1,24 +1,21 @@
-"""What is measured, recorded and shown while a model trains: step times, `metrics.jsonl`, signs of trouble, a bar."""
+"""What is recorded and shown while a model trains: `metrics.jsonl`, signs of trouble, a progress bar."""
 
 from __future__ import annotations
 
 import math
 import statistics
-import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
 from transformers import TrainerCallback
 
 from peftkit import console
 from peftkit.storage import append_json_line
-from peftkit.training.checkpoint import Progress
 
-__all__ = ["Epochs", "HealthWatch", "MetricsFile", "ProgressReport", "StepClock", "sign_of_trouble"]
+__all__ = ["HealthWatch", "MetricsFile", "ProgressReport", "finite", "sign_of_trouble"]
 
 _STEP_NAMES = ("loss", "learning_rate", "grad_norm")
 _EVALUATION_NAMES = {"eval_loss": "eval_loss", "eval_perplexity": "perplexity"}
@@ -31,54 +28,14 @@ _LEAST_NATS = 0.1
 _STUCK = 3
 
 
-class StepClock:
-    """Adds the time of optimizer steps to a run's progress.
-
-    A GPU is still computing when the host has asked for a step, and what it then does ends in the time of the next one.
-    So the clock runs on from step to step. It is read where the host waits for the device anyway, once a step, and
-    where it is stopped the device is waited for.
-    """
-
-    def __init__(
-        self, progress: Progress, device: torch.device, seconds: Callable[[], float] = time.perf_counter
-    ) -> None:
-        self._progress = progress
-        self._device = device
-        self._seconds = seconds
-        self._counted: float | None = None
-        """Up to when time has been added; None while the clock stands still."""
-
-    def start(self) -> None:
-        """Let the clock run, if it does not yet."""
-        if self._counted is None:
-            self._counted = self._seconds()
-
-    def lap(self) -> None:
-        """Add the time up to now; the device has computed all that it was asked for."""
-        if self._counted is not None:
-            now = self._seconds()
-            self._progress.step_seconds += now - self._counted
-            self._counted = now
-
-    def stop(self) -> None:
-        """Let the clock stand still from the end of the newest step on: evaluation, saving or another epoch follow."""
-        if self._counted is not None:
-            if self._device.type != "cpu":
-                torch.accelerator.synchronize(self._device)
-            self.lap()
-            self._counted = None
-
-
 class MetricsFile(TrainerCallback):  # type: ignore[misc]
-    """Writes each set of numbers as it comes, so that a run that is killed has its curve."""
+    """Writes each set of metrics at once, so that a run that is killed has its curve."""
 
     def __init__(self, path: Path, trainer: Any) -> None:
-        self._path = path
-        self._trainer = trainer
+        self._path, self._trainer = path, trainer
 
-    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **_: Any) -> None:
+    def on_log(self, _args: Any, state: Any, _control: Any, logs: dict[str, Any] | None = None, **_: Any) -> None:
         """Add a line for a training step or an evaluation; the Trainer's closing summary is neither."""
-        del args, control
         logs = logs or {}
         line = {name: logs[name] for name in _STEP_NAMES if name in logs}
         line |= {ours: logs[theirs] for theirs, ours in _EVALUATION_NAMES.items() if theirs in logs}
@@ -89,20 +46,20 @@ class MetricsFile(TrainerCallback):  # type: ignore[misc]
             {
                 "step": state.global_step,
                 "epoch": round(state.epoch or 0.0, 4),
-                **{name: _finite(value) for name, value in line.items()},
+                **{name: finite(value) for name, value in line.items()},
                 "train_tokens": self._trainer.progress.train_tokens,
                 "seconds": round(self._trainer.train_seconds, 3),
             },
         )
 
 
-def _finite(value: Any) -> Any:
-    """A number, or None for one that JSON does not have: the norm of an fp16 step that was skipped."""
+def finite(value: Any) -> Any:
+    """A number, or None for a non-finite one, which JSON lacks: a huge perplexity, the norm of a skipped fp16 step."""
     return value if isinstance(value, int | float) and math.isfinite(value) else None
 
 
 def sign_of_trouble(history: Sequence[Mapping[str, Any]]) -> str | None:
-    """What the newest of the logged steps says together with those before it.
+    """What the newest of the logged steps shows, compared with those before it.
 
     A spike is a loss above the median of the twenty before by more than six times their usual distance from it, half
     of it, and a tenth of a nat. A gradient norm is stuck when it has been exactly zero three times.
@@ -118,7 +75,7 @@ def sign_of_trouble(history: Sequence[Mapping[str, Any]]) -> str | None:
         )
     losses = [float(log["loss"]) for log in steps]
     usual = _risen_from(losses)
-    if usual is not None and _risen_from(losses[:-1]) is None:  # told once, though it stays there
+    if usual is not None and _risen_from(losses[:-1]) is None:  # reported once, though it stays there
         return (
             f"the loss rose to {losses[-1]:.4g} at step {steps[-1]['step']}, from about {usual:.4g}. "
             "If it does not fall again, lower training.learning_rate or keep max_grad_norm at 1.0."
@@ -138,14 +95,13 @@ def _risen_from(losses: Sequence[float]) -> float | None:
 
 
 class HealthWatch(TrainerCallback):  # type: ignore[misc]
-    """Warns of each sign as it shows."""
+    """Warns of signs of trouble."""
 
     def __init__(self, warn: Callable[[str], None]) -> None:
         self._warn = warn
 
-    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **_: Any) -> None:
-        """Look at the numbers of a step that has been logged."""
-        del args, control
+    def on_log(self, _args: Any, state: Any, _control: Any, logs: dict[str, Any] | None = None, **_: Any) -> None:
+        """Look at the metrics of a logged step."""
         if "loss" in (logs or {}) and (sign := sign_of_trouble(state.log_history)):
             self._warn(sign)
 
@@ -154,15 +110,13 @@ class ProgressReport(TrainerCallback):  # type: ignore[misc]
     """A bar with loss, learning rate, tokens per second and time left; evaluations stay above it as lines."""
 
     def __init__(self, title: str, trainer: Any) -> None:
-        self._title = title
-        self._trainer = trainer
+        self._title, self._trainer = title, trainer
         self._bar: Bar | None = None
         self._task: Any = None
         self._loss: float | None = None
 
-    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+    def on_train_begin(self, _args: Any, state: Any, _control: Any, **_: Any) -> None:
         """Draw the bar, where there is a terminal to draw on."""
-        del args, control
         if not console.draws():
             return
         self._bar = Bar(
@@ -179,9 +133,8 @@ class ProgressReport(TrainerCallback):  # type: ignore[misc]
         self._bar.start()
         self._task = self._bar.add_task(self._title, total=state.max_steps, completed=state.global_step, numbers="")
 
-    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """Move the bar on."""
-        del args, control
+    def on_step_end(self, _args: Any, state: Any, _control: Any, **_: Any) -> None:
+        """Advance the bar."""
         if self._bar is None:
             return
         numbers = [f"{self._tokens_per_second():,.0f} tok/s", f"lr {self._trainer.current_learning_rate():.2e}"]
@@ -189,9 +142,8 @@ class ProgressReport(TrainerCallback):  # type: ignore[misc]
             numbers.insert(0, f"loss {self._loss:.4f}")
         self._bar.update(self._task, completed=state.global_step, numbers="  ".join(numbers))
 
-    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **_: Any) -> None:
-        """Keep the newest loss, and say how an evaluation came out."""
-        del args, control
+    def on_log(self, _args: Any, state: Any, _control: Any, logs: dict[str, Any] | None = None, **_: Any) -> None:
+        """Keep the newest loss, and print the result of an evaluation."""
         logs = logs or {}
         self._loss = logs.get("loss", self._loss)
         if "eval_loss" in logs and state.global_step:
@@ -202,13 +154,12 @@ class ProgressReport(TrainerCallback):  # type: ignore[misc]
                 f"{self._tokens_per_second():,.0f} tokens/s"
             )
 
-    def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """Take the bar away."""
-        del args, state, control
+    def on_train_end(self, *_: Any, **__: Any) -> None:
+        """Remove the bar."""
         self.close()
 
     def close(self) -> None:
-        """Give the terminal back, also when training ends with an error."""
+        """Release the terminal, also when training ends with an error."""
         if self._bar is not None:
             self._bar.stop()
             self._bar = None
@@ -216,20 +167,3 @@ class ProgressReport(TrainerCallback):  # type: ignore[misc]
     def _tokens_per_second(self) -> float:
         progress = self._trainer.progress
         return float(progress.train_tokens / progress.step_seconds) if progress.step_seconds else 0.0
-
-
-class Epochs(TrainerCallback):  # type: ignore[misc]
-    """Tells the trainer when an epoch begins and ends."""
-
-    def __init__(self, trainer: Any) -> None:
-        self._trainer = trainer
-
-    def on_epoch_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """Draw the order of the data."""
-        del args, state, control
-        self._trainer.begin_epoch()
-
-    def on_epoch_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """Count no time until the next step."""
-        del args, state, control
-        self._trainer.end_epoch()

@@ -24,8 +24,7 @@ from peftkit.errors import DataError, InputError, TargetError
 from peftkit.recipe.loader import load_recipe
 from peftkit.recipe.schema import Base, Data, Init, Recipe, Source
 from peftkit.recipe.section import LibrarySection, Section
-from peftkit.runs.checkpoints import PROGRESS_NAME, newest_sound
-from peftkit.runs.folder import RunFolder
+from peftkit.runs.folder import PROGRESS_NAME, RunFolder, newest_sound
 from peftkit.runs.manifest import RunManifest
 from peftkit.storage import MANIFEST_NAME, atomic_folder, write_json
 

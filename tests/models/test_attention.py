@@ -25,9 +25,8 @@ from peftkit.models.attention import (
 from peftkit.models.attention_kernels import SHARED_MASK, VARLEN, register_varlen
 from peftkit.models.base import locate_base
 from peftkit.models.methods.lora import METHOD
-from peftkit.planning.decisions import choose_attention
+from peftkit.planning.decisions import ChosenPrecision, choose_attention
 from peftkit.planning.hardware import Hardware
-from peftkit.planning.precision import ChosenPrecision
 from peftkit.recipe.hyperparameters import Lora
 from peftkit.recipe.schema import Base
 

@@ -17,10 +17,19 @@ from hypothesis import strategies as st
 from torch.optim.lr_scheduler import LambdaLR
 from transformers import get_linear_schedule_with_warmup
 
-from peftkit.runs.checkpoints import PROGRESS_NAME, Checkpoint, checkpoint_place, find_checkpoints
+from peftkit.runs.folder import PROGRESS_NAME, Checkpoint, checkpoint_place, find_checkpoints
 from peftkit.storage import MANIFEST_NAME, write_json
-from peftkit.training.checkpoint import CheckpointWriter, Progress, StateFiles, random_state, set_random_state
-from peftkit.training.values import read_values, write_values
+from peftkit.training.checkpoint import (
+    CheckpointWriter,
+    Progress,
+    random_state,
+    read_randoms,
+    read_values,
+    restore_states,
+    set_random_state,
+    write_states,
+    write_values,
+)
 from peftkit.training.weights import Weights
 
 RUN, OTHER_RUN = "0123456789abcdef", "fedcba9876543210"
@@ -59,17 +68,16 @@ class Training:
             self.scheduler.step()
         return taken
 
-    def save(self, folder: Path) -> StateFiles:
+    def save(self, folder: Path) -> None:
         """Write all of its states."""
-        files = StateFiles(folder)
-        files.write(self.optimizer.state_dict(), self.scheduler, None, [])
-        return files
+        write_states(folder, self.optimizer.state_dict(), self.scheduler, None, [])
 
     def restored(self, other: Training, folder: Path, *, adopt: bool) -> Training:
         """It, with the weights of another one and the states that this other one writes."""
         with torch.no_grad():
             self.weights.copy_(other.weights)
-        other.save(folder).restore(WHOLE, self.optimizer, self.scheduler, None, adopt=adopt)
+        other.save(folder)
+        restore_states(folder, WHOLE, self.optimizer, self.scheduler, None, adopt=adopt)
         return self
 
 
@@ -264,11 +272,10 @@ def test_only_a_run_with_a_scaler_has_its_file_and_gets_its_scale_back(tmp_path:
     training, scaler = Training.begin(), torch.amp.GradScaler("cpu", init_scale=1024.0)
     training.save(tmp_path)
     without = names(tmp_path)
-    files = StateFiles(tmp_path)
-    files.write(training.optimizer.state_dict(), training.scheduler, scaler, [])
+    write_states(tmp_path, training.optimizer.state_dict(), training.scheduler, scaler, [])
     other = torch.amp.GradScaler("cpu", init_scale=2.0)
 
-    files.restore(WHOLE, training.optimizer, training.scheduler, other, adopt=False)
+    restore_states(tmp_path, WHOLE, training.optimizer, training.scheduler, other, adopt=False)
 
     assert without == {"optimizer.safetensors", "scheduler.safetensors", "random.safetensors"}
     assert names(tmp_path) == without | {"scaler.safetensors"}
@@ -278,18 +285,19 @@ def test_only_a_run_with_a_scaler_has_its_file_and_gets_its_scale_back(tmp_path:
 def test_a_scaler_without_a_file_stays_as_it_is(tmp_path: Path) -> None:
     training, scaler = Training.begin(), torch.amp.GradScaler("cpu", init_scale=2.0)
 
-    training.save(tmp_path).restore(WHOLE, training.optimizer, training.scheduler, scaler, adopt=False)
+    training.save(tmp_path)
+    restore_states(tmp_path, WHOLE, training.optimizer, training.scheduler, scaler, adopt=False)
 
     assert scaler.get_scale() == 2.0
 
 
 def test_random_states_are_kept_with_the_others(tmp_path: Path) -> None:
     training, state = Training.begin(), random_state()
-    files = StateFiles(tmp_path)
 
-    files.write(training.optimizer.state_dict(), training.scheduler, None, [{"now": state, "epoch": state}])
+    states = [{"now": state, "epoch": state}]
+    write_states(tmp_path, training.optimizer.state_dict(), training.scheduler, None, states)
     first = numbers()
-    set_random_state(read_values(files.random)[0]["epoch"])
+    set_random_state(read_randoms(tmp_path)[0]["epoch"])
 
     assert numbers() == first
 
@@ -484,8 +492,8 @@ def test_what_is_written_is_the_state_of_its_step_though_training_goes_on(
     writer.write(2, fill_states, best=None)
     rates = training.steps(4)
     writer.wait()
-    files = StateFiles(checkpoint_place(tmp_path / "checkpoints", 2))
-    files.restore(WHOLE, other.optimizer, other.scheduler, None, adopt=False)
+    folder = checkpoint_place(tmp_path / "checkpoints", 2)
+    restore_states(folder, WHOLE, other.optimizer, other.scheduler, None, adopt=False)
 
     assert other.steps(4) == rates
     assert torch.equal(other.weights, training.weights)

@@ -13,7 +13,7 @@ import torch
 
 from peftkit.adapters.merge import merge
 from peftkit.models.device import detect_hardware
-from peftkit.planning.precision import choose_precision
+from peftkit.planning.decisions import choose_precision
 from peftkit.recipe.loader import load_recipe
 from peftkit.runs.folder import RunFolder
 from peftkit.training.arguments import products_as_before, training_arguments

@@ -1,8 +1,12 @@
-"""Processes meet at a store, wait for each other there, and end as one."""
+"""Processes of a run exchange values, end as one, and stop at a signal between two steps."""
 
 from __future__ import annotations
 
 import json
+import os
+import signal
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -14,8 +18,7 @@ from torch.distributed import HashStore  # type: ignore[attr-defined]
 
 from peftkit import console
 from peftkit.errors import InputError, PeerError, RunError, Stopped
-from peftkit.planning.processes import Place
-from peftkit.training.processes import ALONE, Processes, joined, shared_store
+from peftkit.training.processes import ALONE, SIGNALS, Processes, StopRequest, joined, shared_store, stopping_at_signals
 
 Pair = tuple[Processes, Processes]
 
@@ -24,7 +27,7 @@ Pair = tuple[Processes, Processes]
 def pair() -> Pair:
     """Two processes of one machine, here in one."""
     store = shared_store(HashStore())
-    return Processes(Place(0, 2, 0, 2), store), Processes(Place(1, 2, 1, 2), store)
+    return Processes(0, 2, 0, 2, store), Processes(1, 2, 1, 2, store)
 
 
 @pytest.fixture(autouse=True)
@@ -38,7 +41,7 @@ def test_a_process_alone_sums_and_gathers_what_it_has() -> None:
     with joined() as processes:
         assert processes is ALONE
 
-    assert (ALONE.sums(1.5, 2), ALONE.largest(3.0)) == ([1.5, 2.0], [3.0])
+    assert (ALONE.sums(1.5, 2), ALONE.largest(3.0)) == ([1.5, 2.0], 3.0)
     assert (ALONE.gathered("a"), ALONE.of_main("a")) == (["a"], "a")
     with ALONE.first_on_machine("data"), pytest.raises(ValueError, match="as it is"), ALONE.ending_as_one():
         raise ValueError("as it is")
@@ -70,7 +73,7 @@ def test_one_process_of_a_machine_goes_before_the_others(pair: Pair) -> None:
 
     def work(processes: Processes) -> None:
         with processes.first_on_machine("data"):
-            order.append(processes.place.rank)
+            order.append(processes.rank)
             time.sleep(0.05)
 
     threads = [threading.Thread(target=work, args=[processes]) for processes in reversed(pair)]
@@ -119,3 +122,179 @@ def test_what_is_published_holds_no_secret(pair: Pair) -> None:
 
     end: Any = json.loads(pair[1].store.get("end"))
     assert token not in end["what"]
+
+
+STATUSES = [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)]
+
+TRAIN = """
+import os, signal, sys
+from peftkit.training.processes import stopping_at_signals
+leaving = lambda: print("leaving", flush=True)
+with stopping_at_signals() as stop, stop.between_steps(leaving):
+    for name in sys.argv[1:]:
+        os.kill(os.getpid(), getattr(signal, name))
+        print("a step more", flush=True)
+print("the end", flush=True)
+"""
+
+FORK = """
+import os, signal, sys
+from peftkit.training.processes import stopping_at_signals
+with stopping_at_signals() as stop:
+    worker = os.fork()
+    if not worker:
+        os.kill(os.getpid(), getattr(signal, sys.argv[1]))
+        os._exit(7)
+    status = os.waitstatus_to_exitcode(os.waitpid(worker, 0)[1])
+    print(status, stop.number)
+"""
+
+
+@pytest.fixture(autouse=True)
+def handlers() -> Iterator[dict[signal.Signals, object]]:
+    """What each signal does at first, which is nothing, though none is ignored as `nohup` would have it."""
+    own = {number: lambda *_: None for number in SIGNALS}
+    before = {number: signal.signal(number, handler) for number, handler in own.items()}
+    yield {**own}
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+def send(number: int) -> None:
+    """Send this process a signal; Python runs its handler before the next instruction."""
+    os.kill(os.getpid(), number)
+
+
+def process(code: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-c", code, *arguments]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+@pytest.mark.parametrize(("number", "status"), STATUSES)
+def test_a_signal_outside_of_training_stops_the_run_where_it_is(number: signal.Signals, status: int) -> None:
+    with pytest.raises(Stopped, match=rf"^stopped by {number.name}\.$") as caught, stopping_at_signals():
+        send(number)
+
+    assert (caught.value.signal_number, caught.value.exit_status) == (number, status)
+
+
+@pytest.mark.parametrize("number", SIGNALS)
+def test_the_first_signal_between_steps_is_kept_until_somebody_asks(
+    number: signal.Signals, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with stopping_at_signals() as stop, stop.between_steps():
+        before = stop.number
+        send(number)
+        after = stop.number
+
+    assert (before, after) == (None, number)
+    said = capsys.readouterr()
+    assert said.err == f"{number.name}: the step is finished and saved first. Once more, and it stops at once.\n"
+    assert said.out == ""
+
+
+def test_after_training_a_signal_stops_the_run_where_it_is_again() -> None:
+    with stopping_at_signals() as stop:
+        with stop.between_steps():
+            pass
+        with pytest.raises(Stopped, match="stopped by SIGTERM"):
+            send(signal.SIGTERM)
+
+
+def test_after_training_that_failed_a_signal_stops_the_run_where_it_is_again() -> None:
+    with stopping_at_signals() as stop:
+        with pytest.raises(ValueError, match="halfway"), stop.between_steps():
+            raise ValueError("halfway")
+        with pytest.raises(Stopped, match="stopped by SIGINT"):
+            send(signal.SIGINT)
+
+
+@pytest.mark.parametrize(
+    ("names", "status"),
+    [(("SIGINT", "SIGINT"), 130), (("SIGINT", "SIGTERM"), 143), (("SIGTERM", "SIGHUP"), 129)],
+)
+def test_the_second_signal_leaves_the_process_at_once_with_its_own_status(names: tuple[str, str], status: int) -> None:
+    left = process(TRAIN, *names)
+
+    assert left.returncode == status
+    assert left.stdout == "a step more\nleaving\n"
+    assert f"{names[1]} again: stopped at once; the newest checkpoint is still there." in left.stderr
+
+
+def test_one_signal_lets_the_steps_go_on_to_the_end() -> None:
+    ended = process(TRAIN, "SIGTERM")
+
+    assert (ended.returncode, ended.stdout) == (0, "a step more\nthe end\n")
+
+
+@pytest.mark.parametrize(("name", "status"), [("SIGTERM", 143), ("SIGHUP", 129), ("SIGINT", 7)])
+def test_a_forked_worker_ends_alone_and_leaves_ctrl_c_to_the_run(name: str, status: int) -> None:
+    ended = process(FORK, name)
+
+    assert (ended.returncode, ended.stdout, ended.stderr) == (0, f"{status} None\n", "")
+
+
+def test_within_the_block_all_three_are_taken_and_after_it_put_back(handlers: dict[signal.Signals, object]) -> None:
+    with stopping_at_signals() as stop:
+        within = [signal.getsignal(number) for number in SIGNALS]
+
+    assert within == [stop.handle] * 3
+    assert {number: signal.getsignal(number) for number in SIGNALS} == handlers
+
+
+def test_handlers_are_put_back_when_the_block_fails(handlers: dict[signal.Signals, object]) -> None:
+    with pytest.raises(ValueError, match="halfway"), stopping_at_signals():
+        raise ValueError("halfway")
+
+    assert {number: signal.getsignal(number) for number in SIGNALS} == handlers
+
+
+def test_handlers_are_put_back_when_a_signal_ends_the_block(handlers: dict[signal.Signals, object]) -> None:
+    with pytest.raises(Stopped), stopping_at_signals():
+        send(signal.SIGHUP)
+
+    assert {number: signal.getsignal(number) for number in SIGNALS} == handlers
+
+
+def test_a_signal_that_was_ignored_before_stays_ignored() -> None:
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+
+    with stopping_at_signals() as stop:
+        within = signal.getsignal(signal.SIGHUP)
+        send(signal.SIGHUP)
+
+    assert within == signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+    assert stop.number is None
+
+
+def test_beside_a_signal_that_was_ignored_the_others_are_taken() -> None:
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+
+    with pytest.raises(Stopped, match="SIGTERM"), stopping_at_signals():
+        send(signal.SIGTERM)
+
+
+def test_in_another_thread_nothing_changes(handlers: dict[signal.Signals, object]) -> None:
+    found: list[tuple[StopRequest, dict[signal.Signals, object]]] = []
+
+    def work() -> None:
+        with stopping_at_signals() as stop, stop.between_steps():
+            found.append((stop, {number: signal.getsignal(number) for number in SIGNALS}))
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+
+    ((stop, within),) = found
+    assert within == handlers == {number: signal.getsignal(number) for number in SIGNALS}
+    assert stop.number is None
+
+
+def test_of_two_blocks_the_inner_one_takes_the_signal() -> None:
+    with stopping_at_signals() as outer, outer.between_steps():
+        with pytest.raises(Stopped), stopping_at_signals():
+            send(signal.SIGTERM)
+        inner = outer.number
+        send(signal.SIGTERM)
+
+    assert (inner, outer.number) == (None, signal.SIGTERM)

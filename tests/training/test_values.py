@@ -21,7 +21,7 @@ from hypothesis.extra.numpy import array_shapes, arrays
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 
-from peftkit.training.values import read_values, write_values
+from peftkit.training.checkpoint import read_values, write_values
 
 DTYPES = (
     torch.float64,

@@ -1,4 +1,4 @@
-"""What goes wrong in a run's numbers is said once as it shows, and ordinary noise says nothing."""
+"""Trouble in a run's metrics is reported once as it shows, and ordinary noise is not reported."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Optimizer steps take until the device has computed them, and what is between steps does not count."""
+"""Optimizer steps take until the device has computed them, and the time between steps does not count."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from peftkit.training.checkpoint import Progress
-from peftkit.training.watching import StepClock
+from peftkit.training.steps import StepClock
 
 CPU = torch.device("cpu")
 
