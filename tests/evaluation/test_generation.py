@@ -12,7 +12,7 @@ import pytest
 
 from peftkit.adapters.target import find_target, open_target
 from peftkit.evaluation.generation import score_texts, write
-from peftkit.models.varlen import VARLEN
+from peftkit.models.attention_kernels import VARLEN
 from peftkit.recipe.hyperparameters import Generation
 
 PROMPTS = ["The inn by the bridge", "Everyone in town knows", "If"]
