@@ -55,7 +55,7 @@ def merge_with_peft(base: Path, adapter: Path, output: Path) -> None:
 
 def merge_with_peftkit(base: Path, adapter: Path, output: Path) -> None:
     """`peftkit merge --no-verify`."""
-    from peftkit.adapters.base import GivenBase
+    from peftkit.adapters.files import GivenBase
     from peftkit.adapters.merge import MergeSettings, merge
 
     merge([(adapter, 1.0)], output, MergeSettings(verify=False), GivenBase(str(base)))

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from peftkit import console
-from peftkit.adapters.base import AS_RECORDED, GivenBase
+from peftkit.adapters.files import AS_RECORDED, GivenBase
 from peftkit.adapters.merge import MergeReceipt, MergeSettings
 from peftkit.adapters.merge import merge as merge_adapters
 from peftkit.adapters.target import find_weights

@@ -18,10 +18,10 @@ import torch
 from peftkit.console import size
 from peftkit.errors import PeftkitError, RunError
 from peftkit.hub import cache_place
+from peftkit.models.attention_kernels import has_varlen
 from peftkit.models.base import locate_base
 from peftkit.models.device import detect_hardware
 from peftkit.models.quantization import Backend, backend_of
-from peftkit.models.varlen import has_varlen
 from peftkit.planning.decisions import choose_precision, decide, dtype_of
 from peftkit.planning.hardware import Decision, Hardware
 from peftkit.recipe.hyperparameters import Quantization

@@ -27,7 +27,8 @@ from typing import Literal
 
 __all__ = [
     "BaseError", "Batch", "ChangedError", "DataError", "FieldError", "InputError", "MemoryRunError", "PeerError",
-    "PeftkitError", "Problem", "RecipeError", "RowsError", "RunError", "Stopped", "TargetError", "nearest", "printable",
+    "PeftkitError", "Problem", "RecipeError", "RowsError", "RunError", "Stopped", "TargetError", "UnfetchedError",
+    "first_line", "nearest", "printable",
 ]  # fmt: skip
 
 
@@ -219,3 +220,8 @@ def nearest(name: str, valid: Iterable[str]) -> str | None:
 def printable(name: str) -> str:
     """A name as part of a one-line message: quoted and escaped where it would not be readable otherwise."""
     return name if name and name.isprintable() else repr(name)
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of what an error says, or the name of its class where it says nothing."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

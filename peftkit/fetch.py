@@ -12,8 +12,7 @@ from peftkit import console
 from peftkit.data.published import find_published
 from peftkit.data.sources import split_of
 from peftkit.errors import FieldError, InputError, RecipeError
-from peftkit.hub import Snapshot, cache_place
-from peftkit.models.published import find_hub_base
+from peftkit.hub import Repo, Snapshot, cache_place, find_base
 from peftkit.recipe.loader import RecipeFile
 from peftkit.recipe.references import BUILTIN_PREFIX
 from peftkit.recipe.schema import Base, Recipe, Source
@@ -116,8 +115,8 @@ def _needs(recipe: Recipe) -> Iterator[tuple[Item, _Find | None]]:
 
 
 def _model(base: Base, field: str, *, weights: bool) -> tuple[Item, _Find | None]:
-    item = _item(field, str(base.model))
-    return item, partial(find_hub_base, base, field, weights=weights) if item.origin == "hub" else None
+    item, repo = _item(field, str(base.model)), Repo("model", str(base.model), base.revision, field)
+    return item, partial(find_base, repo, weights=weights) if item.origin == "hub" else None
 
 
 def _source(source: Source, field: str) -> Iterator[tuple[Item, _Find | None]]:

@@ -11,18 +11,27 @@ import logging
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from fnmatch import fnmatch
 from functools import cache, cached_property
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
 from peftkit import console
-from peftkit.errors import FieldError, InputError, UnfetchedError
+from peftkit.errors import FieldError, InputError, UnfetchedError, first_line
 from peftkit.storage import is_full
 
-__all__ = ["CARD_FILES", "Repo", "Snapshot", "cache_place", "cached_folder", "open_snapshot"]
+__all__ = [
+    "CARD_FILES", "WEIGHTS_NAME", "Repo", "Snapshot", "cache_place", "cached_folder", "find_base", "open_snapshot",
+]  # fmt: skip
 
 CARD_FILES = ("README.md", ".huggingface.yaml", "dataset_infos.json")
 """What may say which of a data set's files belong to which configuration and split."""
+
+WEIGHTS_NAME = "model.safetensors"
+"""Of a model's weights that are one file."""
+
+_WEIGHTS = "model*.safetensors"  # their parts too, and not `consolidated.safetensors`, which is a second copy
+_OTHERS = ("*.json", "*.txt", "*.model", "*.jinja")  # configuration, tokenizer and chat template
 
 _FIRST = {"model": ("config.json",), "dataset": CARD_FILES}
 """The small files that are looked for before the others are known."""
@@ -106,6 +115,22 @@ def open_snapshot(repo: Repo) -> Snapshot:
     if refusal is not None and not _is_offline(refusal):
         _warn_once(f"{_unreachable(refusal)}, so what is in its cache is used.")
     return Snapshot(repo, folder, refusal)
+
+
+def find_base(repo: Repo, *, weights: bool = True) -> tuple[Snapshot, list[str]]:
+    """A model at its commit, and those of its files that make a base, without fetching them.
+
+    Weights in other forms than safetensors are not among them: some can run code when they are opened.
+
+    Raises:
+        UnfetchedError: it is not on this machine, and the hub cannot be reached, or must not be.
+        FieldError: the hub does not give it.
+    """
+    snapshot = open_snapshot(repo)
+    patterns = (*_OTHERS, _WEIGHTS) if weights else _OTHERS
+    names = [name for name in snapshot.sizes if "/" not in name and any(fnmatch(name, each) for each in patterns)]
+    found = any(name.endswith(".safetensors") for name in names)
+    return snapshot, names if found or not weights else [*names, WEIGHTS_NAME]  # which is reported as missing
 
 
 def cached_folder(repo: Repo) -> Path | None:
@@ -232,5 +257,9 @@ def _is_offline(refusal: Exception) -> bool:
 
 
 def _unreachable(refusal: Exception) -> str:
-    reason = (str(refusal).strip().splitlines() or [type(refusal).__name__])[0].rstrip(".")
-    return f"the hub gives no answer ({reason})"
+    return f"the hub gives no answer ({first_line(refusal).rstrip('.')})"
+
+
+def _stays_inside(name: str) -> bool:
+    path = PurePosixPath(name)
+    return not path.is_absolute() and ".." not in path.parts

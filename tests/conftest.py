@@ -251,7 +251,7 @@ def varlen_on_cpu() -> Iterator[list[dict[str, Any]]]:
     """Attention over variable lengths by its definition, in any dtype; gives what the kernel was called with."""
     import torch
 
-    from peftkit.models.varlen import register_varlen
+    from peftkit.models.attention_kernels import register_varlen
 
     calls: list[dict[str, Any]] = []
 

@@ -19,8 +19,8 @@ from benchmarks.gpu.contest import Contest
 from benchmarks.gpu.device import device, half_dtype, peak_bytes
 from benchmarks.gpu.trace import StepObserver
 from peftkit.models.attach import inner_model
+from peftkit.models.attention_kernels import VARLEN
 from peftkit.models.base import LocatedBase
-from peftkit.models.varlen import VARLEN
 
 __all__ = ["contend", "load_random_base"]
 

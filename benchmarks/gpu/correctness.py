@@ -14,12 +14,10 @@ from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutpu
 
 from benchmarks.gpu.device import device
 from peftkit.errors import FieldError
-from peftkit.models.attention import kernels_of, use_attention
+from peftkit.models.attention import check_isolation, kernels_of, use_attention
+from peftkit.models.attention_kernels import SHARED_MASK, VARLEN
 from peftkit.models.device import detect_hardware
-from peftkit.models.isolation import check_isolation
 from peftkit.models.loss import compute_loss_at_labels, evaluate_loss
-from peftkit.models.shared_mask import SHARED_MASK
-from peftkit.models.varlen import VARLEN
 from peftkit.planning.decisions import Attention, ChosenPrecision, choose_attention, choose_precision
 
 __all__ = ["chosen_attention", "isolation", "loss_errors", "nf4_codes"]

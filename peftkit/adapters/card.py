@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import PurePath
 from typing import Any
 
-from peftkit.adapters.files import kinds_of
-from peftkit.adapters.record import RECORD_NAME, Record
+from peftkit.adapters.files import RECORD_NAME, Record, kinds_of
 from peftkit.metrics import in_group
 from peftkit.models.methods import method_named
 from peftkit.models.quantization import backend_of
@@ -14,7 +14,7 @@ from peftkit.recipe.advice import shown
 from peftkit.recipe.fields import set_fields
 from peftkit.recipe.schema import Source
 
-__all__ = ["model_card", "proof_rows"]
+__all__ = ["model_card", "proof_rows", "without_folders"]
 
 _OPEN_ADAPTER = """\
 from peft import AutoPeftModelForCausalLM
@@ -107,17 +107,18 @@ def _set(record: Record) -> Iterator[tuple[str, str]]:
     """Every field that the recipe sets, without the folders of the machine that trained."""
     for home, fields in set_fields(record.recipe.model_dump(mode="json")).items():
         for name, value in fields.items():
-            text = shown(_without_folders(value)).replace("|", "\\|")
+            text = shown(without_folders(value)).replace("|", "\\|")
             yield f"`{name if home == 'recipe' else f'{home}.{name}'}`", text if text.isprintable() else repr(text)
 
 
-def _without_folders(value: Any) -> Any:
-    """A value with absolute paths cut to their last part, so that others can find what they name."""
-    if isinstance(value, list):
-        return [_without_folders(item) for item in value]
+def without_folders(value: Any) -> Any:
+    """A JSON value in which every absolute path is cut to its last part, so that others can find what it names."""
     if isinstance(value, dict):
-        return {name: _without_folders(item) for name, item in value.items()}
-    return value.rpartition("/")[2] if isinstance(value, str) and value.startswith("/") else value
+        return {without_folders(key): without_folders(inner) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [without_folders(inner) for inner in value]
+    is_path = isinstance(value, str) and (PurePath(value).is_absolute() or value.startswith("~"))
+    return PurePath(value).name if is_path else value
 
 
 def _measured(record: Record) -> Iterator[tuple[str, str]]:
@@ -157,11 +158,11 @@ def _table(title: str, rows: Iterator[tuple[str, str]]) -> list[str]:
 
 
 def _base_name(record: Record) -> str:
-    return str(_without_folders(record.base["model"] or "a new model"))
+    return str(without_folders(record.base["model"] or "a new model"))
 
 
 def _data_name(source: Source) -> str:
     """A source as others can find it."""
     if source.path is not None:
-        return ", ".join(_without_folders([source.path] if isinstance(source.path, str) else source.path))
+        return ", ".join(without_folders([source.path] if isinstance(source.path, str) else source.path))
     return " ".join(part for part in (source.dataset, source.name) if part)

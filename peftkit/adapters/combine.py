@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import shutil
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -11,13 +12,29 @@ from typing import Any
 import numpy as np
 from safetensors.numpy import save_file
 
-from peftkit.adapters.files import CONFIG_NAME, WEIGHTS_NAME, Adapter, Floats, meaning_of, part_of, read_adapter
-from peftkit.adapters.record import RECORD_NAME
+from peftkit.adapters.card import model_card
+from peftkit.adapters.compare import logits_on_base
+from peftkit.adapters.files import (
+    AS_RECORDED,
+    CONFIG_NAME,
+    RECORD_NAME,
+    WEIGHTS_NAME,
+    Adapter,
+    Floats,
+    GivenBase,
+    copy_tokenizer,
+    has_tokenizer,
+)
+from peftkit.adapters.proof import SAMPLE_NAME, Agreement, compare
 from peftkit.errors import TargetError
 from peftkit.models.methods.lora import Factors, folded
-from peftkit.storage import write_json
+from peftkit.runs.folder import CARD_NAME
+from peftkit.storage import atomic_folder, write_json, write_text
 
-__all__ = ["Compressed", "check_addable", "compress", "made_from", "products_of", "sum_of", "write_adapter"]
+__all__ = [
+    "Combined", "Compressed", "check_addable", "combine_adapters", "compress", "made_from", "products_of",
+    "shrink_adapter", "sum_of", "sum_of_adapters", "write_adapter",
+]  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -32,30 +49,53 @@ class Compressed:
     """The same over all modules together."""
 
 
-def check_addable(adapters: Sequence[Adapter]) -> None:
-    """See that adapters stand on one base and are nothing but sums of products.
+@dataclass(frozen=True)
+class Combined:
+    """An adapter that was made of others."""
+
+    output: str
+    ranks: list[int]
+    """Of its modules, each once."""
+
+    bytes: int
+    error: float | None
+    """‖ΔW - ΔW'‖ / ‖ΔW‖ over all modules; None where nothing was left out."""
+
+    worst_module: str | None
+    worst_error: float | None
+    logits: Agreement | None
+    """Of a smaller adapter against the one that it was made from."""
+
+
+def combine_adapters(parts: Sequence[tuple[Path, float]], output: Path, rank: int | None = None) -> Combined:
+    """Write the weighted sum of adapters as one, exactly, or with `rank` as nearly as that rank allows.
 
     Raises:
-        TargetError: one is not.
+        TargetError: they cannot be added.
     """
-    first = adapters[0]
+    adapters = [Adapter.read(folder) for folder, _ in parts]
     for adapter in adapters:
-        meaning = meaning_of(adapter)
-        extra = next((each.beyond_product for each in meaning.updates.values() if each.beyond_product), None)
-        if extra is None and meaning.whole:
-            extra = f"{next(iter(meaning.whole))}, which was trained whole"
-        if extra:
-            raise TargetError(
-                f"has {extra}; a sum of adapters is exact only for their products.",
-                where=str(adapter.folder),
-                remedy="Merge it alone.",
-            )
-        if _base_of(adapter) != _base_of(first):
-            raise TargetError(
-                f"stands on another base than {first.folder}, or on one that was held in another way.",
-                where=str(adapter.folder),
-                remedy="Only adapters that were trained on the same weights can be added.",
-            )
+        adapter.check_sound()
+    weights = [weight for _, weight in parts]
+    total = sum_of_adapters(adapters, weights)
+    return _ship(output, adapters[0], total, made_from(adapters, weights), rank)
+
+
+def shrink_adapter(folder: Path, output: Path, rank: int, given: GivenBase = AS_RECORDED) -> Combined:
+    """Write an adapter's nearest one of a lower rank, and measure what it says against what the first one says.
+
+    Raises:
+        TargetError: it cannot be opened, or has no higher rank.
+    """
+    adapter = Adapter.read(folder)
+    factors = products_of(adapter)
+    highest = max((each.rank for each in factors.values()), default=0)
+    if rank >= highest:
+        raise TargetError(f"has no rank above {highest}.", where=str(folder), remedy=f"Choose one below {highest}.")
+    sample, said = logits_on_base(adapter, given)
+    made = _ship(output, adapter, factors, made_from([adapter], [1.0]), rank)
+    _, said_by_smaller = logits_on_base(Adapter.read(output), given, sample)
+    return replace(made, logits=compare(said_by_smaller, said, sample))
 
 
 def products_of(adapter: Adapter) -> dict[str, Factors]:
@@ -64,12 +104,22 @@ def products_of(adapter: Adapter) -> dict[str, Factors]:
     Raises:
         TargetError: they are not.
     """
-    updates = meaning_of(adapter).updates
+    updates = adapter.updates
     products = {module: each for module, each in updates.items() if isinstance(each, Factors)}
     if len(products) < len(updates):
         what = f"is {adapter.method.adapter}, which has no ranks."
         raise TargetError(what, where=str(adapter.folder), remedy="Only LoRA adapters can be added or shrunk.")
     return products
+
+
+def sum_of_adapters(adapters: Sequence[Adapter], weights: Sequence[float]) -> dict[str, Factors]:
+    """The weighted sum of what several adapters do, by module; see `sum_of`.
+
+    Raises:
+        TargetError: they were trained on different bases, or are more than sums of products.
+    """
+    check_addable(adapters)
+    return sum_of(list(zip(map(products_of, adapters), weights, strict=True)))
 
 
 def sum_of(parts: Sequence[tuple[Mapping[str, Factors], float]]) -> dict[str, Factors]:
@@ -86,6 +136,27 @@ def sum_of(parts: Sequence[tuple[Mapping[str, Factors], float]]) -> dict[str, Fa
             scaled = folded(each, weight)
             total[module] = _beside(module, total[module], scaled) if module in total else scaled
     return total
+
+
+def check_addable(adapters: Sequence[Adapter]) -> None:
+    """See that adapters were trained on one base and are nothing but sums of products.
+
+    Raises:
+        TargetError: one is not.
+    """
+    first = adapters[0]
+    for adapter in adapters:
+        extra = next((each.beyond_product for each in adapter.updates.values() if each.beyond_product), None)
+        whole = [] if extra else list(adapter.whole)
+        if whole:
+            extra = f"{whole[0]}, which was trained whole"
+        if extra:
+            what = f"has {extra}; a sum of adapters is exact only for their products."
+            raise TargetError(what, where=str(adapter.folder), remedy="Merge it alone.")
+        if _base_of(adapter) != _base_of(first):
+            what = f"stands on another base than {first.folder}, or on one that was held in another way."
+            remedy = "Only adapters that were trained on the same weights can be added."
+            raise TargetError(what, where=str(adapter.folder), remedy=remedy)
 
 
 def compress(factors: Mapping[str, Factors], rank: int) -> Compressed:
@@ -111,10 +182,8 @@ def compress(factors: Mapping[str, Factors], rank: int) -> Compressed:
 
 def made_from(adapters: Sequence[Adapter], weights: Sequence[float]) -> list[dict[str, Any]]:
     """What the record of a combined adapter says about its parts."""
-    return [
-        {"adapter": adapter.name, "weight": weight, "sha256": adapter.sha256}
-        for adapter, weight in zip(adapters, weights, strict=True)
-    ]
+    pairs = zip(adapters, weights, strict=True)
+    return [{"adapter": adapter.name, "weight": weight, "sha256": adapter.sha256} for adapter, weight in pairs]
 
 
 def write_adapter(
@@ -124,19 +193,17 @@ def write_adapter(
 
     The scaling is in the matrices: every module's `lora_alpha` is its rank. What was trained whole is carried over.
     """
-    tensors: dict[str, Floats] = {
-        name: each.array() for name, each in like.tensors.items() if part_of(name, like.method)[1] is None
-    }
+    carried = [name for name in like.tensors if like.part_of(name)[1] is None]
+    tensors: dict[str, Floats] = {name: like.tensors[name].array() for name in carried}
     for module, each in factors.items():
         tensors |= each.tensors(module)
     save_file({name: np.ascontiguousarray(tensor) for name, tensor in tensors.items()}, folder / WEIGHTS_NAME)
     config = _config(like.config, factors)
     write_json(folder / CONFIG_NAME, config)
     if like.record:
-        written = replace(read_adapter(folder), record=None)
-        lora = like.record.recipe.lora.model_copy(
-            update={"r": config["r"], "lora_alpha": config["lora_alpha"], "use_rslora": False}
-        )
+        written = replace(Adapter.read(folder), record=None)
+        changed = {"r": config["r"], "lora_alpha": config["lora_alpha"], "use_rslora": False}
+        lora = like.record.recipe.lora.model_copy(update=changed)
         record = replace(
             like.record,
             recipe=like.record.recipe.model_copy(update={"lora": lora}),
@@ -146,7 +213,7 @@ def write_adapter(
             tensors={name: tensor.sha256 for name, tensor in written.tensors.items()},
         )
         write_json(folder / RECORD_NAME, record.to_json())
-    return read_adapter(folder)
+    return Adapter.read(folder)
 
 
 def _base_of(adapter: Adapter) -> tuple[Any, ...]:
@@ -165,22 +232,28 @@ def _beside(module: str, one: Factors, other: Factors) -> Factors:
 
 def _config(config: dict[str, Any], factors: Mapping[str, Factors]) -> dict[str, Any]:
     ranks = {module: each.rank for module, each in sorted(factors.items())}
-    usual = _most_common(ranks.values())
+    usual = Counter(ranks.values()).most_common(1)[0][0]
     others = {module: rank for module, rank in ranks.items() if rank != usual}
-    return {
-        **config,
-        "r": usual,
-        "lora_alpha": usual,
-        "rank_pattern": others,
-        "alpha_pattern": dict(others),
-        "target_modules": list(ranks),
-        "exclude_modules": None,
-        "layers_to_transform": None,
-        "layers_pattern": None,
-        "use_rslora": False,
-        "init_lora_weights": True,
-    }
+    own = {"r": usual, "lora_alpha": usual, "rank_pattern": others, "alpha_pattern": dict(others)}
+    unused = dict.fromkeys(("exclude_modules", "layers_to_transform", "layers_pattern"))
+    kind = {"use_rslora": False, "init_lora_weights": True}
+    return {**config, **own, "target_modules": list(ranks), **unused, **kind}
 
 
-def _most_common(ranks: Iterable[int]) -> int:
-    return Counter(ranks).most_common(1)[0][0]
+def _ship(
+    output: Path, like: Adapter, factors: Mapping[str, Factors], made_of: list[dict[str, Any]], rank: int | None
+) -> Combined:
+    """Write an adapter, cut to a rank if one is given, with tokenizer, sample and card of the one it was made from."""
+    smaller = None if rank is None else compress(factors, rank)
+    with atomic_folder(output) as folder:
+        written = write_adapter(folder, like, smaller.factors if smaller else factors, made_of)
+        if has_tokenizer(like.folder):
+            copy_tokenizer(like.folder, folder)
+        if (like.folder / SAMPLE_NAME).is_file():
+            shutil.copyfile(like.folder / SAMPLE_NAME, folder / SAMPLE_NAME)
+        if written.record:
+            write_text(folder / CARD_NAME, model_card(written.record))
+    ranks = sorted({each.rank for each in products_of(written).values()})
+    error, errors = (smaller.error, smaller.errors) if smaller else (None, {})
+    worst = max(errors, key=lambda module: errors[module], default=None)
+    return Combined(str(output), ranks, written.bytes, error, worst, errors[worst] if worst else None, None)

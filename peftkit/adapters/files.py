@@ -1,4 +1,4 @@
-"""An adapter's files: its settings, its tensors as they are stored, and its tokenizer."""
+"""An adapter's files: settings, tensors, tokenizer, the record of how it was made, and whether they are as saved."""
 
 from __future__ import annotations
 
@@ -14,19 +14,26 @@ from typing import Any
 import numpy as np
 import safetensors
 
-from peftkit.adapters.record import Record
 from peftkit.errors import BaseError, TargetError
 from peftkit.models.methods import PREFIX, Floats, TrainingMethod, Update, kinds_of_adapters, method_of_type
+from peftkit.recipe.hyperparameters import Quantization
+from peftkit.recipe.schema import Recipe
 from peftkit.runs.folder import ADAPTER_FOLDER
 from peftkit.storage import read_json, sha256_of_json
 
 __all__ = [
-    "CONFIG_NAME", "TOKENIZER_FILES", "WEIGHTS_NAME", "Adapter", "Floats", "Meaning", "StoredTensor",
-    "copy_tokenizer", "has_tokenizer", "kinds_of", "meaning_of", "part_of", "place_of", "read_adapter",
+    "AS_RECORDED", "CONFIG_NAME", "RECEIPT_NAME", "RECORD_NAME", "TOKENIZER_FILES", "WEIGHTS_NAME", "Adapter", "Floats",
+    "GivenBase", "Record", "StoredTensor", "copy_tokenizer", "has_tokenizer", "kinds_of", "place_of",
 ]  # fmt: skip
 
 CONFIG_NAME = "adapter_config.json"
 WEIGHTS_NAME = "adapter_model.safetensors"
+RECORD_NAME = "peftkit.json"
+"""How an adapter or a model was made, and what it must still be when it is opened."""
+
+RECEIPT_NAME = "merge.json"
+"""What a merged model was made of and how it was proven, beside its record."""
+
 
 _NUMPY_TYPES = {"F64": np.float64, "F32": np.float32, "F16": np.float16, "BF16": np.uint16}
 
@@ -37,18 +44,68 @@ TOKENIZER_FILES = (
 
 
 @dataclass(frozen=True)
+class Record:
+    """The fingerprint of what a run ships. Everything of it but the metrics is checked when it is opened again."""
+
+    recipe: Recipe
+    base: dict[str, Any]
+    """Name, revision, and SHA-256 of the configuration and of each weight file, with one over all of them."""
+
+    base_dtype: str
+    """Torch's name of the dtype that the base was held in while training."""
+
+    data: dict[str, Any]
+    """Where the data came from, the hashes of its files, and its counts."""
+
+    metrics: dict[str, Any]
+    versions: dict[str, str | None]
+    adapter_config: dict[str, Any] | None = None
+    """PEFT's configuration as it was saved; None for a whole model."""
+
+    tensors: dict[str, str] | None = None
+    """SHA-256 of each of an adapter's tensors; None for a whole model, whose files `manifest.json` holds to account."""
+
+    made_from: list[dict[str, Any]] | None = None
+    """The adapters that this one is the weighted sum or the compression of, if it was not trained itself."""
+
+    @classmethod
+    def read(cls, folder: Path) -> Record | None:
+        """The record in a folder, or None where there is none: then peftkit did not make what is there.
+
+        Raises:
+            TargetError: it is damaged.
+        """
+        place = folder / RECORD_NAME
+        if not place.exists():
+            return None
+        try:
+            values = read_json(place)
+            fields = {name: values[name] for name in cls.__dataclass_fields__ if name != "recipe"}
+            return cls(recipe=Recipe.model_validate(values["recipe"]), **fields)
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise TargetError("is damaged.", where=str(place), remedy="Copy or export it again.") from error
+
+    def to_json(self) -> dict[str, Any]:
+        """The content of the file."""
+        recipe = self.recipe.model_dump(mode="json", exclude={"output"})
+        own = {name: getattr(self, name) for name in self.__dataclass_fields__ if name != "recipe"}
+        quantization = recipe["quantization"] if self.recipe.base_quantization else None
+        return {"recipe": recipe, "recipe_sha256": sha256_of_json(recipe), "quantization": quantization, **own}
+
+
+@dataclass(frozen=True)
 class StoredTensor:
     """A tensor as the file holds it."""
 
     dtype: str
-    """Safetensors' name of the number type, as `F32`."""
+    """Safetensors' name of the dtype, as `F32`."""
 
     shape: tuple[int, ...]
     data: bytes
 
     @property
     def sha256(self) -> str:
-        """Hex SHA-256 over number type, shape and content."""
+        """Hex SHA-256 over dtype, shape and content."""
         head = f"{self.dtype} {list(self.shape)} ".encode()
         return hashlib.sha256(head + self.data).hexdigest()
 
@@ -58,6 +115,21 @@ class StoredTensor:
         if self.dtype == "BF16":  # the upper half of a float32
             return (numbers.astype(np.uint32) << 16).view(np.float32)
         return numbers.astype(np.float32)
+
+
+@dataclass(frozen=True)
+class GivenBase:
+    """What the command line says about the base of an adapter."""
+
+    model: str | None = None
+    """A folder, hub name or `builtin:…`: for an adapter without a record, and for a base that has moved."""
+
+    quantization: Quantization | None = None
+    """How the base was held; only for an adapter without a record."""
+
+
+AS_RECORDED = GivenBase()
+"""Nothing: the adapter's record says it all."""
 
 
 @dataclass(frozen=True)
@@ -71,6 +143,24 @@ class Adapter:
     tensors: dict[str, StoredTensor]
     record: Record | None
 
+    @classmethod
+    def read(cls, folder: Path) -> Adapter:
+        """Read an adapter that peftkit or PEFT wrote.
+
+        Raises:
+            TargetError: it is no adapter of a method of peftkit's, is not in safetensors, or is damaged.
+        """
+        config = _read_config(folder)
+        if not (folder / WEIGHTS_NAME).is_file():
+            endings = ("*.bin", "*.pt", "*.pth", "*.pkl")
+            pickles = sorted(path.name for pattern in endings for path in folder.glob(pattern))
+            if pickles:
+                what = f"holds its weights as a pickle, {pickles[0]}, which can run code when it is opened."
+                remedy = f"Load it where you trust it, and save it as {WEIGHTS_NAME} with PEFT's save_pretrained."
+                raise TargetError(what, where=str(folder), remedy=remedy)
+            raise TargetError(f"has no {WEIGHTS_NAME}.", where=str(folder), remedy="Copy the adapter again.")
+        return cls(folder, config, _read_tensors(folder / WEIGHTS_NAME), Record.read(folder))
+
     @property
     def method(self) -> TrainingMethod:
         """The method that leaves such adapters."""
@@ -83,6 +173,11 @@ class Adapter:
         """What people call it: the name of its folder, or of the run that it is in."""
         folder = self.folder.resolve()
         return folder.parent.name if folder.name == ADAPTER_FOLDER else folder.name
+
+    @property
+    def base_name(self) -> str | None:
+        """What its base is called, as far as it is known."""
+        return self.record.base["model"] if self.record else self.config.get("base_model_name_or_path")
 
     @property
     def sha256(self) -> str:
@@ -99,63 +194,85 @@ class Adapter:
         """Size of the weights."""
         return sum(len(tensor.data) for tensor in self.tensors.values())
 
+    @property
+    def updates(self) -> dict[str, Update]:
+        """What it does to each module, by the base's own names.
 
-@dataclass(frozen=True)
-class Meaning:
-    """Everything that an adapter changes, by the base's own names."""
+        Raises:
+            TargetError: a tensor of a module is missing, or the adapter is of a kind that cannot be merged.
+        """
+        parts: dict[str, dict[str, Floats]] = {}
+        for name, tensor in self.tensors.items():
+            module, part = self.part_of(name)
+            if part is not None:
+                parts.setdefault(module, {})[part] = tensor.array()
+        return self.method.updates(self.folder, self.config, parts)
 
-    updates: dict[str, Update]
-    """By module."""
+    @property
+    def whole(self) -> dict[str, Floats]:
+        """Parameters that were trained whole and take the place of the base's, by its own names.
 
-    whole: dict[str, Floats]
-    """Parameters that were trained whole and take the place of the base's, by name: `modules_to_save`, biases, and
-    embeddings that grew with the vocabulary."""
+        They are `modules_to_save`, biases, and embeddings that grew with the vocabulary.
+        """
+        places = {name: self.part_of(name) for name in self.tensors}
+        return {module: self.tensors[name].array() for name, (module, part) in places.items() if part is None}
+
+    def part_of(self, name: str) -> tuple[str, str | None]:
+        """Of a tensor in the file: its module and part there, or a whole parameter's name and None."""
+        inner = name.removeprefix(PREFIX)
+        part = next((part for part in self.method.parts if inner.endswith(f".{part}")), None)
+        return (inner.removesuffix(f".{part}") if part else inner.replace(".base_layer.", ".")), part
+
+    @property
+    def not_finite(self) -> list[str]:
+        """Names of the tensors that hold a NaN or an infinity."""
+        return [name for name, tensor in self.tensors.items() if not np.isfinite(tensor.array()).all()]
+
+    @property
+    def config_changes(self) -> list[str]:
+        """How the configuration differs from the recorded one."""
+        if self.record is None or self.record.adapter_config is None:
+            return []
+        sides = self.record.adapter_config, self.config
+        saved, found = ({key: repr(value) for key, value in side.items()} for side in sides)
+        differing = sorted(key for key in {*saved, *found} if found.get(key) != saved.get(key))
+        return [f"{key} is {found.get(key, 'not there')}, was {saved.get(key, 'not there')}" for key in differing]
+
+    @property
+    def tensor_changes(self) -> list[str]:
+        """How the tensors differ from the recorded ones."""
+        if self.record is None or self.record.tensors is None:
+            return []
+        saved, found, changes = self.record.tensors, self.tensors, []
+        for name in sorted({*saved, *found}):
+            if name not in found:
+                changes.append(f"{name} is missing")
+            elif name not in saved:
+                changes.append(f"{name} is one too many")
+            elif found[name].sha256 != saved[name]:
+                changes.append(f"{name} has other values or another shape")
+        return changes
+
+    def check_sound(self) -> None:
+        """See that it has no NaN and is, where that is recorded, what was saved.
+
+        Raises:
+            TargetError: it has, or is not; the message names what differs.
+        """
+        if broken := self.not_finite:
+            what = f"holds values in {_some(broken)} that are not finite."
+            remedy = "Its training went wrong; train it again with a lower learning rate."
+            raise TargetError(what, where=str(self.folder / WEIGHTS_NAME), remedy=remedy)
+        for name, changes in ((CONFIG_NAME, self.config_changes), (WEIGHTS_NAME, self.tensor_changes)):
+            if changes:
+                what = f"is not what was saved: {_some(changes, '; ')}."
+                remedy = "It was edited or damaged; copy or train the adapter again."
+                raise TargetError(what, where=str(self.folder / name), remedy=remedy)
 
 
-def read_adapter(folder: Path) -> Adapter:
-    """Read an adapter that peftkit or PEFT wrote.
-
-    Raises:
-        TargetError: it is no adapter of a method of peftkit's, is not in safetensors, or is damaged.
-    """
-    config = _read_config(folder)
-    if not (folder / WEIGHTS_NAME).is_file():
-        pickles = sorted(path.name for pattern in ("*.bin", "*.pt", "*.pth", "*.pkl") for path in folder.glob(pattern))
-        if pickles:
-            raise TargetError(
-                f"holds its weights as a pickle, {pickles[0]}, which can run code when it is opened.",
-                where=str(folder),
-                remedy=f"Load it where you trust it, and save it as {WEIGHTS_NAME} with PEFT's save_pretrained.",
-            )
-        raise TargetError(f"has no {WEIGHTS_NAME}.", where=str(folder), remedy="Copy the adapter again.")
-    return Adapter(folder, config, _read_tensors(folder / WEIGHTS_NAME), Record.read(folder))
-
-
-def meaning_of(adapter: Adapter) -> Meaning:
-    """Sort an adapter's tensors by what they do.
-
-    Raises:
-        TargetError: a tensor is not known, or misses one that belongs to it.
-    """
-    method = adapter.method
-    parts: dict[str, dict[str, Floats]] = {}
-    whole: dict[str, Floats] = {}
-    for name, tensor in adapter.tensors.items():
-        module, part = part_of(name, method)
-        if part is None:
-            whole[module] = tensor.array()
-        else:
-            parts.setdefault(module, {})[part] = tensor.array()
-    return Meaning(method.updates(adapter.folder, adapter.config, parts), whole)
-
-
-def part_of(name: str, method: TrainingMethod) -> tuple[str, str | None]:
-    """Of a tensor in the file: its module and part there, or a whole parameter's name and None."""
-    inner = name.removeprefix(PREFIX)
-    for part in method.parts:
-        if inner.endswith(f".{part}"):
-            return inner.removesuffix(f".{part}"), part
-    return inner.replace(".base_layer.", "."), None
+def _some(things: list[str], separator: str = ", ") -> str:
+    rest = len(things) - 3
+    return separator.join(things[:3]) + (f"{separator}and {rest} more" if rest > 0 else "")
 
 
 def place_of(module: str) -> tuple[int | None, str]:
@@ -193,16 +310,11 @@ def _read_tensors(place: Path) -> dict[str, StoredTensor]:
         stored = safetensors.deserialize(place.read_bytes())  # type: ignore[no-untyped-call]
     except (OSError, safetensors.SafetensorError) as error:
         raise TargetError("is damaged or incomplete.", where=str(place), remedy="Copy the adapter again.") from error
-    tensors = {
-        name: StoredTensor(values["dtype"], tuple(values["shape"]), bytes(values["data"])) for name, values in stored
-    }
+    tensors = {name: StoredTensor(each["dtype"], tuple(each["shape"]), bytes(each["data"])) for name, each in stored}
     strange = next((name for name, tensor in tensors.items() if tensor.dtype not in _NUMPY_TYPES), None)
     if strange:
-        raise TargetError(
-            f"{strange} holds {tensors[strange].dtype}, which is no number type of an adapter.",
-            where=str(place),
-            remedy="Save the adapter in float32, float16 or bfloat16.",
-        )
+        what = f"{strange} holds {tensors[strange].dtype}, which is no number type of an adapter."
+        raise TargetError(what, where=str(place), remedy="Save the adapter in float32, float16 or bfloat16.")
     return dict(sorted(tensors.items()))
 
 

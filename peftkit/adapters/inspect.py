@@ -1,16 +1,19 @@
-"""What adapters hold: how far each moves the weights of its base, as figures and as a plot, and a list of them."""
+"""What adapters hold: how far each moves the weights of its base, as figures and as a plot, and a list of them.
+
+A list needs no torch, and neither do figures without the base.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from peftkit.adapters.files import CONFIG_NAME, Adapter, Floats, kinds_of, meaning_of, place_of, read_adapter
-from peftkit.errors import InputError, TargetError
-from peftkit.models.methods import Update
+from peftkit import console
+from peftkit.adapters.files import AS_RECORDED, CONFIG_NAME, Adapter, Floats, GivenBase, kinds_of, place_of
+from peftkit.errors import InputError, PeftkitError, TargetError
 from peftkit.runs.folder import ADAPTER_FOLDER
 
 __all__ = [
@@ -25,7 +28,7 @@ _SUFFIXES = (".png", ".svg", ".pdf")
 
 @dataclass(frozen=True)
 class ModuleUpdate:
-    """What an adapter does to one weight, W + ΔW."""
+    """What an adapter does to one weight, W + ΔW; see `Size`."""
 
     module: str
     layer: int | None
@@ -33,21 +36,15 @@ class ModuleUpdate:
     """The module's name inside its layer."""
 
     rank: int | None
-    """None, with the next one, where the update is no product of two matrices."""
+    """None where the update is no product of two matrices."""
 
     scaling: float | None
     norm: float | None
-    """Frobenius norm of ΔW; None where only the base would tell."""
-
     relative_norm: float | None
     """‖ΔW‖ / ‖W‖; None where the base is not at hand."""
 
     effective_rank: float | None
-    """Exponential of the entropy of the singular values (Roy and Vetterli 2007): about how many directions ΔW has."""
-
     largest: float | None
-    """The largest number in ΔW, by its size."""
-
     untouched: bool
     """It is as it was before training: nothing was learned here."""
 
@@ -62,46 +59,100 @@ class WholeUpdate:
     """‖new - old‖ / ‖old‖; None where the base is not at hand, or had another shape."""
 
 
+@dataclass(frozen=True)
+class AdapterReport:
+    """What is in an adapter."""
+
+    adapter: str
+    base: str | None
+    method: str | None
+    parameters: int
+    bytes: int
+    use_dora: bool
+    not_finite: list[str]
+    """Tensors with a NaN or an infinity."""
+
+    untouched: list[str]
+    """Modules whose update is as it was before training."""
+
+    beginning: str
+    """What such an update is, as `its B is all zeros`."""
+
+    modules: list[ModuleUpdate]
+    whole: list[WholeUpdate]
+    base_at_hand: bool
+    """Whether the sizes of the base's own weights, which `relative_norm` is to, could be measured."""
+
+
+def inspect_adapter(folder: Path, given: GivenBase = AS_RECORDED) -> AdapterReport:
+    """Measure every update of an adapter, against the base's weights where these are at hand.
+
+    Raises:
+        TargetError: it cannot be read.
+    """
+    adapter = Adapter.read(folder)
+    broken = adapter.not_finite
+    weight_of = None if broken else _weight_reader(adapter, given)  # there is nothing to measure in them
+    modules = [] if broken else inspect_modules(adapter, weight_of or _no_weight)
+    return AdapterReport(
+        adapter=str(adapter.folder),
+        base=adapter.base_name,
+        method=adapter.record.recipe.method if adapter.record else None,
+        parameters=adapter.parameters,
+        bytes=adapter.bytes,
+        use_dora=bool(adapter.config.get("use_dora")),
+        not_finite=broken,
+        untouched=[module.module for module in modules if module.untouched],
+        beginning=adapter.method.beginning,
+        modules=modules,
+        whole=[] if broken else inspect_whole(adapter, weight_of or _no_weight),
+        base_at_hand=weight_of is not None,
+    )
+
+
 def inspect_modules(adapter: Adapter, weight_of: WeightOf) -> list[ModuleUpdate]:
     """The update of every module, in the order of the layers.
 
     Where the base is at hand, DoRA's is the whole change of the weight; otherwise it is that of its direction alone.
     """
-    updates = meaning_of(adapter).updates
-    return [_module(name, updates[name], weight_of(f"{name}.weight")) for name in sorted(updates, key=_natural)]
+    found = []
+    for name, update in sorted(adapter.updates.items(), key=lambda item: _natural(item[0])):
+        weight = weight_of(f"{name}.weight")
+        size = update.size(weight)
+        own = {"rank": update.rank, "untouched": update.untouched, **size._asdict()}
+        relative = None if size.norm is None else _relative(size.norm, weight)
+        found.append(ModuleUpdate(name, *place_of(name), relative_norm=relative, **own))
+    return found
 
 
 def inspect_whole(adapter: Adapter, weight_of: WeightOf) -> list[WholeUpdate]:
     """The parameters that were trained whole."""
-    return [
-        WholeUpdate(name, list(new.shape), _relative_change(new, weight_of(name)))
-        for name, new in meaning_of(adapter).whole.items()
-    ]
+    found = []
+    for name, new in adapter.whole.items():
+        old = weight_of(name)
+        if old is not None and old.shape != new.shape:
+            old = old.T  # a Conv1D's weight, which is given as a Linear's
+        is_known = old is not None and old.shape == new.shape
+        change = _relative(float(np.linalg.norm(new - np.asarray(old))), old) if is_known else None
+        found.append(WholeUpdate(name, list(new.shape), change))
+    return found
 
 
-def _module(name: str, update: Update, weight: Floats | None) -> ModuleUpdate:
-    layer, target = place_of(name)
-    size = update.size(weight)
-    return ModuleUpdate(
-        module=name,
-        layer=layer,
-        target=target,
-        rank=update.rank,
-        scaling=size.scaling,
-        norm=size.norm,
-        relative_norm=None if size.norm is None else _relative(size.norm, weight),
-        effective_rank=size.effective_rank,
-        largest=size.largest,
-        untouched=update.untouched,
-    )
+def _weight_reader(adapter: Adapter, given: GivenBase) -> WeightOf | None:
+    """Reads the base's parameters; None where the base is not at hand."""
+    from peftkit.adapters.target import find_held_base
+    from peftkit.models.base import BaseWeights
 
-
-def _relative_change(new: Floats, old: Floats | None) -> float | None:
-    if old is not None and old.shape != new.shape:
-        old = old.T  # a Conv1D's weight, which is given as a Linear's
-    if old is None or old.shape != new.shape:
+    try:
+        held = find_held_base(adapter, given)
+    except PeftkitError as error:
+        console.warning(f"{error} Without the base, its weights cannot be compared with.")
         return None
-    return _relative(float(np.linalg.norm(new - old)), old)
+    return BaseWeights(held.base.folder, held.structure()).numbers
+
+
+def _no_weight(name: str) -> None:
+    del name
 
 
 def _relative(norm: float, weight: Floats | None) -> float | None:
@@ -142,37 +193,27 @@ def list_adapters(folder: Path) -> list[Listing]:
     """
     if not folder.is_dir():
         raise TargetError("there is no such folder.", where=str(folder))
-    return [_listing(place, folder) for place in _places(folder)]
-
-
-def _places(folder: Path) -> Iterator[Path]:
-    for config in sorted(folder.rglob(CONFIG_NAME)):
-        if not any(part.startswith(".") for part in config.relative_to(folder).parts):
-            yield config.parent
+    configs = sorted(folder.rglob(CONFIG_NAME))
+    shown = (each for each in configs if not any(part.startswith(".") for part in each.relative_to(folder).parts))
+    return [_listing(config.parent, folder) for config in shown]
 
 
 def _listing(place: Path, folder: Path) -> Listing:
-    named = place.parent if place.name == ADAPTER_FOLDER and place != folder else place  # a run goes by its own name
-    name = str(named)
+    name = str(place.parent if place.name == ADAPTER_FOLDER and place != folder else place)  # a run goes by its own
     try:
-        adapter = read_adapter(place)
-        return _described(name, adapter)
+        adapter = Adapter.read(place)
+        updates, record = adapter.updates, adapter.record
     except TargetError as error:
         return Listing(name, None, None, [], [], 0, None, None, error.what)
-
-
-def _described(name: str, adapter: Adapter) -> Listing:
-    meaning, record = meaning_of(adapter), adapter.record
-    metrics = record.metrics if record else {}
     return Listing(
         adapter=name,
-        base=record.base["model"] if record else adapter.config.get("base_model_name_or_path"),
+        base=adapter.base_name,
         method=record.recipe.method if record else None,
-        ranks=sorted({each.rank for each in meaning.updates.values() if each.rank is not None}),
-        targets=kinds_of(meaning.updates),
+        ranks=sorted({each.rank for each in updates.values() if each.rank is not None}),
+        targets=kinds_of(updates),
         bytes=adapter.bytes,
-        perplexity=metrics.get("perplexity"),
-        base_perplexity=metrics.get("base_perplexity"),
+        perplexity=record.metrics.get("perplexity") if record else None,
+        base_perplexity=record.metrics.get("base_perplexity") if record else None,
         fault=None,
     )
 
@@ -203,20 +244,15 @@ def plot_updates(updates: Sequence[ModuleUpdate], title: str, place: Path) -> No
     axes.set_yticks(range(len(targets)), targets)
     axes.set_xlabel("layer")
     axes.set_title(title, loc="left", fontsize="medium")
-    axes.set_xticks([edge - 0.5 for edge in range(1, len(layers))], minor=True)
-    axes.set_yticks([edge - 0.5 for edge in range(1, len(targets))], minor=True)
+    for axis, fields in ((axes.xaxis, layers), (axes.yaxis, targets)):
+        axis.set_ticks([edge - 0.5 for edge in range(1, len(fields))], minor=True)
     axes.grid(which="minor", color="white", linewidth=1.5)
     axes.tick_params(which="both", length=0)
-    _write_values(axes, table)
-    figure.colorbar(image, ax=axes, label="‖ΔW‖ / ‖W‖" if relative else "‖ΔW‖")
-    figure.savefig(place, dpi=150)
-
-
-def _write_values(axes: object, table: Sequence[Sequence[float]]) -> None:
-    """The number in each field, dark on the bright ones."""
     highest = max((value for row in table for value in row if value == value), default=0.0)
     for line, row in enumerate(table):
-        for column, value in enumerate(row):
+        for column, value in enumerate(row):  # a number is dark on the bright fields
             colour = "black" if value > 0.6 * highest else "white"
             text = "" if value != value else f"{value:.3f}"
-            axes.text(column, line, text, ha="center", va="center", color=colour, fontsize="small")  # type: ignore[attr-defined]
+            axes.text(column, line, text, ha="center", va="center", color=colour, fontsize="small")
+    figure.colorbar(image, ax=axes, label="‖ΔW‖ / ‖W‖" if relative else "‖ΔW‖")
+    figure.savefig(place, dpi=150)

@@ -8,24 +8,32 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 from threadpoolctl import threadpool_limits
 from transformers import GenerationConfig
 
 from peftkit import console
-from peftkit.adapters.base import AS_RECORDED, Footing, GivenBase, check_fit, find_footing, model_footing, put_adapter
 from peftkit.adapters.card import model_card
-from peftkit.adapters.combine import check_addable, made_from, products_of, sum_of, write_adapter
-from peftkit.adapters.files import CONFIG_NAME, WEIGHTS_NAME, Adapter, copy_tokenizer, has_tokenizer, read_adapter
-from peftkit.adapters.merged_weights import MergedWeights
-from peftkit.adapters.proof import Agreement, compare_in_fresh_process, logits_of
-from peftkit.adapters.record import RECEIPT_NAME, RECORD_NAME, Record
-from peftkit.adapters.sample import SAMPLE_NAME, Sample
-from peftkit.adapters.shards import write_shards
+from peftkit.adapters.combine import made_from, sum_of_adapters, write_adapter
+from peftkit.adapters.files import (
+    AS_RECORDED,
+    CONFIG_NAME,
+    RECEIPT_NAME,
+    RECORD_NAME,
+    WEIGHTS_NAME,
+    Adapter,
+    GivenBase,
+    Record,
+    copy_tokenizer,
+    has_tokenizer,
+)
+from peftkit.adapters.merged_weights import MergedWeights, write_shards
+from peftkit.adapters.proof import SAMPLE_NAME, Agreement, Sample, compare_in_fresh_process, logits_of
+from peftkit.adapters.target import HeldBase, check_fit, find_held_base, model_as_base, put_adapter
 from peftkit.errors import RunError, TargetError
-from peftkit.models.quantization import backend_of, compute_in_float32
+from peftkit.models.quantization import backend_of
 from peftkit.recipe.schema import Base
 from peftkit.runs.folder import CARD_NAME
 from peftkit.runs.versions import installed_versions
@@ -35,7 +43,7 @@ from peftkit.storage import atomic_folder, folder_hashes, is_free, sha256_of_fil
 __all__ = ["MERGE_DTYPES", "MergeReceipt", "MergeSettings", "Onto", "merge"]
 
 MERGE_DTYPES = {"float32": 1e-5, "float16": 5e-3, "bfloat16": 5e-2}
-"""Number types to save in, and the relative error of the logits that is accepted. Measured for an adapter on NF4:
+"""Dtypes to save in, and the relative error of the logits that is accepted. Measured for an adapter on NF4:
 3.8e-7 in float32, 8e-4 in float16, 6e-3 in bfloat16."""
 
 _GENERATION_NAME = "generation_config.json"
@@ -55,6 +63,30 @@ class MergeSettings:
     """Largest size of a file; Transformers' own default."""
 
     verify: bool = True
+
+
+@dataclass(frozen=True)
+class MergeReceipt:
+    """What was merged into what, and how exactly the result computes the same."""
+
+    adapters: list[dict[str, Any]]
+    """Of each: its folder, its weight in the sum, and the SHA-256 of its files."""
+
+    base: dict[str, Any]
+    quantization: dict[str, Any] | None
+    onto: Onto
+    dtype: str
+    proof: Agreement | None
+    """None where it was not asked for."""
+
+    tolerance: float | None
+    """Largest relative error that is accepted; None where the merge is onto other weights than the adapter was trained
+    on, so that nothing is promised."""
+
+    outputs: dict[str, str]
+    """SHA-256 of each file of the merged model."""
+
+    versions: dict[str, str | None]
 
 
 def merge(
@@ -83,10 +115,10 @@ def merge(
             hashes |= _write_model(folder, parts, settings)
             with ThreadPoolExecutor(max_workers=1) as beside:  # the disk is busy with one, a processor with the other
                 beside.submit(sync_files, folder)
-                base = parts.footing.base.record()
-            tolerance = _tolerance(parts.footing, settings)
+                base = parts.held.base.record()
+            tolerance = _tolerance(parts.held, settings)
             proof = _prove(folder, parts, tolerance) if settings.verify else None
-            quantization = parts.footing.quantization
+            quantization = parts.held.quantization
             receipt = MergeReceipt(
                 adapters=[_named(each, weight) for each, weight in folders],
                 base=base,
@@ -98,18 +130,17 @@ def merge(
                 outputs=folder_hashes(folder, hashes),
                 versions=installed_versions(),
             )
-            _write_papers(folder, parts, receipt)
+            _write_metadata(folder, parts, asdict(receipt))
     return receipt
 
 
-@dataclass(frozen=True)
-class _Parts:
+class _Parts(NamedTuple):
     """What a model is made of."""
 
     adapter: Adapter | None
-    """None where the model is whole already, and is only written in another number type or in other files."""
+    """None where the model is whole already, and is only written in another dtype or in other files."""
 
-    footing: Footing
+    held: HeldBase
     folder: Path
     """Of the first adapter, or of the model: what brings tokenizer and sample."""
 
@@ -117,31 +148,24 @@ class _Parts:
 
 
 def _parts(folders: Sequence[tuple[Path, float]], work: Path, given: GivenBase) -> _Parts:
-    first = folders[0][0]
-    if len(folders) == 1 and folders[0][1] == 1 and not (first / CONFIG_NAME).is_file():
-        return _Parts(None, model_footing(Base(model=str(first))), first, Record.read(first))
-    adapters = [read_adapter(folder) for folder, _ in folders]
-    footings = [find_footing(adapter, given) for adapter in adapters]
+    first, weights = folders[0][0], [weight for _, weight in folders]
+    if weights == [1] and not (first / CONFIG_NAME).is_file():
+        return _Parts(None, model_as_base(Base(model=str(first))), first, Record.read(first))
+    adapters = [Adapter.read(folder) for folder, _ in folders]
+    bases = [find_held_base(adapter, given) for adapter in adapters]
     for adapter in adapters:
-        check_fit(adapter, footings[0])
-    if len(folders) == 1 and folders[0][1] == 1:
-        return _Parts(adapters[0], footings[0], first, adapters[0].record)
-    check_addable(adapters)
-    weights = [weight for _, weight in folders]
-    updates = [products_of(adapter) for adapter in adapters]
-    total = sum_of(list(zip(updates, weights, strict=True)))
-    combined = write_adapter(work, adapters[0], total, made_from(adapters, weights))
-    return _Parts(combined, footings[0], first, combined.record)
+        check_fit(adapter, bases[0])
+    merged = adapters[0]
+    if weights != [1]:
+        merged = write_adapter(work, merged, sum_of_adapters(adapters, weights), made_from(adapters, weights))
+    return _Parts(merged, bases[0], first, merged.record)
 
 
 def _check_places(folders: Sequence[Path], output: Path) -> None:
     for folder in folders:
         if output.resolve() == folder.resolve() or folder.resolve() in output.resolve().parents:
-            raise TargetError(
-                "is in the adapter's own folder, where the adapter would be applied a second time on loading.",
-                where=str(output),
-                remedy="Choose another folder.",
-            )
+            what = "is in the adapter's own folder, where the adapter would be applied a second time on loading."
+            raise TargetError(what, where=str(output), remedy="Choose another folder.")
     if not is_free(output):
         raise TargetError("exists already and is not empty.", where=str(output), remedy="Choose another folder.")
     for left in output.parent.glob(f".{output.name}.*.part"):
@@ -153,10 +177,9 @@ def _write_model(folder: Path, parts: _Parts, settings: MergeSettings) -> dict[s
 
     Gives the SHA-256 of the weight files.
     """
-    base = parts.footing.base
-    weights = MergedWeights(
-        parts.footing, parts.adapter, getattr(torch, settings.dtype), original=settings.onto == "original"
-    )
+    base = parts.held.base
+    is_original, dtype = settings.onto == "original", getattr(torch, settings.dtype)
+    weights = MergedWeights(parts.held, parts.adapter, dtype, original=is_original)
     with threadpool_limits(1):  # BLAS's threads wait busily, and would take the processor from hashing
         hashes = write_shards(folder, weights.outline, settings.shard_bytes, weights.make)
     copy_tokenizer(parts.folder if has_tokenizer(parts.folder) else base.folder, folder)
@@ -164,8 +187,8 @@ def _write_model(folder: Path, parts: _Parts, settings: MergeSettings) -> dict[s
     config.use_cache = True
     config.dtype = settings.dtype
     config.architectures = [type(weights.structure).__name__]
-    if weights.words is not None:
-        config.vocab_size = weights.words
+    if weights.vocabulary is not None:
+        config.vocab_size = weights.vocabulary
     if weights.unties:
         config.tie_word_embeddings = False
     if (base.folder / _GENERATION_NAME).is_file():
@@ -184,31 +207,28 @@ def _prove(folder: Path, parts: _Parts, tolerance: float | None) -> Agreement:
     """
     remedy = "Free memory of the machine that others use; --no-verify leaves the proof out."
     with memory_for("the adapter on its base in float32", where=str(parts.folder), remedy=remedy):
-        model = compute_in_float32(parts.footing.load("cpu"))
+        model = parts.held.load("cpu")
         if parts.adapter is not None:
             model = put_adapter(model, parts.adapter)
         sample = Sample.read(parts.folder, model.get_input_embeddings().weight.shape[0])
-        expected = logits_of(model, sample)
+        expected = logits_of(model, sample, exact=True)
         del model  # the process that proves needs the memory
     agreement = compare_in_fresh_process(folder, expected, sample)
     if tolerance is not None and agreement.relative_error > tolerance:
-        raise RunError(
-            f"the merged model's logits are {agreement.relative_error:.1e} off the adapter's, {tolerance:.0e} allowed.",
-            where=str(parts.folder),
-            remedy="Nothing was written.",
-        )
+        off = f"{agreement.relative_error:.1e} off the adapter's, {tolerance:.0e} allowed"
+        raise RunError(f"the merged model's logits are {off}.", where=str(parts.folder), remedy="Nothing was written.")
     return agreement
 
 
-def _tolerance(footing: Footing, settings: MergeSettings) -> float | None:
+def _tolerance(held: HeldBase, settings: MergeSettings) -> float | None:
     """The relative error that is accepted, or None where the weights are not those of training.
 
     Weights that were held in half precision are those of training too: the original ones differ in their last bits.
     """
-    if (footing.quantization or footing.dtype != "float32") and settings.onto == "original":
+    if (held.quantization or held.dtype != "float32") and settings.onto == "original":
         return None
-    held = footing.quantization
-    return max(backend_of(held).tolerance(held) if held else 0.0, MERGE_DTYPES[settings.dtype])
+    quantization = held.quantization
+    return max(backend_of(quantization).tolerance(quantization) if quantization else 0.0, MERGE_DTYPES[settings.dtype])
 
 
 def _named(folder: Path, weight: float) -> dict[str, Any]:
@@ -217,36 +237,11 @@ def _named(folder: Path, weight: float) -> dict[str, Any]:
     return {"adapter": str(folder), "weight": weight, "files": hashes}
 
 
-def _write_papers(folder: Path, parts: _Parts, receipt: MergeReceipt) -> None:
-    """Write what says how the model came to be."""
-    write_json(folder / RECEIPT_NAME, asdict(receipt))
+def _write_metadata(folder: Path, parts: _Parts, receipt: dict[str, Any]) -> None:
+    """Write how the model came to be."""
+    write_json(folder / RECEIPT_NAME, receipt)
     if (parts.folder / SAMPLE_NAME).is_file():
         shutil.copyfile(parts.folder / SAMPLE_NAME, folder / SAMPLE_NAME)
     if parts.record is not None:
-        merged = replace(parts.record, adapter_config=None, tensors=None)
-        write_json(folder / RECORD_NAME, merged.to_json())
-        write_text(folder / CARD_NAME, model_card(parts.record, asdict(receipt)))
-
-
-@dataclass(frozen=True)
-class MergeReceipt:
-    """What was merged into what, and how exactly the result computes the same."""
-
-    adapters: list[dict[str, Any]]
-    """Of each: its folder, its weight in the sum, and the SHA-256 of its files."""
-
-    base: dict[str, Any]
-    quantization: dict[str, Any] | None
-    onto: Onto
-    dtype: str
-    proof: Agreement | None
-    """None where it was not asked for."""
-
-    tolerance: float | None
-    """Largest relative error that is accepted; None where the merge is onto other weights than the adapter was trained
-    on, so that nothing is promised."""
-
-    outputs: dict[str, str]
-    """SHA-256 of each file of the merged model."""
-
-    versions: dict[str, str | None]
+        write_json(folder / RECORD_NAME, replace(parts.record, adapter_config=None, tensors=None).to_json())
+        write_text(folder / CARD_NAME, model_card(parts.record, receipt))

@@ -1,67 +1,82 @@
-"""The weights of a merged model, each made when it is asked for from the base's file and the adapter."""
+"""The weights of a merged model, each made from the base's file and the adapter when its turn comes to be written.
+
+The library's own writer wants all of a file in memory. The format of safetensors is a length, a JSON header of names,
+types, shapes and offsets, and then the numbers (https://github.com/huggingface/safetensors#format).
+"""
 
 from __future__ import annotations
 
+import hashlib
+import json
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub import split_torch_state_dict_into_shards
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from peftkit.adapters.base import Footing
-from peftkit.adapters.files import Adapter, Floats, Meaning, meaning_of
+from peftkit.adapters.files import Adapter, Floats
+from peftkit.adapters.target import HeldBase
 from peftkit.errors import RunError, TargetError
+from peftkit.models.attach import embedding_modules
+from peftkit.models.base import BaseWeights, StoredWeight
 from peftkit.models.dtypes import float32_modules
 from peftkit.models.quantization import backend_of
-from peftkit.models.weights import BaseWeights, StoredWeight, is_transposed
 from peftkit.recipe.quantizers import check_available
+from peftkit.storage import write_json
 
-__all__ = ["MergedWeights"]
+__all__ = ["MergedWeights", "write_shards"]
+
+_TYPE_NAMES = {
+    torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16",
+    torch.int64: "I64", torch.int32: "I32", torch.int16: "I16", torch.int8: "I8", torch.uint8: "U8", torch.bool: "BOOL",
+}  # fmt: skip
 
 
 class MergedWeights:
     """The checkpoint of a base with an adapter in it, under the names of the base's own files."""
 
-    def __init__(self, footing: Footing, adapter: Adapter | None, dtype: torch.dtype, *, original: bool) -> None:
+    def __init__(self, held: HeldBase, adapter: Adapter | None, dtype: torch.dtype, *, original: bool) -> None:
         """Plan the merge; `original` takes the base's weights as its files have them, not as training held them.
 
         Raises:
             TargetError: the adapter changes what is no tensor of its own in the base's files.
         """
-        self.structure = structure = footing.structure()
+        self.structure = structure = held.structure()
         self._modules: dict[str, Any] = dict(structure.named_modules())
-        self._base = BaseWeights(footing.base.folder, structure)
+        self._base = BaseWeights(held.base.folder, structure)
         self._dtype = dtype
-        self._held: torch.dtype | None = None if original else getattr(torch, footing.dtype)
-        self._exact = frozenset(float32_modules(structure, footing.dtype))
+        self._held: torch.dtype | None = None if original else getattr(torch, held.dtype)
+        self._exact = frozenset(float32_modules(structure, held.dtype))
         self._rounding: dict[str, Any] = {}
-        if footing.quantization and not original:
-            check_available(footing.quantization.backend)
-            self._backend = backend_of(footing.quantization)
-            self._rounding = self._backend.prepared(footing.structure(), footing.quantization, footing.dtype)
-        meaning = meaning_of(adapter) if adapter else Meaning({}, {})
+        if held.quantization and not original:
+            check_available(held.quantization.backend)
+            self._backend = backend_of(held.quantization)
+            self._rounding = self._backend.prepared(held.structure(), held.quantization, held.dtype)
+        self._updates, whole = (adapter.updates, adapter.whole) if adapter else ({}, {})
         saved_modules = (adapter.config.get("modules_to_save") if adapter else None) or []
         tied: dict[str, str] = getattr(structure, "all_tied_weights_keys", None) or {}
         pairs = [pair for name, partner in tied.items() for pair in ((name, partner), (partner, name))]
-        self.unties = any(_is_parted(meaning.whole, *pair, saved_modules) for pair in tied.items())
+        self.unties = any(_is_parted(whole, *pair, saved_modules) for pair in tied.items())
         """Whether the adapter gives input embedding and head, which the base ties, a matrix each."""
 
-        self._updates = meaning.updates
-        self._whole = meaning.whole if self.unties else _shared(meaning.whole, pairs)
+        # what takes a parameter's place takes that of its tied partner too
+        shared = {name: whole[partner] for name, partner in pairs if partner in whole}
+        self._whole = whole if self.unties else {**shared, **whole}
         self._sources = {weight.name: weight for weight in self._base.stored}
         if self.unties:
             self._sources |= {name: self._half(name, partner) for name, partner in pairs if not self._base.find(name)}
         self._check({} if self.unties else dict(pairs))
 
     @property
-    def words(self) -> int | None:
+    def vocabulary(self) -> int | None:
         """Size of the vocabulary, where the adapter brings an input embedding of its own."""
-        table = self.structure.get_input_embeddings()
-        name = next(name for name, module in self._modules.items() if module is table)
-        whole = self._whole.get(f"{name}.weight")
+        whole = self._whole.get(f"{embedding_modules(self.structure)[0]}.weight")
         return None if whole is None else int(whole.shape[0])
 
     @property
@@ -74,7 +89,7 @@ class MergedWeights:
         """The tensor of a name.
 
         Raises:
-            RunError: it holds numbers that are not finite, or that are too large for the number type.
+            RunError: it holds numbers that are not finite, or that are too large for the dtype.
         """
         weight = self._sources[name]
         tensor = self._base.read(weight)
@@ -83,45 +98,32 @@ class MergedWeights:
             return tensor
         if not all(map(math.isfinite, map(float, made.aminmax()))):  # without a second tensor, as isfinite makes
             kind = str(self._dtype).removeprefix("torch.")
-            raise RunError(
-                f"{name} would hold numbers that are not finite in {kind}.",
-                remedy="Merge with --dtype float32 or bfloat16; if that fails too, the base is damaged.",
-            )
+            what = f"{name} would hold numbers that are not finite in {kind}."
+            remedy = "Merge with --dtype float32 or bfloat16; if that fails too, the base is damaged."
+            raise RunError(what, remedy=remedy)
         return made
 
     def _merged(self, weight: StoredWeight, tensor: torch.Tensor) -> torch.Tensor:
-        """What the base's tensor becomes; the same object where nothing changes."""
+        """What the base's tensor becomes: rounded as its quantisation does, with its update; itself where unchanged."""
         if not weight.is_float:
             return tensor
         module, _, kind = (weight.parameter or "").rpartition(".")
+        layer, update = self._rounding.get(module), self._updates.get(module)
         if weight.parameter in self._whole:
-            held = torch.from_numpy(self._whole[weight.parameter])
-        else:
-            held = tensor if self._held is None else tensor.to(torch.float32 if module in self._exact else self._held)
-        changed = self._changed(held, module) if kind == "weight" else self._shifted(held, module, kind)
-        return changed.to(self._dtype)
-
-    def _changed(self, tensor: torch.Tensor, module: str) -> torch.Tensor:
-        """A weight, rounded as the base's quantisation does and with its update added."""
-        update = self._updates.get(module)
-        layer = self._rounding.get(module)
-        if update is None and layer is None:
-            return tensor
-        turned = is_transposed(self._modules[module])
-        if layer is not None:
-            rounded = self._backend.rounded(layer, tensor.T if turned else tensor)
-            tensor = rounded.T if turned else rounded
-        if update is None:
-            return tensor
-        return torch.from_numpy(update.adapted(tensor.float().numpy(), turned=turned))
-
-    def _shifted(self, tensor: torch.Tensor, module: str, kind: str) -> torch.Tensor:
-        """A bias as a layer with the adapter adds it."""
-        update = self._updates.get(module)
-        if kind != "bias" or update is None:
-            return tensor
-        bias = update.adapted_bias(tensor.float().numpy())
-        return tensor if bias is None else torch.from_numpy(bias)
+            tensor = torch.from_numpy(self._whole[weight.parameter])
+        elif self._held is not None:
+            tensor = tensor.to(torch.float32 if module in self._exact else self._held)
+        if kind == "weight" and (layer is not None or update is not None):
+            turned = self._base.is_transposed(module)
+            if layer is not None:
+                rounded = self._backend.rounded(layer, tensor.T if turned else tensor)
+                tensor = rounded.T if turned else rounded
+            if update is not None:
+                tensor = torch.from_numpy(update.adapted(tensor.float().numpy(), turned=turned))
+        elif kind == "bias" and update is not None:
+            bias = update.adapted_bias(tensor.float().numpy())  # as a layer with the adapter adds it
+            tensor = tensor if bias is None else torch.from_numpy(bias)
+        return tensor.to(self._dtype)
 
     def _planned(self, weight: StoredWeight) -> torch.Tensor:
         whole = self._whole.get(weight.parameter or "")
@@ -161,12 +163,64 @@ def _is_parted(whole: Mapping[str, Floats], name: str, partner: str, saved_modul
     return (one is not None or other is not None) and bool(ends)
 
 
-def _shared(whole: Mapping[str, Floats], pairs: Iterable[tuple[str, str]]) -> dict[str, Floats]:
-    """What takes a parameter's place takes that of its tied partner too."""
-    return {**{name: whole[partner] for name, partner in pairs if partner in whole}, **whole}
-
-
 def _not_there(name: str, why: str = "is no tensor of its own in the base's files") -> TargetError:
-    return TargetError(
-        f"{why}, so that nothing can be merged into it.", where=name, remedy="Use the adapter with PEFT."
-    )
+    what = f"{why}, so that nothing can be merged into it."
+    return TargetError(what, where=name, remedy="Use the adapter with PEFT.")
+
+
+def write_shards(
+    folder: Path, outline: Mapping[str, torch.Tensor], shard_bytes: int, make: Callable[[str], torch.Tensor]
+) -> dict[str, str]:
+    """Write a checkpoint in files as Transformers names them, asking for each tensor when its turn comes.
+
+    Until its last tensor is written a file is shorter than its header says, so that no library opens it; the index of
+    several files is written after them.
+
+    Args:
+        folder: where the files are written.
+        outline: every tensor on the meta device, by name and in the order of writing.
+        shard_bytes: largest size of a file; a tensor that is larger has a file of its own.
+        make: the tensor of a name.
+
+    Returns:
+        The SHA-256 of each file of weights, computed while it is written.
+    """
+    split = split_torch_state_dict_into_shards({**outline}, max_shard_size=shard_bytes)
+    hashes = {
+        file: _write(folder / file, {name: outline[name] for name in names}, make)
+        for file, names in split.filename_to_tensors.items()
+    }
+    if split.is_sharded:
+        weight_map = dict(sorted(split.tensor_to_filename.items()))
+        write_json(folder / "model.safetensors.index.json", {"metadata": split.metadata, "weight_map": weight_map})
+    return hashes
+
+
+def _write(place: Path, outline: Mapping[str, torch.Tensor], make: Callable[[str], torch.Tensor]) -> str:
+    header = _header(outline)
+    digest = hashlib.sha256(header)
+    with place.open("wb") as file, ThreadPoolExecutor(max_workers=1) as beside:
+        hashed = beside.submit(digest.update, b"")
+        file.write(header)
+        for name, planned in outline.items():
+            tensor = make(name)
+            if tensor.shape != planned.shape or tensor.dtype != planned.dtype:
+                expected, found = (f"{each.dtype} {list(each.shape)}" for each in (planned, tensor))
+                raise AssertionError(f"{name} was planned as {expected}, and is {found}")
+            content = tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data
+            hashed.result()  # of the tensor before, so that no more than two are in memory
+            hashed = beside.submit(digest.update, content)
+            file.write(content)
+    return digest.hexdigest()
+
+
+def _header(outline: Mapping[str, torch.Tensor]) -> bytes:
+    entries: dict[str, object] = {"__metadata__": {"format": "pt"}}
+    start = 0
+    for name, planned in outline.items():
+        end, kind = start + planned.nbytes, _TYPE_NAMES[planned.dtype]
+        entries[name] = {"dtype": kind, "shape": list(planned.shape), "data_offsets": [start, end]}
+        start = end
+    text = json.dumps(entries, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)  # the numbers begin at a multiple of eight
+    return len(text).to_bytes(8, "little") + text

@@ -12,7 +12,7 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -22,16 +22,84 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from peftkit.adapters.sample import SAMPLE_NAME, Sample
-from peftkit.errors import MemoryRunError, RunError
+from peftkit.errors import MemoryRunError, RunError, TargetError
 from peftkit.models.dtypes import computing
 from peftkit.shortage import figures, says_out_of_memory
 from peftkit.storage import read_json
 
-__all__ = ["Agreement", "check_effect", "compare", "compare_in_fresh_process", "logits_of"]
+__all__ = ["SAMPLE_NAME", "Agreement", "Sample", "check_effect", "compare", "compare_in_fresh_process", "logits_of"]
 
+SAMPLE_NAME = "sample.json"
+"""A few of the run's own held-out sequences, kept with what it made to compare logits on."""
+
+_RANDOM = "random tokens"
+_RANDOM_ROWS, _RANDOM_TOKENS = 4, 32
+_MULTIPLIER, _INCREMENT, _MODULUS = 1664525, 1013904223, 2**32
 _LOGITS_NAME = "logits.safetensors"
 _NO_LABEL = -100
+
+
+@dataclass(frozen=True)
+class Sample:
+    """Token ids to run two models on."""
+
+    source: str
+    """What they are: `validation data`, `training data` or `random tokens`."""
+
+    input_ids: list[list[int]]
+    """Rows of their own lengths, each one document from its beginning."""
+
+    labels: list[list[int]]
+    """The same rows, with -100 where a token is not in the loss: what a perplexity is measured on."""
+
+    @property
+    def tokens(self) -> int:
+        """How many there are."""
+        return sum(len(row) for row in self.input_ids)
+
+    @classmethod
+    def random(cls, vocabulary: int) -> Sample:
+        """Token ids spread over a vocabulary, the same on every machine, for an adapter that brings no sample.
+
+        They come from the generator of Press et al. (Numerical Recipes, section 7.1), which needs no library.
+        """
+        state, ids = 1, []
+        for _ in range(_RANDOM_ROWS * _RANDOM_TOKENS):
+            state = (_MULTIPLIER * state + _INCREMENT) % _MODULUS
+            ids.append(state * vocabulary // _MODULUS)
+        rows = [ids[start : start + _RANDOM_TOKENS] for start in range(0, len(ids), _RANDOM_TOKENS)]
+        return cls(_RANDOM, rows, rows)
+
+    @classmethod
+    def read(cls, folder: Path, vocabulary: int) -> Sample:
+        """The sample in a folder; random tokens where there is none.
+
+        Raises:
+            TargetError: it is damaged, or has tokens that the vocabulary has not.
+        """
+        place = folder / SAMPLE_NAME
+        if not place.exists():
+            return cls.random(vocabulary)
+        try:
+            values: dict[str, Any] = read_json(place)
+            sample = cls(values["source"], values["input_ids"], values["labels"])
+            shapes_agree = [len(row) for row in sample.input_ids] == [len(row) for row in sample.labels]
+            known = all(0 <= token < vocabulary for row in sample.input_ids for token in row)
+            if not (sample.input_ids and all(sample.input_ids) and shapes_agree and known):
+                raise ValueError("its rows are not token ids with labels")
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise TargetError("is damaged.", where=str(place), remedy="Copy it again, or remove it.") from error
+        return sample
+
+    @classmethod
+    def of(cls, source: str, rows: Sequence[tuple[Sequence[int], Sequence[int]]]) -> Sample:
+        """A sample of rows of token ids with their labels."""
+        ids, labels = ([[int(token) for token in row[side]] for row in rows] for side in (0, 1))
+        return cls(source, ids, labels)
+
+    def to_json(self) -> dict[str, Any]:
+        """The content of the file."""
+        return asdict(self)
 
 
 @dataclass(frozen=True)
@@ -55,16 +123,14 @@ class Agreement:
     """Share of the tokens after which both find the same one likeliest."""
 
     expected_perplexity: float | None
-    """On the taught tokens of the sample; None where these are random."""
+    """On the labelled tokens of the sample; None where these are random."""
 
     found_perplexity: float | None
 
     def summary(self) -> str:
         """One line for a person."""
-        line = (
-            f"on {self.tokens:,} tokens of {self.sample}: logits {self.relative_error:.1e} off, KL divergence "
-            f"{self.kl_divergence:.1e} nats a token, same next token {self.same_next_token:.2%}"
-        )
+        line = f"on {self.tokens:,} tokens of {self.sample}: logits {self.relative_error:.1e} off"
+        line += f", KL divergence {self.kl_divergence:.1e} nats a token, same next token {self.same_next_token:.2%}"
         if self.expected_perplexity is None:
             return line
         return f"{line}, perplexity {self.expected_perplexity:.5g} → {self.found_perplexity:.5g}"
@@ -77,7 +143,7 @@ def logits_of(model: Any, sample: Sample, *, exact: bool = False) -> list[torch.
     They are computed as training computes or, where `exact`, in float32 whatever the weights are held in.
     """
     from peftkit.models.attention import plain_attention  # here: the fresh process does without them
-    from peftkit.models.exact import exact_float32
+    from peftkit.models.dtypes import exact_float32
 
     model.eval()
     with exact_float32(model) if exact else computing(model), plain_attention(model):
@@ -102,11 +168,9 @@ def check_effect(model: Any, expected: list[torch.Tensor], sample: Sample, stren
     with model.disable_adapter():
         base = logits_of(model, sample, exact=True)
     if all(torch.equal(ours, bases) for ours, bases in zip(expected, base, strict=True)):
-        raise RunError(
-            "the adapter has no effect: with it and without it, the model computes the same.",
-            where="training",
-            remedy=f"Check training.learning_rate, {strength} and the number of steps.",
-        )
+        what = "the adapter has no effect: with it and without it, the model computes the same."
+        remedy = f"Check training.learning_rate, {strength} and the number of steps."
+        raise RunError(what, where="training", remedy=remedy)
 
 
 def compare_in_fresh_process(folder: Path, expected: Iterable[torch.Tensor], sample: Sample) -> Agreement:
@@ -139,8 +203,8 @@ def _agreement(found: Iterable[torch.Tensor], expected: Iterable[torch.Tensor], 
     rows = [_row_figures(one, other, labels) for one, other, labels in zip(found, expected, sample.labels, strict=True)]
     total = torch.tensor(rows, dtype=torch.float64)
     difference, largest = total[:, :2].amax(dim=0).tolist()
-    divergence, same, taught, expected_loss, found_loss = total[:, 2:].sum(dim=0).tolist()
-    measured = sample.has_text and taught > 0
+    divergence, same, labelled, expected_loss, found_loss = total[:, 2:].sum(dim=0).tolist()
+    measured = sample.source != _RANDOM and labelled > 0  # of random tokens a perplexity means nothing
     return Agreement(
         sample=sample.source,
         tokens=sample.tokens,
@@ -148,8 +212,8 @@ def _agreement(found: Iterable[torch.Tensor], expected: Iterable[torch.Tensor], 
         relative_error=difference / largest if largest else math.nan,
         kl_divergence=divergence / sample.tokens,
         same_next_token=same / sample.tokens,
-        expected_perplexity=_exponential(expected_loss / taught) if measured else None,
-        found_perplexity=_exponential(found_loss / taught) if measured else None,
+        expected_perplexity=_exponential(expected_loss / labelled) if measured else None,
+        found_perplexity=_exponential(found_loss / labelled) if measured else None,
     )
 
 
@@ -169,7 +233,7 @@ def _row_logits(model: Any, ids: list[int]) -> torch.Tensor:
 
 
 def _row_figures(found: torch.Tensor, expected: torch.Tensor, labels: list[int]) -> tuple[float, ...]:
-    """Largest difference and logit, and sums: of divergence, equal next tokens, taught tokens, and both losses."""
+    """Largest difference and logit, and sums: of divergence, equal next tokens, labelled tokens, and both losses."""
     one, other = found.double().log_softmax(dim=-1), expected.double().log_softmax(dim=-1)
     divergence = torch.nn.functional.kl_div(one, other, reduction="sum", log_target=True)
     wanted = [(place, label) for place, (_, label) in enumerate(pairwise(labels)) if label != _NO_LABEL]

@@ -7,29 +7,21 @@ import shutil
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path, PurePath
-from typing import Any
 
 from peftkit import console
-from peftkit.adapters.files import CONFIG_NAME, TOKENIZER_FILES, read_adapter
-from peftkit.adapters.record import RECEIPT_NAME, RECORD_NAME
-from peftkit.adapters.sample import SAMPLE_NAME
-from peftkit.adapters.soundness import check_sound
+from peftkit.adapters.card import without_folders
+from peftkit.adapters.files import CONFIG_NAME, RECEIPT_NAME, RECORD_NAME, TOKENIZER_FILES, Adapter
+from peftkit.adapters.proof import SAMPLE_NAME
 from peftkit.adapters.target import Target, find_target
-from peftkit.errors import InputError, RunError, TargetError
+from peftkit.errors import InputError, RunError, TargetError, first_line
 from peftkit.runs.folder import CARD_NAME
 from peftkit.storage import atomic_folder, manifest_faults, read_json, write_json, write_text
 
 __all__ = ["TOKEN_VARIABLE", "Push", "push"]
 
 TOKEN_VARIABLE = "HF_TOKEN"
-_WANTED = (
-    "*.safetensors",
-    "*.safetensors.index.json",
-    "config.json",
-    "generation_config.json",
-    CARD_NAME,
-    *TOKENIZER_FILES,
-)
+_WEIGHTS = ("*.safetensors", "*.safetensors.index.json")
+_WANTED = (*_WEIGHTS, "config.json", "generation_config.json", CARD_NAME, *TOKENIZER_FILES)
 _TOLD = (CONFIG_NAME, RECORD_NAME, RECEIPT_NAME)
 """JSON files in which a folder of this machine may be named."""
 
@@ -90,15 +82,14 @@ def _check_target(target: Target) -> None:
     if not folder.is_dir():
         raise TargetError("is no folder on this machine.", where=target.folder, remedy="Name a run or what it made.")
     if target.kind == "adapter":
-        adapter = read_adapter(folder)
-        check_sound(adapter)
+        adapter = Adapter.read(folder)
+        adapter.check_sound()
         if PurePath(str(adapter.config.get("base_model_name_or_path"))).is_absolute():
             console.warning("its base is a folder on this machine, which nobody else can open by its name.")
     faults = manifest_faults(folder, editable=(CARD_NAME,))
     if faults:
-        raise TargetError(
-            f"is not what was written: {faults[0]}.", where=target.folder, remedy="Export or merge again."
-        )
+        what = f"is not what was written: {faults[0]}."
+        raise TargetError(what, where=target.folder, remedy="Export or merge again.")
     if (folder / RECEIPT_NAME).is_file() and read_json(folder / RECEIPT_NAME)["proof"] is None:
         console.warning("it was merged without the comparison with its adapter.")
 
@@ -109,21 +100,10 @@ def _fill(stage: Path, folder: Path, repo: str, with_sample: bool) -> None:
         shutil.copyfile(source, stage / source.name)
     for name in _TOLD:
         if (folder / name).is_file():
-            write_json(stage / name, _without_folders(read_json(folder / name)))
+            write_json(stage / name, without_folders(read_json(folder / name)))
     if (stage / CARD_NAME).is_file():
         card = (stage / CARD_NAME).read_text(encoding="utf-8")
         write_text(stage / CARD_NAME, card.replace('"FOLDER"', f'"{repo}"'))
-
-
-def _without_folders(value: Any) -> Any:
-    """A JSON value in which every absolute path is cut to its last part."""
-    if isinstance(value, dict):
-        return {_without_folders(key): _without_folders(inner) for key, inner in value.items()}
-    if isinstance(value, list):
-        return [_without_folders(inner) for inner in value]
-    if isinstance(value, str) and (PurePath(value).is_absolute() or value.startswith("~")):
-        return PurePath(value).name
-    return value
 
 
 def _upload(stage: Path, repo: str, public: bool) -> str:
@@ -143,7 +123,6 @@ def _upload(stage: Path, repo: str, public: bool) -> str:
     except InputError:
         raise
     except Exception as error:  # the client lets the errors of its HTTP library through, which differs by its version
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        remedy = "Check token and network."
-        raise RunError(f"the hub cannot be written to: {reason}", where=repo, remedy=remedy) from error
+        what = f"the hub cannot be written to: {first_line(error)}"
+        raise RunError(what, where=repo, remedy="Check token and network.") from error
     return str(url)

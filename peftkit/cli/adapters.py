@@ -14,9 +14,9 @@ from peftkit.cli import options
 from peftkit.cli.app import LazyGroup
 
 if TYPE_CHECKING:
+    from peftkit.adapters.combine import Combined
     from peftkit.adapters.compare import ModuleOverlap
     from peftkit.adapters.inspect import ModuleUpdate
-    from peftkit.adapters.operations import Combined
 
 __all__ = ["COMMANDS", "command"]
 
@@ -84,7 +84,7 @@ def _inspect(adapter: Path, plot: Path | None, base: str | None, quantization: s
       peftkit adapters inspect runs/first
       peftkit adapters inspect runs/first --plot updates.png
     """
-    from peftkit.adapters.operations import inspect_adapter
+    from peftkit.adapters.inspect import inspect_adapter
     from peftkit.adapters.target import find_adapter
 
     report = inspect_adapter(find_adapter(adapter), options.given_base(base, quantization))
@@ -142,8 +142,8 @@ def _verify(adapter: Path, base: str | None, quantization: str | None, as_json: 
     Example:
       peftkit adapters verify runs/first
     """
+    from peftkit.adapters.compare import check_adapter
     from peftkit.adapters.target import find_adapter
-    from peftkit.adapters.verify import check_adapter
     from peftkit.cli.tables import tell_checks
 
     checks = check_adapter(find_adapter(adapter), options.given_base(base, quantization))
@@ -165,8 +165,8 @@ def _diff(first: Path, second: Path, base: str | None, quantization: str | None,
     Example:
       peftkit adapters diff runs/first runs/second
     """
+    from peftkit.adapters.compare import diff_adapters
     from peftkit.adapters.files import kinds_of
-    from peftkit.adapters.operations import diff_adapters
     from peftkit.adapters.target import find_adapter
 
     found = diff_adapters(find_adapter(first), find_adapter(second), options.given_base(base, quantization))
@@ -230,7 +230,7 @@ def _combine(output: Path, parts: tuple[tuple[Path, float], ...], rank: int | No
       peftkit adapters combine both --adapter runs/polite 0.5 --adapter runs/brief 0.5
       peftkit adapters combine both --adapter runs/polite 1 --adapter runs/brief -0.3 --rank 8
     """
-    from peftkit.adapters.operations import combine_adapters
+    from peftkit.adapters.combine import combine_adapters
     from peftkit.adapters.target import find_adapter
 
     _print_made(combine_adapters([(find_adapter(folder), weight) for folder, weight in parts], output, rank), as_json)
@@ -251,7 +251,7 @@ def _shrink(adapter: Path, output: Path, rank: int, base: str | None, quantizati
     Example:
       peftkit adapters shrink runs/first small --rank 2
     """
-    from peftkit.adapters.operations import shrink_adapter
+    from peftkit.adapters.combine import shrink_adapter
     from peftkit.adapters.target import find_adapter
 
     _print_made(shrink_adapter(find_adapter(adapter), output, rank, options.given_base(base, quantization)), as_json)

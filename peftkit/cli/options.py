@@ -13,7 +13,7 @@ from peftkit.recipe.methods import METHODS
 from peftkit.recipe.quantizers import PRESETS
 
 if TYPE_CHECKING:
-    from peftkit.adapters.base import GivenBase
+    from peftkit.adapters.files import GivenBase
 
 __all__ = [
     "COUNT", "FILE", "PATH", "arguments_of", "as_json", "base", "defaulted", "given_base", "method", "nproc", "output",
@@ -66,7 +66,7 @@ def base(function: Function) -> Function:
 
 def given_base(base: str | None, quantization: str | None) -> GivenBase:
     """What `--base` and `--quantization` say."""
-    from peftkit.adapters.base import GivenBase
+    from peftkit.adapters.files import GivenBase
     from peftkit.recipe.hyperparameters import Quantization
 
     chosen = Quantization.model_validate(PRESETS[quantization]) if quantization else None

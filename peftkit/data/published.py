@@ -17,7 +17,7 @@ from typing import Any
 
 import datasets
 
-from peftkit.errors import FieldError
+from peftkit.errors import FieldError, first_line
 from peftkit.hub import CARD_FILES, Repo, Snapshot, open_snapshot
 from peftkit.recipe.schema import Source
 
@@ -104,7 +104,7 @@ def find_published(source: Source, split: str, field: str) -> Published:
 
 def unreadable(name: str, field: str, error: Exception) -> FieldError:
     """What to say of a data set that the library cannot read."""
-    reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    reason = first_line(error)
     remedy = "Check name and split, or name a file with path."
     if "scripts are no longer supported" in reason:
         remedy = "Its files need a script, which is never run; try revision: refs/convert/parquet, the hub's copy."

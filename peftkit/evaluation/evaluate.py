@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from peftkit.adapters.base import AS_RECORDED, GivenBase
+from peftkit.adapters.files import AS_RECORDED, GivenBase
 from peftkit.adapters.target import Opened, find_target, open_base, open_target
 from peftkit.data.prepare import Prepared, count_words, prepare_validation
 from peftkit.data.prompts import prompt_of, wanted

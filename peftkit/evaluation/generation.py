@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from peftkit.adapters.base import AS_RECORDED, GivenBase
+from peftkit.adapters.files import AS_RECORDED, GivenBase
 from peftkit.adapters.target import find_target, open_target
 from peftkit.data.formats.spans import prompt_ids
 from peftkit.data.prepare import Prepared

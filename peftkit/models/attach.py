@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,32 +17,20 @@ from peftkit.models.dtypes import hold_in_float32
 from peftkit.models.quantization import quantised_modules
 
 __all__ = [
-    "adapted",
-    "count_embeddings",
-    "count_parameters",
-    "embedding_modules",
-    "inner_model",
-    "matches",
-    "resolve_targets",
+    "adapted", "count_embeddings", "count_parameters", "embedding_modules", "inner_model", "matches", "resolve_targets",
     "tied_modules",
-]
+]  # fmt: skip
 
 
 def resolve_targets(
-    structure: Any,
-    target_modules: str | list[str],
-    auto: Mapping[str, list[str]],
-    fallback: Sequence[str],
-    field: str,
+    structure: Any, target_modules: str | list[str], auto: Mapping[str, list[str]], fallback: Sequence[str], field: str
 ) -> list[str]:
     """The full names of the modules that get an adapter, from the model's structure alone (the meta device will do).
 
-    A name matches a module that is called so, or whose path ends in it; one string other than `auto` and `all-linear`
-    is a regular expression over whole paths.
-
     Args:
         structure: the model.
-        target_modules: what the recipe says.
+        target_modules: `auto`, `all-linear`, a regular expression over whole paths, or names, of modules or of what
+            their paths end in.
         auto: the names that `auto` stands for, by the type of model.
         fallback: names that it stands for in other models, as far as they have them.
         field: of the recipe, for messages.
@@ -53,45 +42,35 @@ def resolve_targets(
     head = _name_of(structure, structure.get_output_embeddings())
     tied = tied_modules(structure)
     adaptable = [name for name in linear if name != head]
+    kinds = dict.fromkeys(re.sub(r"^.*\.\d+\.", "", name) for name in adaptable)  # without the layers' numbers
+    refused = partial(FieldError, field, remedy=f"The model has: {', '.join(kinds)}; or use auto or all-linear.")
     if target_modules == "all-linear":
         return adaptable
     if target_modules == "auto":
-        wanted = auto.get(structure.config.model_type) or [
-            name for name in fallback if any(matches(module, name) for module in adaptable)
-        ]
-        if not wanted:
-            raise FieldError(
-                field, f"auto knows no targets for {structure.config.model_type}.", remedy=_choices(adaptable)
-            )
-        target_modules = wanted
+        usual = [name for name in fallback if any(matches(module, name) for module in adaptable)]
+        target_modules = auto.get(structure.config.model_type) or usual
+        if not target_modules:
+            raise refused(f"auto knows no targets for {structure.config.model_type}.")
     names = [*linear, *(name for name in tied if name not in linear)]
-    chosen = _select(names, target_modules, adaptable, field)
-    for name in chosen:
-        if name in tied:
-            raise FieldError(
-                field,
-                f"{name} is tied: input embedding and head are one matrix, so an adapter on it cannot be merged.",
-                remedy=_choices(adaptable),
-            )
-    return chosen
-
-
-def _select(names: list[str], target_modules: str | list[str], adaptable: list[str], field: str) -> list[str]:
-    """The names that a regular expression matches whole, or that a list's entries end; every entry must match."""
     if isinstance(target_modules, str):
         try:
             chosen = [name for name in names if re.fullmatch(target_modules, name)]
         except re.error as error:
-            raise FieldError(field, f"is no regular expression: {error}.", remedy=_choices(adaptable)) from error
-        if not chosen:
-            raise FieldError(field, f"{target_modules!r} matches no module.", remedy=_choices(adaptable))
-        return chosen
-    for pattern in target_modules:
-        if not any(matches(name, pattern) for name in names):
-            raise FieldError(field, f"{pattern!r} matches no module.", remedy=_choices(adaptable))
+            raise refused(f"is no regular expression: {error}.") from error
+        patterns = [] if chosen else [target_modules]
+    else:
+        chosen = [name for name in names if any(matches(name, pattern) for pattern in target_modules)]
+        patterns = [pattern for pattern in target_modules if not any(matches(name, pattern) for name in names)]
+    if patterns:
+        raise refused(f"{patterns[0]!r} matches no module.")
     if not target_modules:
-        raise FieldError(field, "is empty.", remedy=_choices(adaptable))
-    return [name for name in names if any(matches(name, pattern) for pattern in target_modules)]
+        raise refused("is empty.")
+    shared = next((name for name in chosen if name in tied), None)
+    if shared is not None:
+        raise refused(
+            f"{shared} is tied: input embedding and head are one matrix, so an adapter on it cannot be merged."
+        )
+    return chosen
 
 
 def adapted(model: Any, kind: Any, targets: list[str], base_folder: Path, **settings: Any) -> Any:
@@ -142,9 +121,7 @@ def tied_modules(structure: Any) -> list[str]:
 def count_parameters(model: Any) -> tuple[int, int]:
     """Trainable parameters and all parameters; a quantised weight counts as the numbers it stands for."""
     trainable = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
-    packed = {
-        id(module.weight): module.in_features * module.out_features for module, _ in quantised_modules(model).values()
-    }
+    packed = {id(module.weight): module.in_features * module.out_features for module in quantised_modules(model)}
     total = sum(packed.get(id(parameter), parameter.numel()) for parameter in model.parameters())
     return trainable, total
 
@@ -163,9 +140,3 @@ def _name_of(structure: Any, wanted: Any) -> str | None:
 def matches(name: str, pattern: str) -> bool:
     """Whether a module is called so, or its path ends in it."""
     return name == pattern or name.endswith(f".{pattern}")
-
-
-def _choices(adaptable: list[str]) -> str:
-    """What the model has, each kind of module once, by the part of its path after the layer's number."""
-    kinds = dict.fromkeys(re.sub(r"^.*\.\d+\.", "", name) for name in adaptable)
-    return f"The model has: {', '.join(kinds)}; or use auto or all-linear."

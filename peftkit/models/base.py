@@ -1,7 +1,8 @@
-"""Where a base is, and how it is opened: as a configuration, a tokenizer, an empty structure, or with its weights."""
+"""Where a base is, and how it is opened: its configuration, tokenizer, empty structure, model, or single tensors."""
 
 from __future__ import annotations
 
+import re
 from concurrent.futures import ThreadPoolExecutor
 from copy import deepcopy
 from dataclasses import dataclass
@@ -10,28 +11,27 @@ from pathlib import Path
 from traceback import walk_tb
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
+from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedConfig
+from transformers.pytorch_utils import Conv1D
 from transformers.utils import logging
 
-from peftkit.errors import BaseError, FieldError
-from peftkit.hub import Repo, cached_folder
+from peftkit.errors import BaseError, FieldError, first_line
+from peftkit.hub import WEIGHTS_NAME, Repo, cached_folder, find_base
 from peftkit.models.dtypes import loading_in
-from peftkit.models.published import find_hub_base
-from peftkit.models.weights import weight_files
 from peftkit.recipe.quantizers import quiet_loggers
 from peftkit.recipe.references import BUILTIN_PREFIX
 from peftkit.recipe.schema import Base
-from peftkit.storage import sha256_of_file, sha256_of_json
+from peftkit.storage import read_json, sha256_of_file, sha256_of_json
 
 __all__ = [
-    "LocatedBase",
-    "base_at_hand",
-    "locate_base",
-    "open_tokenizer",
-    "set_dropout",
-]
+    "BaseWeights", "LocatedBase", "StoredWeight", "base_at_hand", "locate_base", "open_tokenizer",
+    "weight_files",
+]  # fmt: skip
 
 # Whatever opens a base is quiet: peftkit says what users need to know.
 quiet_loggers()
@@ -39,6 +39,8 @@ logging.set_verbosity_error()
 logging.disable_progress_bar()
 
 _ASSETS = Path(__file__).resolve().parents[1] / "assets"
+_INDEX = "model.safetensors.index.json"
+_FLOATS = ("F64", "F32", "F16", "BF16")
 _DROPOUT_NAMES = ("resid_pdrop", "embd_pdrop", "attn_pdrop", "attention_dropout", "hidden_dropout", "embedding_dropout")
 
 
@@ -64,7 +66,12 @@ class LocatedBase:
             config = AutoConfig.from_pretrained(self.folder, trust_remote_code=False)
         except (OSError, ValueError, KeyError) as error:
             raise _unusable(self.reference, error) from error
-        return set_dropout(config, dropout) if dropout is not None else config
+        names = [name for name in _DROPOUT_NAMES if hasattr(config, name)] if dropout is not None else []
+        if dropout is not None and not names:
+            raise FieldError("base.dropout", f"{config.model_type} has no dropout to set.", remedy="Remove it.")
+        for name in names:
+            setattr(config, name, dropout)
+        return config
 
     def tokenizer(self) -> Any:
         """The base's own tokenizer.
@@ -90,24 +97,17 @@ class LocatedBase:
         weight_files(self.folder)  # Transformers would follow an index anywhere
         try:
             with loading_in(dtype, lambda: self.structure(deepcopy(config))):
+                options |= {"dtype": getattr(torch, dtype), "use_safetensors": True, "trust_remote_code": False}
                 model, report = AutoModelForCausalLM.from_pretrained(
-                    self.folder,
-                    config=config,
-                    dtype=getattr(torch, dtype),
-                    use_safetensors=True,
-                    trust_remote_code=False,
-                    output_loading_info=True,
-                    **options,
+                    self.folder, config=config, output_loading_info=True, **options
                 )
         except (OSError, ValueError, RuntimeError, SafetensorError) as error:
             raise _unusable(self.reference, error) from _conversion_error(error) or error
         missing = sorted(report["missing_keys"]) + sorted(str(key) for key in report["mismatched_keys"])
         if missing:
-            raise BaseError(
-                f"has no fitting weights for {', '.join(missing[:3])}{' and others' if len(missing) > 3 else ''}.",
-                where=self.reference,
-                remedy="Use a whole checkpoint of the architecture that its config.json names.",
-            )
+            what = f"has no fitting weights for {', '.join(missing[:3])}{' and others' if len(missing) > 3 else ''}."
+            remedy = "Use a whole checkpoint of the architecture that its config.json names."
+            raise BaseError(what, where=self.reference, remedy=remedy)
         return model
 
     @cached_property
@@ -127,12 +127,8 @@ class LocatedBase:
 
     def record(self) -> dict[str, Any]:
         """What a manifest says about the base."""
-        return {
-            "model": self.reference,
-            "revision": self.revision,
-            "sha256": self.fingerprint,
-            "files": self.file_hashes,
-        }
+        named = {"model": self.reference, "revision": self.revision}
+        return {**named, "sha256": self.fingerprint, "files": self.file_hashes}
 
 
 def locate_base(base: Base, *, weights: bool = True, field: str = "base.model") -> LocatedBase:
@@ -148,13 +144,11 @@ def locate_base(base: Base, *, weights: bool = True, field: str = "base.model") 
     if Path(base.model).expanduser().is_dir():
         folder = Path(base.model).expanduser().resolve()
         if weights and not any(folder.glob("*.safetensors")):
-            raise FieldError(
-                field,
-                f"{base.model} holds no .safetensors file.",
-                remedy="Save the model with save_pretrained of a current Transformers; pickled weights are not opened.",
-            )
+            what = f"{base.model} holds no .safetensors file."
+            remedy = "Save the model with save_pretrained of a current Transformers; pickled weights are not opened."
+            raise FieldError(field, what, remedy=remedy)
         return LocatedBase(str(folder), folder, None)
-    snapshot, names = find_hub_base(base, field, weights=weights)
+    snapshot, names = find_base(Repo("model", base.model, base.revision, field), weights=weights)
     snapshot.bring(names)
     return LocatedBase(base.model, snapshot.folder, snapshot.commit)
 
@@ -197,39 +191,121 @@ def open_tokenizer(folder: Path) -> Any:
     return tokenizer
 
 
-def set_dropout(config: PreTrainedConfig, dropout: float) -> PreTrainedConfig:
-    """Set every dropout probability that the architecture has.
+@dataclass(frozen=True)
+class StoredWeight:
+    """Where a tensor is."""
+
+    file: Path
+    name: str
+    """In the file."""
+
+    shape: tuple[int, ...]
+    is_float: bool
+    parameter: str | None
+    """In the model; None for a tensor that Transformers makes something else of when it loads the file."""
+
+
+class BaseWeights:
+    """A base's tensors, under the names of the model that they make. None of them stays in memory.
+
+    Args:
+        folder: what holds the files.
+        structure: the empty model.
 
     Raises:
-        FieldError: it has none.
+        BaseError: a file is damaged, or the index names one elsewhere.
     """
-    names = [name for name in _DROPOUT_NAMES if hasattr(config, name)]
-    if not names:
-        raise FieldError("base.dropout", f"{config.model_type} has no dropout to set.", remedy="Remove it.")
-    for name in names:
-        setattr(config, name, dropout)
-    return config
+
+    def __init__(self, folder: Path, structure: Any) -> None:
+        parameters = set(structure.state_dict())
+        prefix = f"{structure.base_model_prefix}."
+        ignored = [re.compile(pattern) for pattern in structure._keys_to_ignore_on_load_unexpected or ()]
+        self.stored: list[StoredWeight] = []
+        """In the order of the files, so that reading them runs forward."""
+
+        for file in weight_files(folder):
+            try:
+                with safe_open(file, framework="pt") as opened:
+                    for name in opened.offset_keys():
+                        spellings = (name, prefix + name, name.removeprefix(prefix))
+                        parameter = next((spelling for spelling in spellings if spelling in parameters), None)
+                        if parameter is None and any(pattern.search(name) for pattern in ignored):
+                            continue  # masks that early checkpoints hold and no model reads
+                        stored = opened.get_slice(name)
+                        is_float = stored.get_dtype() in _FLOATS
+                        self.stored.append(StoredWeight(file, name, tuple(stored.get_shape()), is_float, parameter))
+            except (OSError, SafetensorError) as error:
+                raise _damaged(file) from error
+        self._modules = dict(structure.named_modules())
+        self._by_parameter = {weight.parameter: weight for weight in self.stored if weight.parameter}
+
+    def find(self, parameter: str) -> StoredWeight | None:
+        """The tensor of a parameter, if the files hold it as such."""
+        return self._by_parameter.get(parameter)
+
+    def read(self, weight: StoredWeight) -> torch.Tensor:
+        """A tensor as the file holds it; the file is mapped into memory as long as the tensor is used.
+
+        Raises:
+            BaseError: the file has gone, or has changed.
+        """
+        try:
+            with safe_open(weight.file, framework="pt") as opened:
+                tensor: torch.Tensor = opened.get_tensor(weight.name)
+        except (OSError, SafetensorError) as error:
+            raise _damaged(weight.file) from error
+        return tensor
+
+    def numbers(self, parameter: str) -> npt.NDArray[np.float32] | None:
+        """A parameter in float32, a module's weight as [out, in]; None where the files do not hold it as such."""
+        weight = self.find(parameter)
+        if weight is None:
+            return None
+        module, _, kind = parameter.rpartition(".")
+        numbers: npt.NDArray[np.float32] = self.read(weight).float().numpy()
+        return numbers.T if kind == "weight" and self.is_transposed(module) else numbers
+
+    def is_transposed(self, module: str) -> bool:
+        """Whether a module holds its weight as [in, out], as GPT-2's Conv1D and embeddings do, not as [out, in]."""
+        return isinstance(self._modules[module], Conv1D | nn.Embedding)
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """The files that hold a base's weights: one, or those that its index names.
+
+    Raises:
+        BaseError: there are none, or the index is damaged or names a file elsewhere.
+    """
+    if (folder / WEIGHTS_NAME).is_file():
+        return [folder / WEIGHTS_NAME]
+    try:
+        names = sorted(set(read_json(folder / _INDEX)["weight_map"].values()))
+        strange = next((name for name in names if Path(name).name != name), None)
+    except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
+        raise _damaged(folder / _INDEX) from error
+    if strange is not None:
+        what = f"names a file in another folder, {strange}."
+        raise BaseError(what, where=str(folder / _INDEX), remedy="Use a checkpoint whose files are all in one folder.")
+    return [folder / name for name in names]
+
+
+def _damaged(file: Path) -> BaseError:
+    return BaseError("is missing or damaged.", where=str(file), remedy="Copy or fetch the base again.")
 
 
 def _unusable(reference: str, error: Exception) -> BaseError:
-    return BaseError(
-        f"cannot be opened: {_first_line(error)}",
-        where=reference,
-        remedy="It must be a causal language model in the Transformers format, with safetensors and a tokenizer.",
-    )
+    what = f"cannot be opened: {first_line(error)}"
+    remedy = "It must be a causal language model in the Transformers format, with safetensors and a tokenizer."
+    return BaseError(what, where=reference, remedy=remedy)
 
 
 def _conversion_error(error: BaseException) -> RuntimeError | None:
     """What went wrong while Transformers made quantised weights of those in the files.
 
-    It keeps such errors as text, goes on with the next weight, and raises one at the end that says nothing of them.
+    It keeps such errors as text, continues with the next weight, and raises one at the end that says nothing of them.
     """
     for frame, _ in walk_tb(error.__traceback__):
         kept = getattr(frame.f_locals.get("loading_info"), "conversion_errors", None)
         if kept:
             return RuntimeError(str(next(iter(kept.values()))))
     return None
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

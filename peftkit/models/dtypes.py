@@ -5,27 +5,24 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterable, Iterator
 from contextvars import ContextVar
+from functools import partial
 from typing import Any
 
 import torch
 from torch import nn
+from torch.nn import functional
 from transformers.pytorch_utils import Conv1D
 
+from peftkit.models.quantization import quantised_modules
 from peftkit.planning.decisions import ChosenPrecision, dtype_of
 
 __all__ = [
-    "autocast_dtype",
-    "autocast_to",
-    "compute_dtype",
-    "computing",
-    "exact_residual",
-    "float32_modules",
-    "hold",
-    "hold_in_float32",
-    "loading_in",
-    "pretending_autocast",
-    "without_autocast",
-]
+    "WIDENED_BYTES", "autocast_dtype", "autocast_to", "compute_dtype", "computing", "exact_float32", "exact_residual",
+    "float32_modules", "hold", "hold_in_float32", "loading_in", "pretending_autocast", "without_autocast",
+]  # fmt: skip
+
+WIDENED_BYTES = 1 << 26
+"""Of a linear layer's weight, in float32 at a time: the head of a vocabulary of 128,256 alone would be 2 GB."""
 
 _PRETENDED: ContextVar[torch.dtype | None] = ContextVar("pretended", default=None)
 _HALVES = (torch.float16, torch.bfloat16)
@@ -153,6 +150,67 @@ def exact_residual(model: Any) -> Iterator[None]:
         hook.remove()
         for weight, data in zip(norms, held, strict=True):
             weight.data = data
+
+
+@contextlib.contextmanager
+def exact_float32(model: Any) -> Iterator[None]:
+    """Let a model compute in float32 within the block; its weights stay as they are, and are widened as they are used.
+
+    Logits in half precision differ by how a product was rounded, which says nothing about weights. To see whether two
+    models have the same ones, both are computed like this: the rest is float32's own rounding. It takes hardly more
+    memory than the weights. Of a quantised layer, the frozen bias is the base's own: a library may round the live one
+    while it trains.
+    """
+    quantised = quantised_modules(model)
+    with contextlib.ExitStack() as stack:
+        for module in model.modules():
+            backend = quantised.get(module)
+            stack.enter_context(backend.exact(module) if backend else _widened(module))
+        yield
+
+
+@contextlib.contextmanager
+def _widened(module: nn.Module) -> Iterator[None]:
+    """Let one module compute in float32, whose own weights may be in half precision."""
+    if all(parameter.dtype not in _HALVES for parameter in _own(module)):
+        yield
+        return
+    own = vars(module)
+    before = own.get("forward")
+    if type(module) is nn.Linear:
+        own["forward"] = partial(_linear, module)
+    elif isinstance(module, nn.Embedding):
+        table = module.forward
+        own["forward"] = lambda *inputs, **more: table(*inputs, **more).float()
+    else:
+        own["forward"] = partial(_with_float_weights, module, module.forward)
+    try:
+        yield
+    finally:
+        del own["forward"]
+        if before is not None:
+            own["forward"] = before
+
+
+def _linear(module: nn.Linear, hidden: torch.Tensor) -> torch.Tensor:
+    """A linear layer in float32, of which a part of the outputs is computed at a time."""
+    rows = max(1, WIDENED_BYTES // (torch.float32.itemsize * module.in_features))
+    hidden = hidden.float()
+    parts = [functional.linear(hidden, part.float()) for part in torch.split(module.weight, rows)]
+    found = torch.cat(parts, dim=-1)
+    return found if module.bias is None else found + module.bias.float()
+
+
+def _with_float_weights(module: nn.Module, forward: Callable[..., Any], *inputs: Any, **more: Any) -> Any:
+    """What a module computes while its own weights are float32."""
+    held = dict(module._parameters)
+    own: dict[str, Any] = module._parameters
+    half = {name: each for name, each in held.items() if each is not None and each.dtype in _HALVES}
+    own.update({name: each.detach().float() for name, each in half.items()})
+    try:
+        return forward(*inputs, **more)
+    finally:
+        own.update(held)
 
 
 def _own(module: Any) -> Iterator[nn.Parameter]:

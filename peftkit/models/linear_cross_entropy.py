@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Iterator
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -31,8 +31,7 @@ def logits_bytes(vocabulary: int, tokens: int) -> int:
     return 2 * torch.float32.itemsize * vocabulary * min(tokens, _ROWS_AT_ONCE)
 
 
-@dataclass(frozen=True)
-class _Operands:
+class _Operands(NamedTuple):
     """A head as the matmuls take it."""
 
     weight: torch.Tensor
@@ -52,18 +51,20 @@ class Head:
         self.linear = linear
         self._kept: dict[torch.dtype, _Operands] = {}
 
-    @property
-    def is_trained(self) -> bool:
-        """Whether its weight or its bias has a gradient."""
-        return any(parameter.requires_grad for parameter in self.linear.parameters())
-
+    @torch.no_grad()
     def operands(self, dtype: torch.dtype) -> _Operands:
         """Weight and bias for matmuls in `dtype`; those of a frozen head are made once."""
-        if self.is_trained:
-            return self._made(dtype)
-        if dtype not in self._kept:
-            self._kept[dtype] = self._made(dtype)
-        return self._kept[dtype]
+        weight, bias = self.linear.weight, self.linear.bias
+        is_trained = any(parameter.requires_grad for parameter in self.linear.parameters())
+        if dtype in self._kept and not is_trained:
+            return self._kept[dtype]
+        added = -len(weight) % VOCABULARY_MULTIPLE
+        cast = _operand(weight, dtype)
+        padded = functional.pad(cast, (0, 0, 0, added)) if added else cast
+        made = _Operands(padded, None if bias is None else bias.float(), len(weight))
+        if not is_trained:
+            self._kept[dtype] = made
+        return made
 
     @torch.no_grad()
     def logits(self, hidden: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
@@ -76,21 +77,13 @@ class Head:
         return logits.view(*hidden.shape[:-1], -1)
 
     def above_mean(self, hidden: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-        """How far the logits of the targets are above the mean of the whole vocabulary's, summed."""
+        """How far the logits of the targets are above the mean of the whole vocabulary's, summed.
+
+        That is a product with the mean weight, and needs no logits.
+        """
         weight, bias = self.linear.weight, self.linear.bias
         above = (hidden.float() * (weight[targets].float() - weight.mean(0, dtype=torch.float32))).sum()
         return above if bias is None else above + (bias[targets] - bias.mean()).float().sum()
-
-    @torch.no_grad()
-    def _made(self, dtype: torch.dtype) -> _Operands:
-        weight, bias = self.linear.weight, self.linear.bias
-        added = -len(weight) % VOCABULARY_MULTIPLE
-        made = _operand(weight, dtype)
-        return _Operands(
-            weight=functional.pad(made, (0, 0, 0, added)) if added else made,
-            bias=None if bias is None else bias.float(),
-            vocabulary=len(weight),
-        )
 
 
 def summed_loss(hidden: torch.Tensor, head: Head, targets: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
@@ -116,13 +109,9 @@ def summed_loss(hidden: torch.Tensor, head: Head, targets: torch.Tensor, dtype: 
 @torch.no_grad()
 def token_losses(hidden: torch.Tensor, head: Head, targets: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     """The loss in nats of each target, [labels], float32; see `summed_loss`."""
-    operands, losses = head.operands(dtype), []
     with torch.autocast(hidden.device.type, enabled=False):
-        buffers = _Buffers(hidden, operands)
-        for rows, labels in zip(torch.split(hidden, _ROWS_AT_ONCE), torch.split(targets, _ROWS_AT_ONCE), strict=True):
-            found = buffers.log_probabilities(_operand(rows, dtype), operands)
-            losses.append(-found.gather(-1, labels[:, None])[:, 0])
-    return torch.cat(losses)
+        parts = _parts(hidden, targets, head.operands(dtype), dtype)
+        return torch.cat([-found.gather(-1, labels)[:, 0] for _, _, labels, found in parts])
 
 
 class _SummedLoss(torch.autograd.Function):
@@ -130,15 +119,9 @@ class _SummedLoss(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any,
-        hidden: torch.Tensor,
-        weight: torch.Tensor,
-        bias: torch.Tensor | None,
-        operands: _Operands,
-        targets: torch.Tensor,
-        dtype: torch.dtype,
-        needs_gradients: bool,
-    ) -> torch.Tensor:
+        ctx: Any, hidden: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, operands: _Operands,
+        targets: torch.Tensor, dtype: torch.dtype, needs_gradients: bool,
+    ) -> torch.Tensor:  # fmt: skip
         wanted = [needs_gradients and needed for needed in ctx.needs_input_grad[:3]]
         gain = _FP16_GAIN if dtype == torch.float16 else 1.0
         total = hidden.new_zeros((), dtype=torch.float32)
@@ -147,11 +130,7 @@ class _SummedLoss(torch.autograd.Function):
         of_hidden = torch.empty_like(hidden, dtype=kept) if wanted[0] else None
         of_weight = torch.zeros_like(operands.weight, dtype=torch.float32) if wanted[1] else None
         of_bias = hidden.new_zeros(operands.vocabulary, dtype=torch.float32) if wanted[2] else None
-        buffers = _Buffers(hidden, operands)
-        for start in range(0, len(targets), _ROWS_AT_ONCE):
-            part = slice(start, start + _ROWS_AT_ONCE)
-            rows, labels = _operand(hidden[part], dtype), targets[part, None]
-            errors = buffers.log_probabilities(rows, operands)
+        for part, rows, labels, errors in _parts(hidden, targets, operands, dtype):
             total -= errors.gather(-1, labels).sum()
             if not any(wanted):
                 continue
@@ -162,8 +141,10 @@ class _SummedLoss(torch.autograd.Function):
             if of_hidden is not None:
                 product = float32_product(errors, operands.weight)
                 of_hidden[part] = product if gain == 1 else product.mul_(1 / gain)
-            if of_weight is not None:
-                _add_product(of_weight, errors.T, rows)
+            if of_weight is not None and errors.dtype == torch.float32:
+                of_weight.addmm_(errors.T, rows)
+            elif of_weight is not None:
+                of_weight += float32_product(errors.T, rows)
         ctx.gradients = (of_hidden, None if of_weight is None else of_weight[: operands.vocabulary], of_bias)
         ctx.factors = (1.0, 1 / gain, 1.0)
         ctx.dtypes = (hidden.dtype, weight.dtype, None if bias is None else bias.dtype)
@@ -182,24 +163,25 @@ class _SummedLoss(torch.autograd.Function):
         return (*found, None, None, None, None)
 
 
-class _Buffers:
-    """Room for a few hundred tokens' logits and log-probabilities, used again for the next ones.
+def _parts(
+    hidden: torch.Tensor, targets: torch.Tensor, operands: _Operands, dtype: torch.dtype
+) -> Iterator[tuple[slice, torch.Tensor, torch.Tensor, torch.Tensor]]:
+    """A few hundred tokens at a time: where they are, their operands, their targets [rows, 1], and log-probabilities.
 
-    On a CPU, memory that is touched for the first time takes three times as long as a softmax of it.
+    These are [rows, padded vocabulary], float32, until the next part; those of no token are minus infinity. On a CPU,
+    memory that is touched for the first time takes three times as long as a softmax of it: it is used again.
     """
-
-    def __init__(self, hidden: torch.Tensor, operands: _Operands) -> None:
-        shape = (min(len(hidden), _ROWS_AT_ONCE), len(operands.weight))
-        self._logits, self._found = (hidden.new_empty(shape, dtype=torch.float32) for _ in range(2))
-
-    def log_probabilities(self, rows: torch.Tensor, operands: _Operands) -> torch.Tensor:
-        """Log-probabilities [rows, padded vocabulary], float32, until the next call; no token's are minus infinity."""
-        logits, found = self._logits[: len(rows)], self._found[: len(rows)]
-        float32_product(rows, operands.weight.T, out=logits)
-        if operands.bias is not None:
-            logits[:, : operands.vocabulary] += operands.bias
-        logits[:, operands.vocabulary :] = -math.inf
-        return torch.log_softmax(logits, -1, out=found)
+    weight, bias, vocabulary = operands
+    shape = (min(len(hidden), _ROWS_AT_ONCE), len(weight))
+    all_logits, all_found = (hidden.new_empty(shape, dtype=torch.float32) for _ in range(2))
+    for start in range(0, max(len(targets), 1), _ROWS_AT_ONCE):  # no tokens are a part too
+        part = slice(start, start + _ROWS_AT_ONCE)
+        rows = _operand(hidden[part], dtype)
+        logits = float32_product(rows, weight.T, out=all_logits[: len(rows)])
+        if bias is not None:
+            logits[:, :vocabulary] += bias
+        logits[:, vocabulary:] = -math.inf
+        yield part, rows, targets[part, None], torch.log_softmax(logits, -1, out=all_found[: len(rows)])
 
 
 def _operand(tensor: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
@@ -213,11 +195,3 @@ def float32_product(left: torch.Tensor, right: torch.Tensor, *, out: torch.Tenso
     if left.dtype == torch.float32 or not left.is_cuda:
         return torch.mm(left.float(), right.float(), out=out)
     return torch.mm(left, right, out_dtype=torch.float32, out=out)
-
-
-def _add_product(total: torch.Tensor, left: torch.Tensor, right: torch.Tensor) -> None:
-    """Add a matmul to a float32 total."""
-    if left.dtype == torch.float32:
-        total.addmm_(left, right)
-    else:
-        total += float32_product(left, right)

@@ -15,19 +15,12 @@ from torch.nn import functional
 from transformers.modeling_outputs import CausalLMOutput
 
 from peftkit.models.attach import inner_model
-from peftkit.models.dtypes import computing, exact_residual
+from peftkit.models.attention_kernels import BOUNDS
+from peftkit.models.dtypes import autocast_dtype, computing, exact_residual
 from peftkit.models.linear_cross_entropy import Head, summed_loss, token_losses
-from peftkit.models.varlen import BOUNDS
 from peftkit.planning.decisions import ChosenPrecision
 
-__all__ = [
-    "LABEL_LOSSES",
-    "Loss",
-    "compute_loss_at_labels",
-    "evaluate_loss",
-    "label_losses",
-    "row_losses",
-]
+__all__ = ["LABEL_LOSSES", "Loss", "compute_loss_at_labels", "evaluate_loss", "label_losses", "row_losses"]
 
 LABEL_LOSSES = "label_losses"
 """The name under which a model may have its own `label_losses`: one that has its weights only within a call of it."""
@@ -38,7 +31,7 @@ _NO_LABEL = -100  # what torch's cross-entropy leaves out
 
 @dataclass(frozen=True)
 class Loss:
-    """Negative log-likelihood summed over the tokens that are taught."""
+    """Negative log-likelihood summed over the tokens in the loss."""
 
     total: float
     """In nats."""
@@ -86,7 +79,11 @@ def compute_loss_at_labels(model: Any, label_smoothing: float = 0.0) -> bool:
         if labels is None:
             return stock(input_ids=input_ids, **inputs)
         hidden, targets = _at_labels(inner, labels, label_indices, input_ids=input_ids, **inputs)
-        total = _summed_loss(hidden, head, targets, label_smoothing)
+        total = summed_loss(hidden, head, targets, _compute_dtype(hidden))
+        if label_smoothing:
+            # each token of the vocabulary gets an equal part of it, which adds to the loss what the target's logit is
+            # above the mean logit: (1 - s)(lse - z_target) + s(lse - mean z) = (lse - z_target) + s(z_target - mean z)
+            total = total + label_smoothing * head.above_mean(hidden, targets)
         return CausalLMOutput(loss=total / (len(targets) if num_items_in_batch is None else num_items_in_batch))
 
     setattr(forward, _STOCK, stock)
@@ -97,9 +94,9 @@ def compute_loss_at_labels(model: Any, label_smoothing: float = 0.0) -> bool:
 def evaluate_loss(model: Any, batches: Iterable[dict[str, torch.Tensor]], precision: ChosenPrecision) -> Loss:
     """The loss of all rows of some batches together; see `row_losses`."""
     total, tokens, sequences = 0.0, 0, 0
-    for nats, taught in row_losses(model, batches, precision):
+    for nats, counts in row_losses(model, batches, precision):
         total += float(nats.sum())
-        tokens += int(taught.sum())
+        tokens += int(counts.sum())
         sequences += len(nats)
     return Loss(total, tokens, sequences)
 
@@ -107,7 +104,7 @@ def evaluate_loss(model: Any, batches: Iterable[dict[str, torch.Tensor]], precis
 def row_losses(
     model: Any, batches: Iterable[dict[str, torch.Tensor]], precision: ChosenPrecision
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """The loss in nats, float64, and the number of taught tokens of each row of a batch, both [rows], on the CPU.
+    """The loss in nats, float64, and the number of tokens in the loss, of each row of a batch, both [rows], on the CPU.
 
     Matmuls are computed in `precision`, and the logits and what passes from layer to layer in float32, whatever dtype
     the weights are held in: methods differ in that, and are compared.
@@ -119,16 +116,19 @@ def row_losses(
     sharded = getattr(model, LABEL_LOSSES, None)
     losses_of = sharded or label_losses(model)
     residual = contextlib.nullcontext() if sharded else exact_residual(model)
-    device = model.device
-    was_training = model.training
+    device, was_training = model.device, model.training
+    is_cuda = device.type == "cuda"
     model.eval()
     try:
         with residual:
             for batch in batches:
                 rows = len(batch["input_ids"])
                 which = (batch["labels"][:, 1:] != _NO_LABEL).nonzero()[:, 0].cpu()
+                tensors = {name: values for name, values in batch.items() if isinstance(values, torch.Tensor)}
+                # a CUDA device copies them by itself while the host continues
+                moved = {name: values.to(device, non_blocking=is_cuda) for name, values in tensors.items()}
                 with torch.no_grad(), computing(model, precision):
-                    losses = losses_of(_moved(batch, device))
+                    losses = losses_of(moved)
                 yield torch.bincount(which, losses.cpu().double(), rows), torch.bincount(which, minlength=rows)
     finally:
         model.train(was_training)
@@ -147,37 +147,28 @@ def _losses_from_hidden(inner: Any, batch: dict[str, torch.Tensor]) -> torch.Ten
 
 
 def _losses_from_logits(inner: Any, batch: dict[str, torch.Tensor]) -> torch.Tensor:
-    """The same from whole logits, for a model that does more to them than its head's product."""
-    with _exact_logits(inner.get_output_embeddings()):
-        logits = inner.forward(**_inputs(batch)).logits[:, :-1]  # a sharded model has been entered already
-    targets = batch["labels"][:, 1:]
-    taught = targets != _NO_LABEL
-    return functional.cross_entropy(logits[taught].float(), targets[taught], reduction="none")
+    """The same from whole logits, for a model that does more to them than its head's product.
 
-
-@contextlib.contextmanager
-def _exact_logits(linear: Any) -> Iterator[None]:
-    """Let a linear head give logits in float32: rounded to bf16 they are up to 0.5 off where they are near -100."""
-    if type(linear) is not nn.Linear:
-        yield
-        return
-    head = Head(linear)
-    linear.forward = lambda hidden: head.logits(hidden, _compute_dtype(hidden))  # type: ignore[method-assign, assignment]
+    A linear head gives logits in float32 here: rounded to bf16 they are up to 0.5 off where they are near -100.
+    """
+    linear = inner.get_output_embeddings()
+    is_linear = type(linear) is nn.Linear
+    if is_linear:
+        head = Head(linear)
+        linear.forward = lambda hidden: head.logits(hidden, _compute_dtype(hidden))
     try:
-        yield
+        logits = inner.forward(**_inputs(batch)).logits[:, :-1]  # a sharded model has been entered already
     finally:
-        del linear.forward
+        if is_linear:
+            del linear.forward
+    targets = batch["labels"][:, 1:]
+    labelled = targets != _NO_LABEL
+    return functional.cross_entropy(logits[labelled].float(), targets[labelled], reduction="none")
 
 
 def _inputs(batch: dict[str, torch.Tensor]) -> dict[str, Any]:
     names = ("input_ids", "position_ids", BOUNDS)
     return {name: batch[name] for name in names if name in batch} | {"use_cache": False}
-
-
-def _moved(batch: dict[str, Any], device: torch.device) -> dict[str, torch.Tensor]:
-    """The tensors of a batch on a device; a CUDA device copies them by itself while the host continues."""
-    tensors = {name: values for name, values in batch.items() if isinstance(values, torch.Tensor)}
-    return {name: values.to(device, non_blocking=device.type == "cuda") for name, values in tensors.items()}
 
 
 def _body(inner: Any) -> Any:
@@ -216,22 +207,10 @@ def _at_labels(
     if indices is not None:
         return hidden.flatten(0, 1).index_select(0, indices - 1), labels.flatten().index_select(0, indices)
     hidden, targets = hidden[:, :-1], labels[:, 1:]
-    taught = targets != _NO_LABEL
-    return hidden[taught], targets[taught]
-
-
-def _summed_loss(hidden: torch.Tensor, head: Head, targets: torch.Tensor, label_smoothing: float) -> torch.Tensor:
-    """The loss in nats, summed, float32, with at most a few hundred tokens' logits in memory at a time.
-
-    Smoothing gives each token of the vocabulary an equal part of `label_smoothing`. The loss of that grows by as much
-    as the target's logit is above the mean logit, which is a product with the mean weight and needs no logits:
-    (1 - s)(lse - z_target) + s(lse - mean z) = (lse - z_target) + s(z_target - mean z).
-    """
-    total = summed_loss(hidden, head, targets, _compute_dtype(hidden))
-    return total + label_smoothing * head.above_mean(hidden, targets) if label_smoothing else total
+    labelled = targets != _NO_LABEL
+    return hidden[labelled], targets[labelled]
 
 
 def _compute_dtype(hidden: torch.Tensor) -> torch.dtype:
     """What matmuls with these hidden states are computed in: autocast's dtype, or their own."""
-    kind = hidden.device.type
-    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else hidden.dtype
+    return autocast_dtype(hidden.device.type) or hidden.dtype

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from typing import Any, Final
 
 import torch
@@ -13,7 +14,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 from transformers.modeling_utils import AttentionInterface
 
-from peftkit.models.attach import embedding_modules, inner_model
+from peftkit.models.attach import embedding_modules, inner_model, matches
 from peftkit.models.dtypes import pretending_autocast
 from peftkit.models.kernels import use_fast_kernels
 from peftkit.models.linear_cross_entropy import VOCABULARY_MULTIPLE
@@ -23,14 +24,7 @@ from peftkit.planning.hardware import Device, Hardware
 from peftkit.planning.memory import fixed_and_row
 from peftkit.recipe.hyperparameters import Quantization
 
-__all__ = [
-    "activation_bytes",
-    "activation_parts",
-    "held_bytes",
-    "kept_for_backward",
-    "loss_parts",
-    "weight_bytes",
-]
+__all__ = ["activation_bytes", "activation_parts", "held_bytes", "kept_for_backward", "loss_parts", "weight_bytes"]
 
 _NAME = "peftkit_outline"
 _LOW = (torch.addmm, torch.matmul, torch.bmm, functional.linear, torch.Tensor.matmul)
@@ -39,20 +33,16 @@ _HIGH = (functional.layer_norm, torch.layer_norm, functional.softmax, torch.rsqr
 
 
 def weight_bytes(structure: Any, quantization: Quantization | None) -> int:
-    """Bytes of a model's weights in the number types that it is held in, its linear layers as they are quantised."""
+    """Bytes of a model's weights in the dtypes that they are held in, its linear layers as they are quantised."""
     held = {id(parameter): parameter.numel() * parameter.element_size() for parameter in structure.parameters()}
     if quantization is not None:
-        each = backend_of(quantization).bytes_of_a_weight(quantization)
+        each, kept = backend_of(quantization).bytes_of_a_weight(quantization), embedding_modules(inner_model(structure))
         for name, module in structure.named_modules():
-            weight = getattr(module, "weight", None)
-            if weight is not None and weight.dim() == 2 and not weight.requires_grad and _is_rounded(structure, name):
+            weight: Any = getattr(module, "weight", None)
+            is_frozen = weight is not None and weight.dim() == 2 and not weight.requires_grad
+            if is_frozen and not any(matches(name, embedding) for embedding in kept):
                 held[id(weight)] = int(weight.numel() * each)
     return sum(held.values())
-
-
-def _is_rounded(structure: Any, name: str) -> bool:
-    inner = inner_model(structure)
-    return not any(name == kept or name.endswith(f".{kept}") for kept in embedding_modules(inner))
 
 
 def activation_bytes(model: Any, rows: int, tokens: int, precision: ChosenPrecision, hardware: Hardware) -> int:
@@ -63,8 +53,7 @@ def activation_bytes(model: Any, rows: int, tokens: int, precision: ChosenPrecis
     """
     use_fast_kernels(model, hardware)
     inner = inner_model(model)
-    keeps_dropped = hardware.device == "cpu"
-    AttentionInterface.register(_NAME, _Attention(keeps_dropped))
+    AttentionInterface.register(_NAME, partial(_attention, keeps_dropped=hardware.device == "cpu"))
     inner.set_attn_implementation(_NAME)
     inner.config.pad_token_id = None  # with one, the model looks at its inputs
     ids = torch.zeros(rows, tokens, dtype=torch.long, device="meta")
@@ -92,12 +81,12 @@ def loss_parts(model: Any, precision: ChosenPrecision, device: Device) -> tuple[
     way of a tensor as large. The head of a quantised base is not quantised.
     """
     weight = model.get_output_embeddings().weight
-    words, width = weight.shape
-    padded = -(-words // VOCABULARY_MULTIPLE) * VOCABULARY_MULTIPLE
+    vocabulary, width = weight.shape
+    padded = -(-vocabulary // VOCABULARY_MULTIPLE) * VOCABULARY_MULTIPLE
     in_16_bit = device == "cuda" and precision != "fp32"
     rounded = getattr(torch, dtype_of(precision))
     dtype = rounded if in_16_bit else torch.float32
-    copied = padded != words or rounded != weight.dtype or dtype != rounded
+    copied = padded != vocabulary or rounded != weight.dtype or dtype != rounded
     fixed = padded * width * dtype.itemsize * copied
     if weight.requires_grad:
         fixed += padded * width * torch.float32.itemsize * (2 if in_16_bit else 1)
@@ -136,7 +125,7 @@ def kept_for_backward(model: Any) -> Iterator[Mapping[Any, int]]:
 
 
 def _storage(tensor: torch.Tensor) -> int:
-    """What tells storages apart, those without memory too."""
+    """An identity of a storage, also of one without memory."""
     return int(tensor.untyped_storage()._cdata)
 
 
@@ -187,33 +176,22 @@ def _cast(value: Any, dtype: torch.dtype) -> Any:
     return value.to(dtype) if is_float else value
 
 
-class _Attention:
+def _attention(
+    module: nn.Module, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, attention_mask: torch.Tensor | None,
+    dropout: float = 0.0, *, keeps_dropped: bool, **options: Any,
+) -> tuple[torch.Tensor, None]:  # fmt: skip
     """Attention that keeps what a fused kernel keeps: its inputs, its result, a number for each row of scores.
 
     With dropout, peftkit's own on a CPU keeps its inputs and a byte for each score that it computes, about half of all.
     """
-
-    def __init__(self, keeps_dropped: bool) -> None:
-        self._keeps_dropped = keeps_dropped
-
-    def __call__(
-        self,
-        module: nn.Module,
-        query: torch.Tensor,
-        key: torch.Tensor,
-        value: torch.Tensor,
-        attention_mask: torch.Tensor | None,
-        dropout: float = 0.0,
-        **options: Any,
-    ) -> tuple[torch.Tensor, None]:
-        del module, attention_mask, options
-        scores = query.shape[:-1]
-        if drops := bool(dropout) and self._keeps_dropped:
-            kept = query.new_empty((*scores, (scores[-1] + 1) // 2), dtype=torch.bool)
-        else:
-            kept = query.new_empty(scores, dtype=torch.float32)
-        attended = _Fused.apply(not drops, query, key, value, kept)  # type: ignore[no-untyped-call]
-        return attended.transpose(1, 2).contiguous(), None
+    del module, attention_mask, options
+    scores = query.shape[:-1]
+    if drops := bool(dropout) and keeps_dropped:
+        kept = query.new_empty((*scores, (scores[-1] + 1) // 2), dtype=torch.bool)
+    else:
+        kept = query.new_empty(scores, dtype=torch.float32)
+    attended = _Fused.apply(not drops, query, key, value, kept)  # type: ignore[no-untyped-call]
+    return attended.transpose(1, 2).contiguous(), None
 
 
 class _Fused(torch.autograd.Function):

@@ -8,11 +8,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+from transformers import PreTrainedTokenizerFast
 
 from peftkit.errors import FieldError
 from peftkit.models.base import LocatedBase, locate_base
 from peftkit.models.dtypes import hold
-from peftkit.models.initialise import initialise_model, train_tokenizer
 from peftkit.models.methods import method_named
 from peftkit.models.quantization import load_base
 from peftkit.planning.decisions import Dtype
@@ -21,6 +22,10 @@ from peftkit.recipe.schema import Recipe
 from peftkit.shortage import memory_for
 
 __all__ = ["Start", "new_start", "padding_id", "positions", "pretrained_start"]
+
+_END_OF_TEXT = "<|endoftext|>"
+_PADDING = "<|pad|>"
+"""A token of its own: were it the end of text, only its place would distinguish padding from a real end."""
 
 
 @dataclass(frozen=True)
@@ -48,8 +53,7 @@ class Start:
         set_seed(recipe.training.seed)
         if self.located is None:
             with memory_for("the new base", where="base.init", remedy="Lower its n_layer or n_embd."):
-                model: Any = initialise_model(recipe.base.init or Init(), self.tokenizer, recipe.base.dropout)
-                return model.to(device)
+                return _initialised(recipe.base, self.tokenizer).to(device)
         base = load_base(self.located, self.config, recipe.base_quantization, base_dtype, device)
         if recipe.trains_adapter and recipe.training.activation_checkpointing:
             base.enable_input_require_grads()  # frozen inputs would cut the graph at the first checkpoint
@@ -61,7 +65,7 @@ class Start:
         """The model that `load` gives, without weights, on the meta device; a quantised base is whole in it."""
         with torch.device("meta"):
             if self.located is None:
-                return initialise_model(recipe.base.init or Init(), self.tokenizer, recipe.base.dropout)
+                return _initialised(recipe.base, self.tokenizer)
             base = hold(self.located.structure(deepcopy(self.config)), base_dtype)
             return method_named(recipe.method).attach(base, recipe.adapter, self.targets, self.located.folder)
 
@@ -94,13 +98,13 @@ def new_start(recipe: Recipe, init: Init, texts: Iterable[str]) -> Start:
     """
     _check_length(recipe, init.n_positions)
     if init.tokenizer is None:
-        return Start(train_tokenizer(texts, init), [], None, None)
+        return Start(_trained_tokenizer(texts, init), [], None, None)
     located = locate_base(Base(model=init.tokenizer), weights=False, field="base.init.tokenizer")
     return Start(located.tokenizer(), [], None, None)
 
 
 def padding_id(tokenizer: Any) -> int:
-    """The token to fill rows with. Labels are masked by place, so a real end of text is taught even where it pads."""
+    """The token to fill rows with. Labels are masked by place: a real end of text is in the loss even where it pads."""
     return int(tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id)
 
 
@@ -111,8 +115,52 @@ def positions(config: Any) -> int | None:
 
 def _check_length(recipe: Recipe, seen: int | None) -> None:
     if seen is not None and recipe.data.max_length > seen:
-        raise FieldError(
-            "data.max_length",
-            f"is {recipe.data.max_length}, but the base sees at most {seen} tokens.",
-            remedy=f"Set it to {seen} or less.",
-        )
+        what = f"is {recipe.data.max_length}, but the base sees at most {seen} tokens."
+        raise FieldError("data.max_length", what, remedy=f"Set it to {seen} or less.")
+
+
+def _trained_tokenizer(texts: Iterable[str], init: Init) -> PreTrainedTokenizerFast:
+    """Train a byte-level BPE tokenizer (Sennrich et al. 2016; bytes as in GPT-2) of exactly `init.vocab_size` tokens.
+
+    Raises:
+        FieldError: the texts have too few different parts for so many tokens.
+    """
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.post_processor = processors.ByteLevel(trim_offsets=False)
+    trainer = trainers.BpeTrainer(
+        vocab_size=init.vocab_size,
+        special_tokens=[_END_OF_TEXT, _PADDING],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    if tokenizer.get_vocab_size() != init.vocab_size:
+        what = f"the training text gives {tokenizer.get_vocab_size()} tokens, not {init.vocab_size}."
+        remedy = f"Set it to {tokenizer.get_vocab_size()}, or train on more text."
+        raise FieldError("base.init.vocab_size", what, remedy=remedy)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        **dict.fromkeys(("eos_token", "bos_token", "unk_token"), _END_OF_TEXT),
+        pad_token=_PADDING,
+        model_max_length=init.n_positions,
+        clean_up_tokenization_spaces=False,
+    )
+
+
+def _initialised(base: Base, tokenizer: Any) -> Any:
+    """A GPT-2 (Radford et al. 2019) with random weights; the caller has set the seed.
+
+    Raises:
+        FieldError: the tokenizer knows more tokens than the model would.
+    """
+    from transformers import GPT2Config, GPT2LMHeadModel  # takes a second, and all but a new base does without
+
+    init, names = base.init or Init(), ("resid_pdrop", "embd_pdrop", "attn_pdrop")
+    if len(tokenizer) > init.vocab_size:
+        what = f"is {init.vocab_size}, but the tokenizer has {len(tokenizer)} tokens."
+        raise FieldError("base.init.vocab_size", what, remedy=f"Set it to {len(tokenizer)} or more.")
+    special = {f"{name}_token_id": getattr(tokenizer, f"{name}_token_id") for name in ("bos", "eos", "pad")}
+    dropout = {} if base.dropout is None else dict.fromkeys(names, base.dropout)
+    return GPT2LMHeadModel(GPT2Config(**init.model_dump(exclude={"tokenizer"}), **dropout, **special))

@@ -10,9 +10,8 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from peftkit.adapters.card import proof_rows
-from peftkit.adapters.files import WEIGHTS_NAME, read_adapter
+from peftkit.adapters.files import RECEIPT_NAME, WEIGHTS_NAME, Adapter
 from peftkit.adapters.inspect import inspect_modules
-from peftkit.adapters.record import RECEIPT_NAME
 from peftkit.errors import InputError, TargetError
 from peftkit.metrics import size, small
 from peftkit.recipe.methods import title_of
@@ -72,7 +71,7 @@ def _with_updates(run: RunContent, path: Path) -> RunContent:
         return run
     if not (path / ADAPTER_FOLDER / WEIGHTS_NAME).is_file():
         return run  # moved away: the manifest still says what it was
-    modules = inspect_modules(read_adapter(path / ADAPTER_FOLDER), lambda _: None)
+    modules = inspect_modules(Adapter.read(path / ADAPTER_FOLDER), lambda _: None)
     updates = [LayerUpdate(each.layer, each.target, each.norm) for each in modules if each.norm is not None]
     return replace(run, updates=updates)
 

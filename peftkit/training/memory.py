@@ -17,8 +17,8 @@ from peftkit import console
 from peftkit.data.collator import INPUTS
 from peftkit.errors import MemoryRunError
 from peftkit.models.attach import count_embeddings, count_parameters
+from peftkit.models.device import free_memory
 from peftkit.models.linear_cross_entropy import logits_bytes
-from peftkit.models.live import free_memory
 from peftkit.models.outline import held_bytes, kept_for_backward, loss_parts
 from peftkit.planning.decisions import ChosenPrecision
 from peftkit.planning.hardware import Device, Hardware

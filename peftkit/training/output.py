@@ -12,10 +12,8 @@ import numpy as np
 import torch
 
 from peftkit.adapters.card import model_card
-from peftkit.adapters.files import CONFIG_NAME, read_adapter
-from peftkit.adapters.proof import check_effect, compare, compare_in_fresh_process, logits_of
-from peftkit.adapters.record import RECORD_NAME, Record
-from peftkit.adapters.sample import SAMPLE_NAME, Sample
+from peftkit.adapters.files import CONFIG_NAME, RECORD_NAME, Adapter, Record
+from peftkit.adapters.proof import SAMPLE_NAME, Sample, check_effect, compare, compare_in_fresh_process, logits_of
 from peftkit.adapters.target import open_adapter
 from peftkit.data.audit import audit
 from peftkit.data.formats.format import NO_LABEL
@@ -146,7 +144,7 @@ def export(model: Any, tokenizer: Any, place: Path, record: Record, sample: Samp
         if (folder / CONFIG_NAME).is_file():
             config = _portable(read_json(folder / CONFIG_NAME), record.base["model"])
             write_json(folder / CONFIG_NAME, config)
-            tensors = {name: tensor.sha256 for name, tensor in read_adapter(folder).tensors.items()}
+            tensors = {name: tensor.sha256 for name, tensor in Adapter.read(folder).tensors.items()}
             record = replace(record, adapter_config=config, tensors=tensors)
         write_text(folder / CARD_NAME, model_card(record))
         write_json(folder / SAMPLE_NAME, sample.to_json())

@@ -24,7 +24,7 @@ from peftkit.data.prepare import Prepared
 from peftkit.errors import RunError
 from peftkit.models.attach import count_embeddings
 from peftkit.models.attention import kernels_of
-from peftkit.models.exact import WIDENED_BYTES
+from peftkit.models.dtypes import WIDENED_BYTES
 from peftkit.models.kernels import use_fast_kernels
 from peftkit.models.linear_cross_entropy import logits_bytes
 from peftkit.models.loss import evaluate_loss

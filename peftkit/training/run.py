@@ -10,7 +10,7 @@ from typing import Any
 
 from peftkit import console
 from peftkit.errors import ChangedError, InputError, MemoryRunError, TargetError
-from peftkit.models.live import LiveModel, free_memory
+from peftkit.models.device import LiveModel, free_memory
 from peftkit.recipe.loader import RecipeFile, load_recipe
 from peftkit.recipe.schema import Recipe
 from peftkit.runs.differences import (

@@ -20,8 +20,8 @@ from transformers.trainer_utils import EvalLoopOutput
 from peftkit import console
 from peftkit.data.collator import INPUTS, ON_HOST
 from peftkit.errors import RunError, Stopped
+from peftkit.models.attention import known_layout
 from peftkit.models.dtypes import autocast_to, compute_dtype
-from peftkit.models.layout import known_layout
 from peftkit.models.loss import compute_loss_at_labels, evaluate_loss
 from peftkit.planning.decisions import ChosenPrecision
 from peftkit.runs.folder import Checkpoint, checkpoint_place

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from peftkit.adapters.card import model_card
-from peftkit.adapters.record import Record
+from peftkit.adapters.files import Record
 from peftkit.metrics import METRICS
 from peftkit.recipe.schema import Recipe
 

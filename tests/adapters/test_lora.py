@@ -14,7 +14,7 @@ from peft.tuners.lora import LoraLayer
 from torch import nn
 
 from peftkit.adapters.combine import products_of
-from peftkit.adapters.files import kinds_of, meaning_of, place_of, read_adapter
+from peftkit.adapters.files import Adapter, kinds_of, place_of
 from peftkit.errors import TargetError
 from peftkit.models.methods.lora import folded
 
@@ -52,7 +52,7 @@ def test_a_layer_with_the_update_has_the_weight_that_peft_merges(kind: str, tmp_
             parameter.data += torch.randn_like(parameter)
     adapted.save_pretrained(tmp_path)
 
-    factors = products_of(read_adapter(tmp_path))
+    factors = products_of(Adapter.read(tmp_path))
     layers = {name: module for name, module in model.named_modules() if isinstance(module, LoraLayer)}
 
     assert set(factors) == set(layers)
@@ -71,7 +71,7 @@ def test_a_layer_with_the_update_has_the_weight_that_peft_merges(kind: str, tmp_
 
 
 def test_the_svd_is_that_of_the_product(write_adapter: WriteAdapter) -> None:
-    factors = products_of(read_adapter(write_adapter()))["h.0.proj"]
+    factors = products_of(Adapter.read(write_adapter()))["h.0.proj"]
 
     left, values, right = factors.svd()
 
@@ -81,7 +81,7 @@ def test_the_svd_is_that_of_the_product(write_adapter: WriteAdapter) -> None:
 
 
 def test_folding_multiplies_the_scaling_in(write_adapter: WriteAdapter) -> None:
-    factors = products_of(read_adapter(write_adapter()))["h.0.proj"]
+    factors = products_of(Adapter.read(write_adapter()))["h.0.proj"]
     nothing = np.zeros((5, 6), np.float32)
 
     assert folded(factors).scaling == 1
@@ -94,9 +94,9 @@ def test_parameters_that_were_trained_whole_go_by_the_bases_names(write_adapter:
         "base_model.model.h.0.proj.base_layer.bias": np.ones(5, np.float32),
     }
 
-    meaning = meaning_of(read_adapter(write_adapter(tensors=whole)))
+    adapter = Adapter.read(write_adapter(tensors=whole))
 
-    assert {name: tensor.shape for name, tensor in meaning.whole.items()} == {
+    assert {name: tensor.shape for name, tensor in adapter.whole.items()} == {
         "head.weight": (3, 2),
         "h.0.proj.bias": (5,),
     }
@@ -106,7 +106,7 @@ def test_half_of_a_pair_is_an_error(write_adapter: WriteAdapter) -> None:
     folder = write_adapter(tensors={"base_model.model.h.1.proj.lora_B.weight": None})
 
     with pytest.raises(TargetError, match=r"h\.1\.proj has not both of its matrices"):
-        meaning_of(read_adapter(folder))
+        _ = Adapter.read(folder).updates
 
 
 @pytest.mark.parametrize(
@@ -121,7 +121,7 @@ def test_an_adapter_that_is_more_than_products_is_refused(
     config: dict[str, Any], words: str, write_adapter: WriteAdapter
 ) -> None:
     with pytest.raises(TargetError, match=words):
-        meaning_of(read_adapter(write_adapter(**config)))
+        _ = Adapter.read(write_adapter(**config)).updates
 
 
 def test_places_are_told_from_names() -> None:

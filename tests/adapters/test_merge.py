@@ -16,12 +16,10 @@ from peft.tuners.lora import LoraLayer
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from peftkit.adapters.base import GivenBase, find_footing, put_adapter
-from peftkit.adapters.files import read_adapter
+from peftkit.adapters.files import Adapter, GivenBase
 from peftkit.adapters.merge import MERGE_DTYPES, MergeReceipt, MergeSettings, merge
-from peftkit.adapters.proof import compare, logits_of
-from peftkit.adapters.sample import Sample
-from peftkit.adapters.target import open_adapter
+from peftkit.adapters.proof import Sample, compare, logits_of
+from peftkit.adapters.target import find_held_base, open_adapter, put_adapter
 from peftkit.errors import RunError, TargetError
 from peftkit.recipe.hyperparameters import Quantization
 from peftkit.recipe.loader import load_recipe
@@ -184,8 +182,8 @@ def test_several_adapters_are_merged_as_their_weighted_sum(
     other = make_adapter("gpt2", "other", seed=2, r=2, target_modules=["c_attn", "c_fc"])
     receipt = merge([(one, 0.7), (other, -0.2)], tmp_path / "merged", MergeSettings(verify=False), given)
 
-    footing = find_footing(read_adapter(one), given)
-    both = put_adapter(footing.load("cpu"), read_adapter(one))
+    held = find_held_base(Adapter.read(one), given)
+    both = put_adapter(held.load("cpu"), Adapter.read(one))
     both.load_adapter(str(other), "other")
     both.base_model.set_adapter(["default", "other"])
     for module in both.modules():

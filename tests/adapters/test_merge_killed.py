@@ -16,8 +16,7 @@ import torch
 from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM
 
-from peftkit.adapters.proof import compare, logits_of
-from peftkit.adapters.sample import Sample
+from peftkit.adapters.proof import Sample, compare, logits_of
 from peftkit.adapters.target import open_adapter
 from peftkit.storage import manifest_faults
 

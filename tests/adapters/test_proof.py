@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from pathlib import Path
 from typing import Any
@@ -10,10 +11,9 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from peftkit.adapters.proof import compare, compare_in_fresh_process, logits_of
-from peftkit.adapters.sample import Sample
-from peftkit.errors import RunError
-from peftkit.models.varlen import VARLEN
+from peftkit.adapters.proof import Sample, compare, compare_in_fresh_process, logits_of
+from peftkit.errors import RunError, TargetError
+from peftkit.models.attention_kernels import VARLEN
 
 ROWS = [[1, 2, 3, 4], [5, 6]]
 SAMPLE = Sample("validation data", ROWS, [[-100, 2, 3, 4], [-100, 6]])
@@ -95,3 +95,47 @@ def test_a_proof_uses_sdpa_and_leaves_the_attention_of_training_as_it_was(
     assert all(torch.equal(one, other) for one, other in zip(found, expected, strict=True))
     assert varlen_on_cpu == []
     assert model.config._attn_implementation == VARLEN
+
+
+def test_random_tokens_are_the_same_every_time_and_all_over_the_vocabulary() -> None:
+    sample = Sample.random(1024)
+    ids = [token for row in sample.input_ids for token in row]
+
+    assert sample == Sample.random(1024)
+    assert sample.tokens == 128
+    assert sample.source == "random tokens"
+    assert min(ids) < 100 < 900 < max(ids) < 1024
+    assert len(set(ids)) > 100
+
+
+def test_a_trained_adapter_keeps_some_of_its_validation_rows(runs: dict[str, Path]) -> None:
+    sample = Sample.read(runs["lora"] / "adapter", 1024)
+
+    assert sample.source == "validation data"
+    assert len(sample.input_ids) == 8
+    assert all(0 < len(row) <= 64 for row in sample.input_ids)
+    assert all(label in (-100, token) for row, labels in zip(sample.input_ids, sample.labels, strict=True)
+               for token, label in zip(row, labels, strict=True))  # fmt: skip
+    assert any(label != -100 for labels in sample.labels for label in labels)
+
+
+def test_without_one_there_are_random_tokens(tmp_path: Path) -> None:
+    assert Sample.read(tmp_path, 50) == Sample.random(50)
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"source": "text", "input_ids": [[1, 2]], "labels": [[1]]},
+        {"source": "text", "input_ids": [[1, 99]], "labels": [[1, 99]]},
+        {"source": "text", "input_ids": [], "labels": []},
+        {"source": "text", "input_ids": [[]], "labels": [[]]},
+        {"input_ids": [[1]], "labels": [[1]]},
+        [],
+    ],
+)
+def test_a_damaged_one_is_an_error(values: object, tmp_path: Path) -> None:
+    (tmp_path / "sample.json").write_text(json.dumps(values), encoding="utf-8")
+
+    with pytest.raises(TargetError, match=r"sample\.json: is damaged"):
+        Sample.read(tmp_path, 50)

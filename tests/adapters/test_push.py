@@ -18,9 +18,8 @@ from typing import Any
 
 import pytest
 
-from peftkit.adapters.files import read_adapter
+from peftkit.adapters.files import Adapter
 from peftkit.adapters.merge import MergeSettings, merge
-from peftkit.adapters.soundness import check_sound
 
 TOKEN = "hf_thisisasecret"
 
@@ -136,7 +135,7 @@ def test_an_adapter_goes_to_a_private_repository_and_is_sound_there(own: Path, h
     arrived.mkdir()
     for name, content in hub.files.items():
         (arrived / name).write_bytes(content)
-    check_sound(read_adapter(arrived))
+    Adapter.read(arrived).check_sound()
     assert set(hub.files) == {path.name for path in own.iterdir()} - {"sample.json"}
     assert b'from_pretrained(base, "me/first")' in hub.files["README.md"]
 

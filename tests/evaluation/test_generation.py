@@ -13,7 +13,7 @@ import pytest
 from peftkit.adapters.target import find_target, open_target
 from peftkit.data.formats.spans import prompt_ids
 from peftkit.evaluation.generation import score_texts, write
-from peftkit.models.varlen import VARLEN
+from peftkit.models.attention_kernels import VARLEN
 from peftkit.recipe.hyperparameters import Generation
 
 PROMPTS = ["The inn by the bridge", "Everyone in town knows", "If"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 from typing import Any
 
@@ -9,14 +10,17 @@ import pytest
 import torch
 from torch.nn import functional
 from torch.utils.data import DataLoader
-from transformers import LlamaConfig, LlamaForCausalLM, set_seed
+from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig, LlamaForCausalLM, PhiConfig, set_seed
+from transformers.trainer_pt_utils import LabelSmoother
 
 from peftkit.data.collator import Collator
 from peftkit.data.grammar import corpus
 from peftkit.data.prepare import Prepared, prepare
+from peftkit.models.attention_kernels import BOUNDS, VARLEN
 from peftkit.models.base import LocatedBase, locate_base
-from peftkit.models.loss import Loss, evaluate_loss
-from peftkit.models.varlen import BOUNDS, VARLEN
+from peftkit.models.loss import Loss, compute_loss_at_labels, evaluate_loss
+from peftkit.models.methods.lora import METHOD
+from peftkit.recipe.hyperparameters import Lora
 from peftkit.recipe.schema import Base, Data
 
 
@@ -89,3 +93,160 @@ def test_the_bounds_of_a_batch_reach_the_attention(model: Any, varlen_on_cpu: li
 
     model.set_attn_implementation("sdpa")
     assert varlen_on_cpu[-1]["bounds"] == [0, 3, 10]
+
+
+SHAPES = {
+    "gpt2": GPT2Config(n_layer=2, n_head=2, n_embd=16, vocab_size=600, n_positions=400, bos_token_id=0, eos_token_id=0),
+    "llama": LlamaConfig(
+        num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=2, hidden_size=16, intermediate_size=32,
+        vocab_size=600, bos_token_id=0, eos_token_id=0),
+    "phi, whose head has a bias": PhiConfig(
+        num_hidden_layers=2, num_attention_heads=2, hidden_size=32, intermediate_size=32, vocab_size=640,
+        resid_pdrop=0.0, bos_token_id=0, eos_token_id=0),
+}  # fmt: skip
+
+
+def model_of(kind: str, adapted: bool, tmp_path: Any) -> Any:
+    torch.manual_seed(0)
+    config = copy.deepcopy(SHAPES[kind])
+    model = AutoModelForCausalLM.from_config(config)
+    if adapted:
+        lora = Lora(r=2, lora_dropout=0.0)
+        model = METHOD.attach(model, lora, METHOD.targets(model, lora), tmp_path)
+        for name, weight in model.named_parameters():
+            if "lora_B" in name:
+                torch.nn.init.normal_(weight, std=0.1)
+    return model.eval()
+
+
+def batch() -> dict[str, torch.Tensor]:
+    generator = torch.Generator().manual_seed(1)
+    ids = torch.randint(0, 600, (3, 300), generator=generator)
+    labels = torch.where(torch.rand(ids.shape, generator=generator) < 0.7, ids, -100)
+    return {"input_ids": ids, "labels": labels}
+
+
+def gradients(model: Any, loss: torch.Tensor) -> dict[str, torch.Tensor]:
+    model.zero_grad()
+    torch.autograd.backward(loss)
+    return {name: weight.grad for name, weight in model.named_parameters() if weight.grad is not None}
+
+
+def assert_equal(ours: dict[str, torch.Tensor], stock: dict[str, torch.Tensor]) -> None:
+    assert ours.keys() == stock.keys()
+    for name, wanted in stock.items():
+        assert torch.allclose(ours[name], wanted, rtol=1e-4, atol=1e-5 * float(wanted.abs().max())), name
+
+
+@pytest.mark.parametrize("kind", SHAPES)
+@pytest.mark.parametrize("adapted", [False, True])
+@pytest.mark.parametrize("items", [None, 1000])
+def test_loss_and_gradients_are_the_stock_ones(kind: str, adapted: bool, items: int | None, tmp_path: Any) -> None:
+    model = model_of(kind, adapted, tmp_path)
+    options = {} if items is None else {"num_items_in_batch": items}
+    stock_loss = model(**batch(), use_cache=False, **options).loss
+    stock = gradients(model, stock_loss)
+
+    assert compute_loss_at_labels(model)
+    output = model(**batch(), use_cache=False, **options)
+    ours = gradients(model, output.loss)
+
+    assert output.logits is None
+    assert output.loss.item() == pytest.approx(stock_loss.item(), rel=1e-5)
+    assert_equal(ours, stock)
+
+
+@pytest.mark.parametrize("kind", SHAPES)
+@pytest.mark.parametrize("adapted", [False, True])
+def test_label_smoothing_is_the_trainers_in_loss_and_gradients(kind: str, adapted: bool, tmp_path: Any) -> None:
+    model = model_of(kind, adapted, tmp_path)
+    inputs = batch()
+    logits = model(input_ids=inputs["input_ids"]).logits
+    stock_loss = LabelSmoother(epsilon=0.1)({"logits": logits}, inputs["labels"], shift_labels=True)
+    stock = gradients(model, stock_loss)
+
+    assert compute_loss_at_labels(model, 0.1)
+    output = model(**inputs)
+
+    assert output.logits is None
+    assert output.loss.item() == pytest.approx(stock_loss.item(), rel=1e-5)
+    assert_equal(gradients(model, output.loss), stock)
+
+
+@pytest.mark.parametrize("adapted", [False, True])
+def test_with_the_places_of_labels_loss_and_gradients_are_the_same(adapted: bool, tmp_path: Any) -> None:
+    model, inputs = model_of("gpt2", adapted, tmp_path), batch()
+    compute_loss_at_labels(model)
+    labelled = inputs["labels"] != -100
+    labelled[:, 0] = False
+    found = model(**inputs)
+    expected = gradients(model, found.loss)
+
+    output = model(**inputs, label_indices=labelled.flatten().nonzero()[:, 0])
+
+    assert output.loss.item() == found.loss.item()
+    assert_equal(gradients(model, output.loss), expected)
+
+
+def test_a_bias_that_is_trained_on_a_frozen_head_is_taken_as_it_is_now() -> None:
+    model = AutoModelForCausalLM.from_config(copy.deepcopy(SHAPES["phi, whose head has a bias"]))
+    model.lm_head = torch.nn.Linear(32, 600)  # no multiple of what heads are filled up to
+    model.requires_grad_(False)
+    model.lm_head.bias.requires_grad_(True)
+    compute_loss_at_labels(model)
+    first = model(**batch()).loss
+    first.backward()
+    with torch.no_grad():
+        model.lm_head.bias -= 10 * model.lm_head.bias.grad
+
+    second = model(**batch()).loss
+    second.backward()
+
+    assert second.item() < first.item()
+
+
+def test_without_labels_the_model_is_as_it_was(tmp_path: Any) -> None:
+    model = model_of("gpt2", False, tmp_path)
+    before = model(input_ids=batch()["input_ids"]).logits
+
+    compute_loss_at_labels(model)
+
+    assert torch.equal(model(input_ids=batch()["input_ids"]).logits, before)
+    assert model.generate(batch()["input_ids"][:, :4], max_new_tokens=3, pad_token_id=0).shape == (3, 7)
+
+
+def test_a_batch_without_labels_gives_a_loss_of_zero_that_moves_nothing(tmp_path: Any) -> None:
+    model = model_of("gpt2", False, tmp_path)
+    compute_loss_at_labels(model)
+    inputs = batch()
+    inputs["labels"].fill_(-100)
+
+    loss = model(**inputs, num_items_in_batch=10).loss
+
+    assert loss.item() == 0
+    assert max(float(gradient.abs().max()) for gradient in gradients(model, loss).values()) == 0
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_under_autocast_the_loss_of_a_large_batch_is_that_of_float32(dtype: torch.dtype, tmp_path: Any) -> None:
+    model = model_of("gpt2", False, tmp_path)
+    inputs = {name: values.repeat(24, 1) for name, values in batch().items()}  # a sum of 97,000 nats
+    exact = model(**inputs).loss.item()
+    compute_loss_at_labels(model)
+
+    with torch.autocast("cpu", dtype=dtype):
+        loss = model(**inputs).loss
+
+    assert loss.dtype == torch.float32
+    assert loss.item() == pytest.approx(exact, rel=1e-4)
+
+
+def test_a_model_that_changes_its_logits_is_left_alone() -> None:
+    from transformers import Gemma2Config
+
+    config = Gemma2Config(
+        num_hidden_layers=1, num_attention_heads=2, num_key_value_heads=1, hidden_size=16, head_dim=8,
+        intermediate_size=32, vocab_size=64, final_logit_softcapping=0.01, bos_token_id=0, eos_token_id=0)  # fmt: skip
+    model = AutoModelForCausalLM.from_config(config)
+
+    assert not compute_loss_at_labels(model)

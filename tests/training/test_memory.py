@@ -16,8 +16,8 @@ import pytest
 import torch
 from transformers import GPT2Model, PreTrainedModel
 
+from peftkit.adapters.compare import check_adapter
 from peftkit.adapters.merge import merge
-from peftkit.adapters.verify import check_adapter
 from peftkit.api import evaluate
 from peftkit.errors import MemoryRunError
 from peftkit.evaluation.generation import generate

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from peftkit.models.varlen import VARLEN
+from peftkit.models.attention_kernels import VARLEN
 from peftkit.recipe.loader import load_recipe
 from peftkit.training.prepare import prepare_run
 from peftkit.training.train import train

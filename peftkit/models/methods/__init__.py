@@ -29,7 +29,7 @@ PREFIX = "base_model.model."
 
 
 class Size(NamedTuple):
-    """How large the change of a weight is; None for what is not known without the base's weight, or not defined."""
+    """How large the change of a weight, ΔW, is; None for what needs the base's weight, or is not defined."""
 
     scaling: float | None
     """What the product of two matrices is multiplied by."""
@@ -41,15 +41,21 @@ class Size(NamedTuple):
     """The largest number in ΔW, by its size."""
 
     effective_rank: float | None
-    """Exponential of the entropy of the singular values (Roy and Vetterli 2007); None where ΔW has no low rank."""
+    """Exponential of the entropy of the singular values (Roy and Vetterli 2007): about how many directions ΔW has."""
 
 
 class Overlap(NamedTuple):
     """How alike two adapters' changes of one module are; None for what is not defined."""
 
     cosine: float | None
+    """Of the angle between the two updates, taken as vectors: 1 the same direction, 0 none in common."""
+
     inputs: float | None
+    """Share that the input directions they read have in common, from 0 to 1: the similarity of Hu et al. 2021,
+    section 7.2, at both full ranks. None, as the next one, where an update is zero or no product."""
+
     outputs: float | None
+    """The same of the output directions they write."""
 
 
 class Update(ABC):

@@ -43,7 +43,7 @@ class Factors(Update):
     """A module's update, `scaling * b @ a`, in the orientation of a Linear's weight: [out, in] (Hu et al. 2021)."""
 
     a: Floats
-    """[rank, in]; of an embedding [rank, words]."""
+    """[rank, in]; of an embedding [rank, vocabulary]."""
 
     b: Floats
     """[out, rank]; of an embedding [width, rank]."""
@@ -52,13 +52,13 @@ class Factors(Update):
     """What the product is multiplied by."""
 
     magnitude: Floats | None = None
-    """[out]: the size of each row of the adapted weight, learnt apart from its direction (DoRA, Liu et al. 2024)."""
+    """[out]: the size of each row of the adapted weight, trained apart from its direction (DoRA, Liu et al. 2024)."""
 
     bias: Floats | None = None
     """[out]: added to the module's bias, times the scaling."""
 
     embedding: bool = False
-    """Whether the module is a table of [words, width], so that its update is the transpose of the product."""
+    """Whether the module is a table of [vocabulary, width], so that its update is the transpose of the product."""
 
     @property
     def rank(self) -> int:
@@ -216,11 +216,9 @@ class _Lora(TrainingMethod):
         for module, tensors in parts.items():
             found = {_PARTS[part]: tensor for part, tensor in tensors.items()}
             if not {"a", "b"} <= set(found) or found["a"].shape[0] != found["b"].shape[1]:
-                raise TargetError(
-                    f"{module} has not both of its matrices, in shapes that fit.",
-                    where=str(folder / "adapter_model.safetensors"),
-                    remedy="A tensor is missing or was edited; copy or train the adapter again.",
-                )
+                what = f"{module} has not both of its matrices, in shapes that fit."
+                remedy = "A tensor is missing or was edited; copy or train the adapter again."
+                raise TargetError(what, where=str(folder / "adapter_model.safetensors"), remedy=remedy)
             scaling = _scaling(config, module, found["a"].shape[0])
             updates[module] = Factors(**found, scaling=scaling, embedding=any("embedding" in part for part in tensors))
         return updates
@@ -232,11 +230,9 @@ def _check_kind(folder: Path, config: Mapping[str, Any]) -> None:
     if isinstance(initial, str) and initial.startswith(LORA_INITS_BEYOND):
         strange = f"was begun with {initial}, which changes the base's weights too"
     if strange:
-        raise TargetError(
-            f"is more than a sum of products: it {strange}.",
-            where=str(folder),
-            remedy="Use it with PEFT itself, which can convert some of these to plain LoRA.",
-        )
+        what = f"is more than a sum of products: it {strange}."
+        remedy = "Use it with PEFT itself, which can convert some of these to plain LoRA."
+        raise TargetError(what, where=str(folder), remedy=remedy)
 
 
 def _scaling(config: Mapping[str, Any], module: str, rank: int) -> float:

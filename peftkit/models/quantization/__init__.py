@@ -7,10 +7,12 @@ plain numbers, and how nearly a model with these computes the same. No other fil
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from peftkit.errors import BaseError
 from peftkit.recipe.hyperparameters import Quantization
 from peftkit.recipe.quantizers import check_available
 from peftkit.shortage import memory_for
@@ -21,7 +23,7 @@ if TYPE_CHECKING:
 
     from peftkit.models.base import LocatedBase
 
-__all__ = ["Backend", "backend_of", "compute_in_float32", "load_base", "quantised_modules"]
+__all__ = ["Backend", "backend_of", "load_base", "quantised_modules"]
 
 
 class Backend(ABC):
@@ -42,11 +44,7 @@ class Backend(ABC):
     def load(
         self, base: LocatedBase, config: PreTrainedConfig, quantization: Quantization, dtype: str, device: str
     ) -> Any:
-        """Load a base with its linear layers quantised; `dtype` is what their matmuls are computed in.
-
-        Raises:
-            BaseError: nothing in the base was quantised.
-        """
+        """Load a base with its linear layers quantised; `dtype` is what their matmuls are computed in."""
 
     @abstractmethod
     def modules(self, model: Any) -> dict[str, Any]:
@@ -72,12 +70,17 @@ class Backend(ABC):
         """Relative difference of logits accepted of a quantised and a dequantised base; 0 for rounding alone."""
 
     @abstractmethod
-    def widen(self, module: Any) -> None:
-        """Let a quantised module compute in float32 from now on."""
-
-    @abstractmethod
     def exact(self, module: Any) -> AbstractContextManager[None]:
         """Let a quantised module compute in float32 within the block, with the bias of the base's files."""
+
+    def lora_layer(self) -> Any:
+        """PEFT's class of LoRA layers on modules of which `dense` gives a weight; None where there are none."""
+        return None
+
+    def dense(self, module: Any) -> Callable[[], torch.Tensor] | None:
+        """Gives the weight [out features, in features] of a module; None where only its library can compute with it."""
+        del module
+        return None
 
     @abstractmethod
     def describe(self, quantization: Quantization) -> tuple[str, str]:
@@ -95,7 +98,7 @@ def load_base(
     """Load a base on its device: quantised, or as it is in `dtype`.
 
     Raises:
-        BaseError: it cannot be opened.
+        BaseError: it cannot be opened, or nothing in it was quantised.
         FieldError: the library that quantises is not installed.
         MemoryRunError: it does not fit into memory.
     """
@@ -104,34 +107,22 @@ def load_base(
     with memory_for(what, where=base.reference, remedy=f"{remedy}, or use a smaller base."):
         if quantization is not None:
             check_available(quantization.backend)
-            return backend_of(quantization).load(base, config, quantization, dtype, device)
+            backend = backend_of(quantization)
+            model = backend.load(base, config, quantization, dtype, device)
+            if not backend.modules(model):
+                raise BaseError("has no linear layer to quantise.", where=base.reference, remedy="Use method: lora.")
+            return model
         return base.load(config, dtype).to(device)
 
 
-def quantised_modules(model: Any) -> dict[str, tuple[Any, Backend]]:
-    """The modules of a live model whose weights are quantised, by name, each with its back end."""
-    config = getattr(model.config, "quantization_config", None)
+def quantised_modules(model: Any) -> dict[Any, Backend]:
+    """The modules of a live model whose weights are quantised, each with its back end."""
+    config = getattr(getattr(model, "config", None), "quantization_config", None)
     if config is None:
         return {}
     method = config["quant_method"] if isinstance(config, dict) else config.quant_method
     backend = _named(str(getattr(method, "value", method)))
-    return {name: (module, backend) for name, module in backend.modules(model).items()}
-
-
-def compute_in_float32(model: Any) -> Any:
-    """Let a model compute in float32 with the weights that it holds, quantised or in half precision.
-
-    What the weights mean is then not blurred by how a product is rounded; and half precision would take a CPU that has
-    no instructions for it a hundred times as long.
-    """
-    quantised = quantised_modules(model).values()
-    packed = {id(module.weight) for module, _ in quantised}
-    for tensor in (*model.parameters(), *model.buffers()):
-        if tensor.is_floating_point() and id(tensor) not in packed:
-            tensor.data = tensor.data.float()
-    for module, backend in quantised:
-        backend.widen(module)
-    return model
+    return dict.fromkeys(backend.modules(model).values(), backend)
 
 
 def _named(name: str) -> Backend:

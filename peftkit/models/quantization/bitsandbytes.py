@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from transformers import BitsAndBytesConfig, PreTrainedConfig
 
-from peftkit.errors import BaseError, RunError
+from peftkit.errors import RunError
 from peftkit.models.base import LocatedBase
 from peftkit.models.quantization import Backend
 from peftkit.recipe.hyperparameters import Quantization
@@ -37,9 +37,8 @@ class _BitsAndBytes(Backend):
         with _hushed():
             from bitsandbytes.cextension import lib
         loaded = vars(lib).get("_lib")  # what stands in for a missing library has every attribute that is asked for
-        remedy = (
-            "`python -m bitsandbytes` tells why; BNB_CUDA_VERSION names another version of CUDA. full and lora work."
-        )
+        remedy = "`python -m bitsandbytes` tells why; BNB_CUDA_VERSION names another version of CUDA."
+        remedy += " full and lora work."
         if loaded is None:
             raise RunError("no native library of bitsandbytes could be loaded", remedy=remedy)
         if torch.cuda.is_available() and not lib.compiled_with_cuda:
@@ -51,19 +50,12 @@ class _BitsAndBytes(Backend):
     ) -> Any:
         with _hushed():
             model = base.load(
-                config,
-                dtype,
-                quantization_config=_library_config(quantization, dtype),
-                device_map={"": device},
+                config, dtype, quantization_config=_library_config(quantization, dtype), device_map={"": device}
             )
-        modules = self.modules(model)
-        if not modules:
-            raise BaseError("has no linear layer to quantise.", where=base.reference, remedy="Use method: lora.")
-        for module in modules.values():
+        for module in self.modules(model).values():
             if module.bias is not None:  # the live one is rounded to what its layer is given, in place
                 module.bias_of_base = module.bias.detach().clone()
-        if device == "cpu":
-            for module in modules.values():
+            if device == "cpu":
                 # Where a CPU has AVX512-BF16, the first evaluation would repack the weights for a kernel that computes
                 # in bf16: other logits than in training, which cannot continue with such weights at all.
                 module.support_avx512bf16_for_cpu = False
@@ -100,12 +92,6 @@ class _BitsAndBytes(Backend):
     def tolerance(self, quantization: Quantization) -> float:
         return _INT8_TOLERANCE if quantization.load_in_8bit else 0.0
 
-    def widen(self, module: Any) -> None:
-        module.compute_dtype = torch.float32
-        state = getattr(module.weight, "quant_state", None)
-        if state is not None:
-            state.dtype = torch.float32
-
     @contextlib.contextmanager
     def exact(self, module: Any) -> Iterator[None]:
         """The live bias is rounded while the model trains; the frozen one of the base's files is in its place."""
@@ -123,6 +109,20 @@ class _BitsAndBytes(Backend):
             if state is not None:
                 module.compute_dtype, state.dtype = before
             module._parameters["bias"] = bias
+
+    def lora_layer(self) -> Any:
+        from peft.tuners.lora import Linear4bit
+
+        return Linear4bit
+
+    def dense(self, module: Any) -> Callable[[], torch.Tensor] | None:
+        """Of 4 bits, unless they were packed anew for a CPU, which is another layout."""
+        state = getattr(module.weight, "quant_state", None)
+        if state is None or getattr(state, "packing_format_for_cpu", False):
+            return None
+        from bitsandbytes.functional import dequantize_4bit
+
+        return lambda: dequantize_4bit(module.weight.data, state)
 
     def describe(self, quantization: Quantization) -> tuple[str, str]:
         if quantization.load_in_8bit:

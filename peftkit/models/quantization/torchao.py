@@ -14,7 +14,6 @@ from torch.nn import functional
 from transformers import PreTrainedConfig
 from transformers.pytorch_utils import Conv1D
 
-from peftkit.errors import BaseError
 from peftkit.models.base import LocatedBase
 from peftkit.models.quantization import Backend
 from peftkit.recipe.hyperparameters import Quantization
@@ -39,8 +38,6 @@ class _TorchAo(Backend):
             if isinstance(layer, Conv1D):
                 parent, _, own = name.rpartition(".")
                 setattr(model.get_submodule(parent), own, _quantised(layer.weight.data.T, layer.bias))
-        if not self.modules(model):
-            raise BaseError("has no linear layer to quantise.", where=base.reference, remedy="Use method: lora.")
         return model
 
     def modules(self, model: Any) -> dict[str, Any]:
@@ -69,9 +66,6 @@ class _TorchAo(Backend):
     def tolerance(self, quantization: Quantization) -> float:
         del quantization
         return 0.0  # nothing but weights is rounded
-
-    def widen(self, module: Any) -> None:
-        module.weight = nn.Parameter(_numbers(module), requires_grad=False)
 
     @contextmanager
     def exact(self, module: Any) -> Iterator[None]:

@@ -17,11 +17,12 @@ from torch import nn
 from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig
 from transformers.pytorch_utils import Conv1D
 
-from peftkit.adapters.files import meaning_of, read_adapter
+from peftkit.adapters.combine import combine_adapters, shrink_adapter
+from peftkit.adapters.compare import check_adapter, diff_adapters
+from peftkit.adapters.files import Adapter
+from peftkit.adapters.inspect import inspect_adapter
 from peftkit.adapters.merge import merge
-from peftkit.adapters.operations import combine_adapters, diff_adapters, inspect_adapter, shrink_adapter
 from peftkit.adapters.target import open_adapter
-from peftkit.adapters.verify import check_adapter
 from peftkit.errors import ChangedError, FieldError, RecipeError, TargetError
 from peftkit.experiments.compare import arms_of
 from peftkit.models.methods.ia3 import METHOD, Scales
@@ -66,7 +67,7 @@ def test_a_layer_with_the_vector_has_the_weight_and_bias_that_peft_merges(tmp_pa
             parameter.data += torch.randn_like(parameter)
     adapted.save_pretrained(tmp_path)
 
-    updates = meaning_of(read_adapter(tmp_path)).updates
+    updates = Adapter.read(tmp_path).updates
     layers = {name: module for name, module in model.named_modules() if isinstance(module, IA3Layer)}
 
     assert set(updates) == set(layers) == set(targets)

@@ -14,7 +14,7 @@ from transformers.pytorch_utils import Conv1D
 
 from peftkit.errors import FieldError, RecipeError
 from peftkit.models.base import LocatedBase, locate_base
-from peftkit.models.quantization import backend_of, load_base, quantised_modules
+from peftkit.models.quantization import backend_of, load_base
 from peftkit.recipe.hyperparameters import Quantization
 from peftkit.recipe.libraries import check_installed
 from peftkit.recipe.loader import load_recipe
@@ -65,14 +65,14 @@ def test_a_dequantised_base_computes_what_the_quantised_one_does(base: LocatedBa
         module.weight.data.copy_(rounded.T if turned else rounded)
 
     scale = expected.abs().max()
-    assert set(layers) == set(quantised_modules(quantised))
+    assert set(layers) == set(backend.modules(quantised))
     assert (logits(plain) - expected).abs().max() / scale < 1e-5
     assert (original - expected).abs().max() / scale > 1e-4
 
 
 @needs_torchao
 def test_every_layer_but_embeddings_and_head_is_quantised(base: LocatedBase) -> None:
-    modules = quantised_modules(load_base(base, base.config(), INT8, "float32", "cpu"))
+    modules = backend_of(INT8).modules(load_base(base, base.config(), INT8, "float32", "cpu"))
 
     assert len(modules) == {"gpt2": 16, "llama": 14}[base.config().model_type]
     assert not any("head" in name or "wte" in name or "embed" in name for name in modules)

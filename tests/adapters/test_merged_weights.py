@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 
-from peftkit.adapters.shards import write_shards
+from peftkit.adapters.merged_weights import write_shards
 from peftkit.storage import read_json, sha256_of_file
 
 TENSORS = {
