@@ -9,7 +9,15 @@ from urllib.parse import urlsplit
 
 from peftkit.errors import FieldError, printable
 
-__all__ = ["BUILTIN_PREFIX", "COMPRESSIONS", "DATA_SUFFIXES", "absolute_paths", "data_suffix", "is_remote", "reference_errors"]
+__all__ = [
+    "BUILTIN_PREFIX",
+    "COMPRESSIONS",
+    "DATA_SUFFIXES",
+    "absolute_paths",
+    "data_suffix",
+    "is_remote",
+    "reference_errors",
+]
 
 DATA_SUFFIXES = (".txt", ".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet")
 """Files that data can be read from."""
