@@ -18,15 +18,18 @@ __all__ = ["model_card", "proof_rows", "without_folders"]
 
 _OPEN_ADAPTER = """\
 from peft import AutoPeftModelForCausalLM
+from transformers import GenerationConfig
 
-model = AutoPeftModelForCausalLM.from_pretrained("FOLDER")"""
+model = AutoPeftModelForCausalLM.from_pretrained("FOLDER")
+model.generation_config = GenerationConfig.from_pretrained("FOLDER")  # where a text ends"""
 _OPEN_EMBEDDED = """\
 import peftkit
 from peft import PeftModel
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, GenerationConfig
 
 base = AutoModelForCausalLM.from_pretrained(peftkit.base_folder("BASE"))
-model = PeftModel.from_pretrained(base, "FOLDER")"""
+model = PeftModel.from_pretrained(base, "FOLDER")
+model.generation_config = GenerationConfig.from_pretrained("FOLDER")  # where a text ends"""
 _OPEN_MODEL = """\
 from transformers import pipeline
 

@@ -22,8 +22,9 @@ from peftkit.runs.folder import ADAPTER_FOLDER
 from peftkit.storage import read_json, sha256_of_json
 
 __all__ = [
-    "AS_RECORDED", "CONFIG_NAME", "RECEIPT_NAME", "RECORD_NAME", "TOKENIZER_FILES", "WEIGHTS_NAME", "Adapter", "Floats",
-    "GivenBase", "Record", "StoredTensor", "copy_tokenizer", "has_tokenizer", "kinds_of", "place_of",
+    "AS_RECORDED", "CONFIG_NAME", "GENERATION_NAME", "RECEIPT_NAME", "RECORD_NAME", "TOKENIZER_FILES", "WEIGHTS_NAME",
+    "Adapter", "Floats", "GivenBase", "Record", "StoredTensor", "copy_tokenizer", "has_tokenizer", "kinds_of",
+    "place_of",
 ]  # fmt: skip
 
 CONFIG_NAME = "adapter_config.json"
@@ -37,10 +38,12 @@ RECEIPT_NAME = "merge.json"
 
 _NUMPY_TYPES = {"F64": np.float64, "F32": np.float32, "F16": np.float16, "BF16": np.uint16}
 
+GENERATION_NAME = "generation_config.json"
 TOKENIZER_FILES = (
     "tokenizer*", "vocab.*", "merges.txt", "special_tokens_map.json", "added_tokens.json", "chat_template*", "*.model",
+    GENERATION_NAME,
 )  # fmt: skip
-"""What a tokenizer is saved as."""
+"""What a tokenizer is saved as, and the tokens at which generation stops."""
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,7 @@ from peftkit.adapters.combine import made_from, sum_of_adapters, write_adapter
 from peftkit.adapters.files import (
     AS_RECORDED,
     CONFIG_NAME,
+    GENERATION_NAME,
     RECEIPT_NAME,
     RECORD_NAME,
     WEIGHTS_NAME,
@@ -46,7 +47,6 @@ MERGE_DTYPES = {"float32": 1e-5, "float16": 5e-3, "bfloat16": 5e-2}
 """Dtypes to save in, and the relative error of the logits that is accepted. Measured for an adapter on NF4:
 3.8e-7 in float32, 8e-4 in float16, 6e-3 in bfloat16."""
 
-_GENERATION_NAME = "generation_config.json"
 
 Onto = Literal["dequantized", "original"]
 
@@ -191,9 +191,9 @@ def _write_model(folder: Path, parts: _Parts, settings: MergeSettings) -> dict[s
         config.vocab_size = weights.vocabulary
     if weights.unties:
         config.tie_word_embeddings = False
-    if (base.folder / _GENERATION_NAME).is_file():
-        shutil.copyfile(base.folder / _GENERATION_NAME, folder / _GENERATION_NAME)
-    else:
+    if not (folder / GENERATION_NAME).is_file() and (base.folder / GENERATION_NAME).is_file():
+        shutil.copyfile(base.folder / GENERATION_NAME, folder / GENERATION_NAME)
+    if not (folder / GENERATION_NAME).is_file():
         GenerationConfig.from_model_config(config).save_pretrained(folder)
     config.save_pretrained(folder)
     return hashes

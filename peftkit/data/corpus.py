@@ -8,6 +8,7 @@ import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field, replace
+from datetime import datetime
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -80,6 +81,9 @@ class Corpus:
     end_tokens: list[int]
     """The tokens that end what is learnt, at which generation is to stop."""
 
+    time: datetime | None
+    """What the template has written as the time; None if it writes none."""
+
     place_of: Callable[[int], str]
     """Where a document's row is: its file and line. The rows are read again for it."""
 
@@ -118,18 +122,21 @@ def load_corpus(source: Source, data: Data, tokenizer: Any, field: str) -> Corpu
     reading = Reading(**{**read_json(folder / _READING_NAME), "why": why})  # it may have been kept for another recipe
     identity = {**rows.identity, "rows": reading.rows}
     place_of = partial(_place_of, rows, encoder)
-    return Corpus(rows.name, identity, reading, open_documents(folder), encoder.end_tokens, place_of)
+    documents, time = open_documents(folder), encoder.writing.time
+    return Corpus(rows.name, identity, reading, documents, encoder.end_tokens, time, place_of)
 
 
 def encoder_of(layout: Layout, data: Data, tokenizer: Any) -> Encoder:
     """What makes documents of rows of a layout."""
-    template = layout.form.choose_template(data.template, tokenizer)
-    return Encoder(tokenizer, layout, replace(writing_of(data), template=template), frozenset(data.ignore_columns))
+    writing = replace(writing_of(data), template=layout.form.choose_template(data.template, tokenizer), time=None)
+    if layout.form.reads_clock(tokenizer, writing):
+        writing = replace(writing, time=data.time or datetime.now())
+    return Encoder(tokenizer, layout, writing, frozenset(data.ignore_columns))
 
 
 def writing_of(data: Data) -> Writing:
     """How the rows of a recipe become text."""
-    return Writing(data.template, data.train_on, data.system, data.labels)
+    return Writing(data.template, data.train_on, data.system, data.labels, data.time)
 
 
 def check_rows(reading: Reading, data: Data, name: str) -> None:
@@ -165,7 +172,7 @@ def _key(rows: Rows, source: Source, data: Data, encoder: Encoder) -> str:
         "limit": source.limit,
         "sample_by": data.sample_by,
         "shape": [layout.form.name, dict(layout.columns), dict(layout.optional)],
-        "writing": asdict(encoder.writing),
+        "writing": {**asdict(encoder.writing), "time": str(encoder.writing.time)},
         "ignored": sorted(encoder.ignore_columns),
         "tokenizer": _tokenizer_hashes(encoder.tokenizer),
     }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
+from datetime import datetime
 from typing import Any
 
 import numpy as np
@@ -88,6 +89,11 @@ class Prepared:
     def end_tokens(self) -> list[int]:
         """The tokens that end what is learnt, at which generation is to stop."""
         return list(dict.fromkeys(token for part in self.parts for token in part.corpus.end_tokens))
+
+    @property
+    def time(self) -> datetime | None:
+        """What a chat template has written as the time; None if none writes it."""
+        return next((part.corpus.time for part in self.parts if part.corpus.time), None)
 
     def places(self, numbers: Iterable[int]) -> list[str]:
         """File and line of every document in some sequences of the data set."""

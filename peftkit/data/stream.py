@@ -78,15 +78,15 @@ class Stream(IterableDataset[Features]):
                 check_rows(reading, self._data, rows.name)
                 held.append(batch.documents)
                 if sum(map(len, held)) >= WINDOW or sum(len(part.input_ids) for part in held) >= _TOKENS:
-                    yield self._window(rows, reading, held, encoder.end_tokens)
+                    yield self._window(rows, reading, held, encoder)
                     held = []
             if sum(map(len, held)):
-                yield self._window(rows, reading, held, encoder.end_tokens)
+                yield self._window(rows, reading, held, encoder)
 
     @staticmethod
-    def _window(rows: Rows, reading: Reading, held: list[Documents], end_tokens: list[int]) -> Corpus:
-        documents = Documents.join(held)
-        return Corpus(rows.name, rows.identity, replace(reading), documents, end_tokens, lambda _: rows.name)
+    def _window(rows: Rows, reading: Reading, held: list[Documents], encoder: Encoder) -> Corpus:
+        documents, ends, time = Documents.join(held), encoder.end_tokens, encoder.writing.time
+        return Corpus(rows.name, rows.identity, replace(reading), documents, ends, time, lambda _: rows.name)
 
     def identities(self) -> list[dict[str, Any]]:
         """What is known of each source without reading it whole."""

@@ -22,7 +22,7 @@ from peftkit.models.start import padding_id, positions
 from peftkit.recipe.hyperparameters import Generation
 from peftkit.shortage import memory_for
 
-__all__ = ["Sample", "TextScores", "begin_samples", "complete_samples", "generate", "score_texts", "write"]
+__all__ = ["Sample", "TextScores", "begin_samples", "complete_samples", "ending", "generate", "score_texts", "write"]
 
 
 @torch.inference_mode()

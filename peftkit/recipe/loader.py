@@ -128,9 +128,9 @@ class RecipeFile:
         options = f" {where}=…" if where.startswith("--set") else ""
         return Problem(where, error.field, error.what, error.remedy_for(str(self.path), options))
 
-    def with_format(self, found: Any) -> RecipeFile:
-        """The recipe with the data format that `auto` turned out to be."""
-        return self._with("data", {"format": found})
+    def with_data(self, changes: dict[str, Any]) -> RecipeFile:
+        """The recipe with what is known of the data once it has been read."""
+        return self._with("data", changes)
 
     def with_training(self, changes: dict[str, Any]) -> RecipeFile:
         """The recipe with other values of some hyperparameters."""

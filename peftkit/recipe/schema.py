@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import datetime
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
 
 from pydantic import Field, model_validator
@@ -101,6 +102,10 @@ class Data(Section):
     system: Literal["keep", "merge"] = "keep"
     """What becomes of a conversation's system turn: `merge` puts it before the user's first words, for templates that
     know no system."""
+
+    time: datetime | None = None
+    """The time that a chat template which writes it is given, as `2026-11-27T09:30:00`. Unset: that of the run's start,
+    which the run's own recipe has, so that resuming and reproducing it give the same documents."""
 
     ignore_columns: list[str] = Field(default_factory=list)
     """Columns of your files that are not to be used. Ids, names, dates and the like are left out without it, and

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from peftkit.adapters.card import model_card
-from peftkit.adapters.files import CONFIG_NAME, RECORD_NAME, Adapter, Record
+from peftkit.adapters.files import CONFIG_NAME, GENERATION_NAME, RECORD_NAME, Adapter, Record
 from peftkit.adapters.proof import SAMPLE_NAME, Sample, check_effect, compare, compare_in_fresh_process, logits_of
 from peftkit.adapters.target import open_adapter
 from peftkit.data.audit import audit
@@ -21,7 +21,7 @@ from peftkit.data.prepare import RunData
 from peftkit.data.sequences import Features
 from peftkit.errors import MemoryRunError, RunError
 from peftkit.evaluation.generation import Sample as Generated
-from peftkit.evaluation.generation import begin_samples, complete_samples
+from peftkit.evaluation.generation import begin_samples, complete_samples, ending
 from peftkit.models.kernels import use_fast_kernels
 from peftkit.models.methods import method_named
 from peftkit.models.quantization import backend_of
@@ -72,6 +72,8 @@ def export_run(run: Run, model: Any) -> tuple[Sample, list[torch.Tensor]]:
         method = method_named(recipe.method)
         if recipe.trains_adapter and method.can_be_disabled(recipe.adapter):
             check_effect(model, expected, sample, method.strength)
+        ends = ending(model, run.data.train.end_tokens)
+        model.generation_config.eos_token_id = ends if len(ends) > 1 else ends[0]
         export(model, tokenizer, run.output, record, sample)
     return sample, expected
 
@@ -142,6 +144,7 @@ def export(model: Any, tokenizer: Any, place: Path, record: Record, sample: Samp
         model.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
         if (folder / CONFIG_NAME).is_file():
+            write_json(folder / GENERATION_NAME, model.generation_config.to_diff_dict())  # where generation stops
             config = _portable(read_json(folder / CONFIG_NAME), record.base["model"])
             write_json(folder / CONFIG_NAME, config)
             tensors = {name: tensor.sha256 for name, tensor in Adapter.read(folder).tensors.items()}

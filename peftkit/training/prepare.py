@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import secrets
 from dataclasses import dataclass, field
+from datetime import datetime
 from functools import cached_property
 from pathlib import Path
+from time import time
 from typing import Any
 
 from peftkit import console
@@ -161,7 +163,8 @@ def prepare_run(file: RecipeFile, processes: Processes = ALONE, *, elsewhere: Ha
         base_dtype = choose_base_dtype(recipe.base.dtype, recipe.method, precision).choice
         init = recipe.base.init
         start = pretrained_start(recipe) if init is None else new_start(recipe, init, texts(recipe.data))
-        data = prepare(recipe.data, start.tokenizer)
+        moment = datetime.fromtimestamp(processes.largest(int(time())))  # the same for all processes
+        data = prepare(recipe.data.model_copy(update={"time": recipe.data.time or moment}), start.tokenizer)
         console.info(f"train: {data.train.summary()}")
         warnings = check(data, recipe.data)
         for message in warnings:
@@ -196,7 +199,7 @@ def audit_recipe(file: RecipeFile, *, show: int) -> tuple[Audit, list[str], Inpu
 
 
 def _settled(file: RecipeFile, data: RunData, start: Start) -> RecipeFile:
-    """The recipe with the recognised format, which is printed.
+    """The recipe with the recognised format, and the time where a template writes it, which are printed.
 
     A tokenizer without a chat template gets the one that conversations are trained with, to be saved with it.
     """
@@ -206,9 +209,12 @@ def _settled(file: RecipeFile, data: RunData, start: Start) -> RecipeFile:
             template = file.recipe.data.of(source).template
             start.tokenizer.chat_template = form.choose_template(template, start.tokenizer)
             break
+    if data.train.time and file.recipe.data.time is None:
+        console.info(f"the chat template writes the time: in this run it is {data.train.time:%Y-%m-%d %H:%M:%S}.")
+        file = file.with_data({"time": data.train.time})
     if file.recipe.data.format != "auto":
         return file
     for part in data.train.parts:
         reading = part.corpus.reading
         console.info(f"{part.corpus.name} has the format {reading.format}: {reading.why}.")
-    return file.with_format(data.train.formats[0]) if len(data.train.formats) == 1 else file
+    return file.with_data({"format": data.train.formats[0]}) if len(data.train.formats) == 1 else file

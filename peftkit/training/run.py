@@ -65,7 +65,7 @@ def run(
         remedy = "Find the batch in one process first; its manifest tells it."
         raise InputError("works in one process alone.", where="--auto-batch", remedy=remedy)
     with _reopened(RunFolder(file.output), resume=options.resume) as past:
-        file = as_found(file, past.manifest.auto_batch) if past else file
+        file = past.found(file) if past else file
         if past and past.is_finished(file.recipe, options.allowed_changes):
             console.info(f"{past.folder.path} is finished: nothing is left to do.")
             return past.folder, past.manifest
@@ -194,6 +194,12 @@ class Past:
     folder: RunFolder
     manifest: RunManifest
     recipe: Recipe
+
+    def found(self, file: RecipeFile) -> RecipeFile:
+        """A recipe with what this run has found out for itself: batches that fit, and the time of its templates."""
+        file = as_found(file, self.manifest.auto_batch)
+        unset = file.recipe.data.time is None and self.recipe.data.time is not None
+        return file.with_data({"time": self.recipe.data.time}) if unset else file
 
     def is_finished(self, recipe: Recipe, allowed: Sequence[str]) -> bool:
         """Whether nothing is left to do, once it is known to be the run that is asked for.

@@ -212,7 +212,7 @@ def part_of(digests: list[int]) -> Part:
         ends=np.ones(count, np.bool_),
         digests=np.array(digests, np.uint64),
     )
-    return Part.whole(Corpus("rows", {}, Reading("text", "of a test"), documents, [0], str))
+    return Part.whole(Corpus("rows", {}, Reading("text", "of a test"), documents, [0], None, str))
 
 
 def digests_of(parts: list[Part]) -> list[int]:

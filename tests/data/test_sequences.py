@@ -35,7 +35,7 @@ def documents_of(lengths: list[int], given: int = 1) -> Documents:
 
 
 def part_of(lengths: list[int], given: int = 1, format_: str = "text") -> Part:
-    return Part.whole(Corpus("rows", {}, Reading(format_, "of a test"), documents_of(lengths, given), [0], str))
+    return Part.whole(Corpus("rows", {}, Reading(format_, "of a test"), documents_of(lengths, given), [0], None, str))
 
 
 def data_of(max_length: int, truncation: Literal["split", "cut", "error"] | None = None) -> Data:
