@@ -3,25 +3,35 @@
 from __future__ import annotations
 
 import codecs
+import csv
 import io
 import lzma
+import shutil
+import tempfile
 import zlib
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from pathlib import Path
-from typing import Any, NamedTuple, TypeAlias
+from itertools import chain
+from pathlib import Path, PurePosixPath
+from typing import Any, Final, NamedTuple, TypeAlias
+from urllib.parse import urlsplit
 
 import fsspec
 import pyarrow.parquet
 
-from peftkit.errors import DataError, printable
+from peftkit.errors import DataError, FieldError, printable
 from peftkit.recipe.references import data_suffix
 from peftkit.recipe.schema import Data
+from peftkit.storage import atomic_folder, cache_folder, sha256_of_file, sha256_of_json
 
-__all__ = ["Line", "Row", "check_names", "count_lines", "file_rows"]
+__all__ = ["Line", "Row", "bring", "count_lines", "file_rows"]
 
 _CHUNK_BYTES = 1 << 20
 _ROWS_AT_ONCE = 1000
+_LONGEST_VALUE: Final = 1 << 30
+_DELIMITERS: Final = (",", ";", "\t", "|")
+_VERSION_KEYS: Final = ("ETag", "etag", "LastModified", "last_modified", "mtime", "updated", "md5")
+"""What drivers say of a file that changes with its content."""
 
 
 class Row(NamedTuple):
@@ -47,7 +57,6 @@ def file_rows(name: str, data: Data, place: str | None = None) -> Iterator[Row]:
     Raises:
         DataError: the file as a whole cannot be read.
     """
-    from peftkit.data.csv_files import table_rows
     from peftkit.data.json_files import json_lines, json_rows
 
     kind = data_suffix(name)
@@ -62,11 +71,43 @@ def file_rows(name: str, data: Data, place: str | None = None) -> Iterator[Row]:
                 yield from json_rows(name, _whole(file, name))
             elif kind in (".csv", ".tsv"):
                 text = io.TextIOWrapper(file, encoding="utf-8-sig", errors="surrogateescape", newline="")
-                yield from table_rows(name, text, data.delimiter or ("\t" if kind == ".tsv" else None))
+                yield from _table(name, text, data.delimiter or ("\t" if kind == ".tsv" else None))
             else:
                 yield from json_lines(name, _lines(file))
     except (OSError, EOFError, lzma.LZMAError, zlib.error) as error:
         raise DataError(f"cannot be read: {_reason(error)}.", where=name, remedy="Check the file.") from error
+
+
+def bring(address: str, field: str) -> Path:
+    """The copy of a file in the cache, fetched if there is none of the file as it is now; `field` is the recipe's.
+
+    Raises:
+        FieldError: it cannot be reached, or the library for such addresses is not installed.
+    """
+    try:
+        system, path = fsspec.core.url_to_fs(address)
+        known: dict[str, Any] = system.info(path)
+        version = {name: str(known[name]) for name in _VERSION_KEYS if known.get(name)}
+        name = PurePosixPath(urlsplit(address).path).name
+        copies = cache_folder() / "remote"
+        place = copies / sha256_of_json([address, version])[:32] / name
+        if version and place.is_file():
+            return place
+        with tempfile.TemporaryDirectory() as work:
+            fetched = Path(work, name)
+            system.get_file(path, str(fetched))
+            if not version:  # nothing says whether it has changed, so that its content names it
+                place = copies / sha256_of_file(fetched) / name
+            if not place.is_file():
+                with atomic_folder(place.parent) as folder:
+                    shutil.move(fetched, folder / name)
+    except ImportError as error:
+        what = f"{printable(address)} needs a library that is not installed: {_reason(error)}."
+        raise FieldError(field, what, remedy="Install it, or download the file.") from error
+    except Exception as error:  # each driver raises its own library's errors
+        what = f"{printable(address)} cannot be fetched: {_reason(error)}."
+        raise FieldError(field, what, remedy="Check the address and the network, or download the file.") from error
+    return place
 
 
 def _opened(name: str) -> Any:
@@ -132,12 +173,68 @@ def _text(path: str, lines: Iterator[Line], sample_by: str) -> Iterator[Row]:
         yield Row(f"{path}:{start}", {"text": "\n".join(held)}, problem)
 
 
-def check_names(columns: Iterable[str], where: str) -> None:
-    """See that no two columns have one name.
+def _table(path: str, lines: Iterator[str], delimiter: str | None) -> Iterator[Row]:
+    """Rows under a heading.
+
+    The separator is `delimiter`, that of a first line `sep=;` as Excel writes it, or the one of comma, semicolon, tab
+    and bar that the heading has. Columns without a name are left out where they are empty.
 
     Raises:
-        DataError: some do.
+        DataError: the heading cannot be read.
     """
+    csv.field_size_limit(_LONGEST_VALUE)
+    first, before = next(lines, ""), 0
+    if first.lower().startswith("sep=") and len(first.strip()) == 5:
+        delimiter, first, before = delimiter or first[4], next(lines, ""), 1
+    delimiter = delimiter or _delimiter_of(first, f"{path}:{before + 1}")
+    spaced = f"{delimiter} " in first and delimiter != "\t"
+    reader = csv.reader(chain([first], lines), delimiter=delimiter, skipinitialspace=spaced, strict=True)
+    try:
+        heading = [name.strip() for name in next(reader, [])]
+    except csv.Error as error:
+        what = f"its heading is not CSV: {printable(str(error))}."
+        raise DataError(what, where=f"{path}:{before + 1}", remedy="Fix it.") from error
+    named = [place for place, name in enumerate(heading) if name]
+    _check_names([heading[place] for place in named], f"{path}:{before + 1}")
+    yield from _rows(path, reader, heading, named, before)
+
+
+def _rows(path: str, reader: Any, heading: list[str], named: list[int], before: int) -> Iterator[Row]:
+    unnamed = set(range(len(heading))) - set(named)
+    while True:
+        place = f"{path}:{before + reader.line_num + 1}"
+        try:
+            values = next(reader, None)
+        except csv.Error as error:
+            yield Row(place, {}, f"is not CSV: {printable(str(error))}")
+            continue
+        if values is None:
+            return
+        surplus = [value for index, value in enumerate(values) if (index in unnamed or index >= len(heading)) and value]
+        if values and (surplus or len(values) <= max(named, default=0)):
+            yield Row(place, {}, f"has {len(values)} values, but the heading has {len(heading)}")
+        elif values:
+            yield Row(place, {heading[index]: values[index] for index in named})
+
+
+def _delimiter_of(heading: str, where: str) -> str:
+    found = [delimiter for delimiter in _DELIMITERS if len(_split(heading, delimiter)) > 1]
+    if len(found) > 1:
+        shown = " and ".join(map(repr, found))
+        raise DataError(
+            f"its heading has {shown}.", where=where, remedy="Set data.delimiter to the one that separates."
+        )
+    return found[0] if found else ","
+
+
+def _split(heading: str, delimiter: str) -> list[str]:
+    try:
+        return next(csv.reader([heading], delimiter=delimiter, strict=True), [])
+    except csv.Error:
+        return []
+
+
+def _check_names(columns: Iterable[str], where: str) -> None:
     twice = sorted(name for name, count in Counter(columns).items() if count > 1)
     if twice:
         raise DataError(f"has two columns named {printable(twice[0])}.", where=where, remedy="Rename one.")
@@ -146,7 +243,7 @@ def check_names(columns: Iterable[str], where: str) -> None:
 def _parquet(opened: Any, name: str) -> Iterator[Row]:
     try:
         with pyarrow.parquet.ParquetFile(opened) as file:
-            check_names(file.schema_arrow.names, name)
+            _check_names(file.schema_arrow.names, name)
             number = 0
             for batch in file.iter_batches(batch_size=_ROWS_AT_ONCE):
                 for values, problem in _values(batch):

@@ -11,10 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from peftkit.data import grammar
-from peftkit.data.files import Row, count_lines, file_rows
+from peftkit.data.files import Row, bring, count_lines, file_rows
 from peftkit.data.formats import AUTO, FORMATS
 from peftkit.data.formats.format import DataFormat
-from peftkit.data.remote import bring
 from peftkit.errors import DataError, FieldError, RowsError, nearest, printable
 from peftkit.recipe.references import DATA_SUFFIXES, data_suffix, is_remote
 from peftkit.recipe.schema import Data, Source

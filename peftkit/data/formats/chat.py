@@ -10,8 +10,9 @@ from typing import Any, Final
 
 from peftkit.data.formats.conversations import THOUGHTS, Conversation, read_conversation, without_system
 from peftkit.data.formats.format import SILENT, DataFormat, RowError, Writing
+from peftkit.data.formats.markers import THOUGHTS_END, Message
 from peftkit.data.formats.spans import Span, Tokenised, encode_spans
-from peftkit.data.formats.templates import PLAIN_TEMPLATE, ChatTemplate, Message, Written
+from peftkit.data.formats.templates import PLAIN_TEMPLATE, ChatTemplate, Written
 from peftkit.errors import FieldError, printable
 
 __all__ = ["Chat"]
@@ -153,6 +154,8 @@ def _written(conversation: Conversation, template: ChatTemplate, writing: Writin
         _check_whole(form, conversation.tools, written)
         return list(form), written
     assert refused is not None
+    if messages[0]["role"] == "system":
+        raise RowError(f"{refused} (data.system: merge puts the system turn into the user's first)") from refused
     raise refused
 
 
@@ -217,7 +220,7 @@ def _check_whole(messages: Sequence[Message], tools: Sequence[Any] | None, writt
 def _thoughts(messages: Sequence[Message]) -> list[str]:
     found = [message[name] for message in messages for name in THOUGHTS if isinstance(message.get(name), str)]
     for message in messages:
-        thought, end, _ = (message["content"] or "").rpartition("</think>")
+        thought, end, _ = (message["content"] or "").rpartition(THOUGHTS_END)
         if message["role"] == "assistant" and end:
             found.append(thought.rpartition("<think>")[2])
     return [thought.strip() for thought in found if thought.strip()]

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from peftkit.data.formats.format import RowError, text_of
-from peftkit.data.formats.templates import Message
+from peftkit.data.formats.markers import Message
 from peftkit.errors import printable
 
 __all__ = ["THOUGHTS", "Conversation", "read_conversation", "without_system"]

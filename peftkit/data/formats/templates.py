@@ -1,9 +1,8 @@
 """A chat template and its tokenizer: what it writes of a conversation, and where in that the assistant speaks.
 
 A template is a program, and many rewrite earlier turns when later ones come (the thoughts of all but the last answer
-go). So an answer is looked for in the one text that is trained on: the conversation is written once more with a marker
-in place of what each turn says, and what is between the markers, which is the template's own, is found again in the
-text. What begins an answer and what ends it is read from a conversation made up for that.
+go). So an answer is looked for in the one text that is trained on. What begins an answer and what ends it is read from
+a conversation made up for that.
 """
 
 from __future__ import annotations
@@ -16,15 +15,14 @@ from functools import cached_property
 from itertools import takewhile
 from os.path import commonprefix
 from types import SimpleNamespace
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, NamedTuple
 
 from peftkit.data.formats.format import RowError
+from peftkit.data.formats.markers import Message, places_of, with_markers
 from peftkit.data.formats.spans import Span
 from peftkit.errors import printable
 
 __all__ = ["PLAIN_TEMPLATE", "ChatTemplate", "Message", "Written"]
-
-Message: TypeAlias = dict[str, Any]
 
 PLAIN_TEMPLATE = (
     "{% for message in messages %}"
@@ -37,7 +35,6 @@ PLAIN_TEMPLATE = (
 """For a tokenizer without its own, as GPT-2's: a heading for each turn, and an end of text after each answer."""
 
 _MARKS = re.compile(r"{%-?\s*generation\s*-?%}")  # how a template itself says what the assistant writes
-_THOUGHTS_END = "</think>"
 
 
 class Written(NamedTuple):
@@ -137,11 +134,11 @@ class ChatTemplate:
             RowError: the template refuses it, or they cannot be found.
         """
         text = self.render(messages, tools)
-        marked, markers = _with_markers(messages, text)
+        marked, markers = with_markers(messages, text)
         skeleton = self.render(marked, tools)
         left_out = [turn for turn, marker in markers.items() if marker not in skeleton]
         written = [(turn, marker) for turn, marker in markers.items() if marker in skeleton]
-        places = _places(text, skeleton, written, messages)
+        places = places_of(text, skeleton, written, messages)
         if places is None:
             raise RowError("what each turn says cannot be found in what the chat template writes of it")
         answers = {}
@@ -299,61 +296,3 @@ def _after(text: str, word: str) -> str:
 def _common(one: str, other: str) -> str:
     """What two texts begin with alike."""
     return commonprefix([one, other])  # noqa: RUF071  # of texts, not of paths
-
-
-def _with_markers(messages: Sequence[Message], text: str) -> tuple[list[Message], dict[int, str]]:
-    """The turns with a marker for what each says, and the markers; thoughts written before an answer stay."""
-    stem = "Qzwq"
-    while stem in text:
-        stem += "q"
-    marked, markers = [], {}
-    for turn, message in enumerate(messages):
-        said = message.get("content")
-        if isinstance(said, str) and said.strip():
-            marker = f"{stem}{turn:04}z"
-            kept = _thoughts(said) if message["role"] == "assistant" else ""
-            message = {**message, "content": kept + marker}
-            markers[turn] = marker
-        marked.append(message)
-    return marked, markers
-
-
-def _thoughts(said: str) -> str:
-    thought, end, answer = said.rpartition(_THOUGHTS_END)
-    return said[: len(thought) + len(end) + len(answer) - len(answer.lstrip())] if end and answer.strip() else ""
-
-
-def _places(
-    text: str, skeleton: str, markers: Sequence[tuple[int, str]], messages: Sequence[Message]
-) -> dict[int, Span] | None:
-    """Where what each turn says is in the text; None if what is around the markers is not there in this order."""
-    pieces, rest = [], skeleton
-    for _, marker in markers:
-        piece, found, rest = rest.partition(marker)
-        if not found:
-            return None  # turns are written in another order
-        pieces.append(piece)
-    pieces.append(rest)
-    if not text.startswith(pieces[0]):
-        return None
-    places: dict[int, Span] = {}
-    begin = len(pieces[0])
-    for (turn, _), behind in zip(markers, pieces[1:], strict=True):
-        is_last = turn == markers[-1][0]
-        said = messages[turn]["content"]
-        said = said[len(_thoughts(said)) :] if messages[turn]["role"] == "assistant" else said
-        stop = next(
-            (
-                begin + len(form)
-                for form in (said, said.strip(), said.lstrip(), said.rstrip())
-                if text.startswith(form + behind, begin) and (not is_last or begin + len(form + behind) == len(text))
-            ),
-            -1,
-        )
-        if stop < 0:  # written in another form, as with its lines indented
-            stop = len(text) - len(behind) if is_last and text.endswith(behind) else text.find(behind, begin)
-        if stop < begin or (not behind and not is_last):
-            return None
-        places[turn] = (begin, stop)
-        begin = stop + len(behind)
-    return places

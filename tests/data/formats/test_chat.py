@@ -9,8 +9,9 @@ import pytest
 
 from peftkit.data.formats.chat import Chat
 from peftkit.data.formats.format import RowError, Writing
+from peftkit.data.formats.markers import Message
 from peftkit.data.formats.spans import Tokenised, prompt_ids
-from peftkit.data.formats.templates import PLAIN_TEMPLATE, Message
+from peftkit.data.formats.templates import PLAIN_TEMPLATE
 from peftkit.errors import FieldError
 
 TURNS: list[Message] = [
@@ -212,7 +213,7 @@ def test_a_column_with_what_the_system_says_is_the_first_turn(tokenizer: Any) ->
 def test_a_system_turn_goes_into_the_users_first_words_if_the_recipe_says_so(tokenizer: Any) -> None:
     refused, merged = (encoded(tokenizer, STRICT, system=system) for system in ("keep", "merge"))
 
-    assert "no system turn, please" in str(refused)
+    assert str(refused).startswith("the chat template refuses it: no system turn, please (data.system: merge")
     assert tokenizer.decode(merged.ids).startswith("<|user|>Be brief.\n\nHi<|end|>")
     assert in_loss(tokenizer, merged) == "Hello<|end|>So long<|end|>"
 
@@ -240,7 +241,7 @@ def test_the_end_of_a_turn_is_an_end_token(tokenizer: Any) -> None:
 def test_a_conversation_that_the_template_refuses_is_a_bad_row(tokenizer: Any) -> None:
     result = encoded(tokenizer, "{{ raise_exception('not today.') }}")
 
-    assert str(result) == "the chat template refuses it: not today"
+    assert str(result).startswith("the chat template refuses it: not today")
 
 
 def test_the_recipes_template_goes_before_the_tokenizers_and_that_before_the_plain_one(tokenizer: Any) -> None:
