@@ -31,7 +31,7 @@ DEPTH = {package: depth for depth, layer in enumerate(LAYERS) for package in lay
 COMPUTING = {"models", "data", "adapters", "doctor", "training", "evaluation"}
 ALLOWED = {
     "torch": {"compatibility", *COMPUTING},
-    "transformers": {"data", *COMPUTING},  # data: chat templates, when they are rendered
+    "transformers": {"data.formats", *COMPUTING},  # in a conversation that is rendered
     "click": {"cli"},
     "peft": {"models", "adapters"},
     "bitsandbytes": {"models"},
