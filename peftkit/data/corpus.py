@@ -17,7 +17,7 @@ import numpy as np
 
 from peftkit import console
 from peftkit.data.documents import Documents, Encoded, Encoder, Ints, encode, open_documents, write_documents
-from peftkit.data.formats import FORMATS
+from peftkit.data.formats import AUTO, FORMATS
 from peftkit.data.formats.format import DataFormat, Writing
 from peftkit.data.sources import BAD_ROWS_SHOWN, Layout, Rows, layout_of, open_rows
 from peftkit.errors import RowsError, RunError
@@ -131,7 +131,9 @@ def encoder_of(layout: Layout, data: Data, tokenizer: Any) -> Encoder:
     writing = replace(writing_of(data), template=layout.form.choose_template(data.template, tokenizer), time=None)
     if layout.form.reads_clock(tokenizer, writing):
         writing = replace(writing, time=data.time or datetime.now())
-    return Encoder(tokenizer, layout, writing, frozenset(data.ignore_columns))
+    chosen = data.format != AUTO  # and so not what the columns of other formats say
+    others = {column for form in FORMATS.values() for names in form.layouts for column in names.values()}
+    return Encoder(tokenizer, layout, writing, frozenset([*data.ignore_columns, *(others if chosen else ())]))
 
 
 def writing_of(data: Data) -> Writing:

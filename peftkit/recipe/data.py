@@ -97,7 +97,7 @@ class Data(Section):
     """What becomes of a conversation's system turn: `merge` puts it before the user's first words, for templates that
     know no system."""
 
-    time: datetime | None = None
+    time: Annotated[datetime, Field(strict=False)] | None = None
     """The time that a chat template which writes it is given, as `2026-11-27T09:30:00`. Unset: that of the run's start,
     which the run's own recipe has, so that resuming and reproducing it give the same documents."""
 

@@ -163,7 +163,7 @@ def prepare_run(file: RecipeFile, processes: Processes = ALONE, *, elsewhere: Ha
         base_dtype = choose_base_dtype(recipe.base.dtype, recipe.method, precision).choice
         init = recipe.base.init
         start = pretrained_start(recipe) if init is None else new_start(recipe, init, texts(recipe.data))
-        moment = datetime.fromtimestamp(processes.largest(int(time())))  # the same for all processes
+        moment = datetime.fromtimestamp(processes.agreed("time", int(time())))
         data = prepare(recipe.data.model_copy(update={"time": recipe.data.time or moment}), start.tokenizer)
         console.info(f"train: {data.train.summary()}")
         warnings = check(data, recipe.data)

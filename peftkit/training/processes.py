@@ -72,6 +72,14 @@ class Processes(Place):
                 raise PeerError(end["what"], end["status"])
         return json.loads(self.store.get(name))
 
+    def agreed(self, name: str, value: Any) -> Any:
+        """The main process's value, a JSON one, which all others take."""
+        if self.store is None:  # the only process, or one of a plan
+            return value
+        if self.is_main:
+            self.publish(name, value)
+        return self.wait_for(name)
+
     @contextlib.contextmanager
     def first_on_machine(self, name: str) -> Iterator[None]:
         """Run a block in one process of each machine before the others, which find its results in the cache.

@@ -47,9 +47,9 @@ def test_a_text_ends_in_the_end_token_and_its_first_token_is_not_taught(tokenize
 
 
 def test_what_is_given_is_exactly_the_prompt(tokenizer: Any) -> None:
-    documents = Encoder(tokenizer, COMPLETION, Writing())(rows_of({"prompt": "ask ", "completion": "answer"})).documents
+    documents = Encoder(tokenizer, COMPLETION, Writing())(rows_of({"prompt": "ask:", "completion": "answer"})).documents
 
-    assert tokenizer.decode(np.array(ids_of(documents, 0))[~np.array(taught_of(documents, 0))]) == "ask "
+    assert tokenizer.decode(np.array(ids_of(documents, 0))[~np.array(taught_of(documents, 0))]) == "ask:"
 
 
 def test_bad_and_empty_rows_are_counted_in_order_and_the_others_kept(tokenizer: Any) -> None:

@@ -180,7 +180,7 @@ def test_what_cannot_be_used_is_an_error_and_nothing_is_written(
     data: str, base: str, words: str, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(folder)
-    (folder / "other.csv").write_text("question,answer\na,b\n", encoding="utf-8")
+    (folder / "other.csv").write_text("inquiry,reply\na,b\n", encoding="utf-8")
     (folder / "new.xml").write_text("<a/>", encoding="utf-8")
 
     with pytest.raises(InputError, match=words):

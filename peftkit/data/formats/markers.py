@@ -69,9 +69,9 @@ def places_of(
             ),
             -1,
         )
-        if stop < 0:  # written in another form, as with its lines indented
+        if stop < 0 and (behind or is_last):  # written in another form, as with its lines indented
             stop = len(text) - len(behind) if is_last and text.endswith(behind) else text.find(behind, begin)
-        if stop < begin or (not behind and not is_last):
+        if stop < begin:
             return None
         places[turn] = (begin, stop)
         begin = stop + len(behind)

@@ -1,8 +1,9 @@
 """Texts as token ids, of which those that touch a span of the text are in the loss.
 
-A document is tokenised as the one text that it is, so that its ids are those that any other tool gives. Where a token
-lies across the edge of a span (`" negative"` after a prompt that ends in a space), it is in the loss: it holds some of
-what is learnt. A prompt is then what comes before such a token, in training, generation and evaluation alike.
+A document is tokenised as the one text that it is, so that its ids are those that any other tool gives. Spaces at the
+end of a prompt are in the loss with what follows them: most tokenizers put a space and the word behind it into one
+token, others not, and a prompt has to end in the same token whatever comes next. So does a token that lies across the
+edge of a span. A prompt is what comes before, in training, generation and evaluation alike.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ __all__ = ["ENDED", "OPENED", "STRADDLED", "Span", "Tokenised", "encode_spans", 
 Span: TypeAlias = tuple[int, int]
 """Where a part of a text begins, and where it ends, in characters."""
 
-STRADDLED: Final = "whose first token in the loss begins in the prompt"
+STRADDLED: Final = "whose prompt ends in a space, or within a token, which is in the loss with the answer"
 OPENED: Final = "that have the first token in their text, which is not given another"
 ENDED: Final = "that have the end token in their text, which is not given another"
 
@@ -48,9 +49,10 @@ def encode_spans(texts: Sequence[tuple[str, Sequence[Span]]], tokenizer: Any, *,
     first = first_tokens(tokenizer)
     encoded = _offsets([text for text, _ in texts], tokenizer) if tokenizer.is_fast else _in_pieces(texts, tokenizer)
     found = []
-    for (_, spans), (ids, offsets) in zip(texts, encoded, strict=True):
+    for (text, given), (ids, offsets) in zip(texts, encoded, strict=True):
+        spans = [_with_space(text, span) for span in given]
         in_loss = _touching(offsets, spans)
-        notes = [STRADDLED] if _straddled(offsets, spans) else []
+        notes = [STRADDLED] if _straddled(offsets, given) or spans != list(given) else []
         if first and ids[:1] == first:
             notes += [OPENED] if end else []
         else:
@@ -66,8 +68,9 @@ def encode_spans(texts: Sequence[tuple[str, Sequence[Span]]], tokenizer: Any, *,
 def prompt_ids(text: str, tokenizer: Any) -> list[int]:
     """The tokens of a prompt as a document that it begins has them.
 
-    Spaces at its end are tokenised with the word that comes next, so that there is one as a stand-in.
+    Several new lines at its end may be other tokens before a word than at the end, so that there is one as a stand-in.
     """
+    text = text.rstrip(" ")
     continued = text + "a" if text[-1:].isspace() else text
     (tokenised,) = encode_spans([(continued, [(len(text), len(continued))])], tokenizer, end=False)
     return [token for token, in_loss in zip(tokenised.ids, tokenised.in_loss, strict=True) if not in_loss]
@@ -78,6 +81,12 @@ def first_tokens(tokenizer: Any) -> list[int]:
     ids = tokenizer("")["input_ids"]
     begins = bool(ids) and tokenizer.bos_token_id is not None and ids[0] == tokenizer.bos_token_id
     return [ids[0]] if begins else []
+
+
+def _with_space(text: str, span: Span) -> Span:
+    """A span with the spaces before it."""
+    begin, stop = span
+    return (len(text[:begin].rstrip(" ")), stop) if begin < stop else span
 
 
 def _touching(offsets: Sequence[Span], spans: Sequence[Span]) -> list[bool]:

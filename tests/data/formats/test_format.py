@@ -251,7 +251,7 @@ def test_a_format_needs_nothing_but_its_own_file_and_a_line_in_the_list(
     prepared = prepare(Data(train=Source(path=str(tmp_path / "rows.jsonl"))), tokenizer).train
 
     assert prepared.formats == ["saying"]
-    assert [asked[1:] for asked in pairs(prepared, tokenizer)] == [("Ada said: ", "Hello.")]
+    assert [asked[1:] for asked in pairs(prepared, tokenizer)] == [("Ada said:", " Hello.")]
 
 
 def test_no_other_file_asks_which_format_it_is() -> None:

@@ -92,13 +92,14 @@ def test_a_prompt_has_the_ids_that_it_has_before_a_word(kind: str, prompt: str) 
     assert found.ids[: found.in_loss.index(True)] == prompt_ids(prompt, tokenizer)
 
 
-def test_a_word_after_a_space_of_the_prompt_is_in_the_loss_and_noted() -> None:
+@pytest.mark.parametrize("word", ["negative", "zebra", "12", "日"])  # the first alone is one token with the space
+def test_a_space_at_the_end_of_a_prompt_is_in_the_loss_with_what_follows_and_noted(word: str) -> None:
     tokenizer = made("bytes")
 
-    (found,) = encode_spans([("the answer: negative", [(12, 20)])], tokenizer, end=True)
+    (found,) = encode_spans([(f"the answer: {word}", [(12, 12 + len(word))])], tokenizer, end=True)
 
     learnt = [token for token, counts in zip(found.ids, found.in_loss, strict=True) if counts]
-    assert tokenizer.decode(learnt) == " negative</s>"
+    assert tokenizer.decode(learnt) == f" {word}</s>"
     assert found.notes == (STRADDLED,)
     assert prompt_ids("the answer: ", tokenizer) == found.ids[: -len(learnt)]
 
