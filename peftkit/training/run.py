@@ -227,7 +227,8 @@ class Past:
         Raises:
             ChangedError: something has changed that is not allowed to.
         """
-        run.run_id, manifest = self.manifest.run_id, run.manifest
+        run.run_id = self.manifest.run_id
+        manifest = run.manifest  # made now, with that id
         changes = [*self._changes(run.recipe), *input_differences(self.manifest, manifest)]
         check_differences(changes, allowed, str(self.folder.path))
         for change in changes:

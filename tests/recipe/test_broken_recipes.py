@@ -82,8 +82,8 @@ BROKEN = {
     "a column that the format has not": (
         "max_length: 32", "format: text\n  columns: {prompt: q}", 11, "data.columns", "names prompt"),
     "a source's column that its format has not": (
-        "train: {path: rows.txt}", "train: {path: rows.txt, format: chat, columns: {prompt: q}}", 8, "data.train",
-        "columns names prompt, which format: chat has not. Use messages."),
+        "train: {path: rows.txt}", "train: {path: rows.txt, format: chat, columns: {text: q}}", 8, "data.train",
+        "columns names text, which format: chat has not. Use messages, prompt, completion, tools, system."),
     "an error in a method's own values": (
         "lora:\n  r: 4", "methods: {full: {training: {lerning_rate: 1}}}", 5,
         "methods.full.training.lerning_rate", "Did you mean learning_rate?"),

@@ -197,5 +197,5 @@ def test_what_is_saved_of_an_adapter_is_the_adapter_alone(runs: dict[str, Path])
     files = {path.name for path in (runs["qlora"] / "adapter").iterdir()}
 
     assert files == {
-        "README.md", "adapter_config.json", "adapter_model.safetensors", "manifest.json", "peftkit.json", "sample.json",
-        "tokenizer.json", "tokenizer_config.json"}  # fmt: skip
+        "README.md", "adapter_config.json", "adapter_model.safetensors", "generation_config.json", "manifest.json",
+        "peftkit.json", "sample.json", "tokenizer.json", "tokenizer_config.json"}  # fmt: skip
