@@ -13,7 +13,7 @@ from peftkit.data.formats.format import SILENT, DataFormat, RowError, Writing
 from peftkit.data.formats.markers import THOUGHTS_END, Message
 from peftkit.data.formats.spans import Span, Tokenised, encode_spans
 from peftkit.data.formats.templates import PLAIN_TEMPLATE, ChatTemplate, Written
-from peftkit.errors import FieldError, printable
+from peftkit.errors import FieldError, InputError, printable
 
 __all__ = ["Chat"]
 
@@ -87,8 +87,16 @@ class Chat(DataFormat[Conversation]):
         return chosen
 
     def prompt(self, prompt: str, tokenizer: Any, writing: Writing) -> str:
-        """A conversation of one turn, up to where the model is to answer."""
-        return _template(tokenizer, writing).prompt([{"role": "user", "content": prompt}])
+        """A conversation of one turn, up to where the model is to answer.
+
+        Raises:
+            InputError: the template refuses such a conversation.
+        """
+        try:
+            return _template(tokenizer, writing).prompt([{"role": "user", "content": prompt}])
+        except RowError as error:
+            what = f"cannot be written as a conversation of one turn: {error}."
+            raise InputError(what, where="the prompt", remedy="Write the conversation yourself, with --raw.") from error
 
     def end_tokens(self, tokenizer: Any, writing: Writing) -> list[int]:
         """The tokens that end a turn of the assistant, and the end of text."""

@@ -22,7 +22,7 @@ from peftkit.data.formats.markers import Message, places_of, with_markers
 from peftkit.data.formats.spans import Span
 from peftkit.errors import printable
 
-__all__ = ["PLAIN_TEMPLATE", "ChatTemplate", "Message", "Written"]
+__all__ = ["PLAIN_TEMPLATE", "ChatTemplate", "Written"]
 
 PLAIN_TEMPLATE = (
     "{% for message in messages %}"
@@ -225,7 +225,7 @@ class ChatTemplate:
     def _prompt_surplus(self) -> str:
         user = _MADE_UP[0]
         prompt = _after(self.render([{"role": "user", "content": user}], prompt=True), user)
-        return prompt.removeprefix(self._frame.openings[0])
+        return prompt.removeprefix(self._frame.openings[0]) if self._frame.openings else ""
 
     def _call_end(self, turns: Sequence[Message], ends: Sequence[str]) -> str | None:
         """What ends a turn that calls a tool, where it is none of the usual ends."""

@@ -12,7 +12,7 @@ from peftkit.data.formats.format import RowError, Writing
 from peftkit.data.formats.markers import Message
 from peftkit.data.formats.spans import Tokenised, prompt_ids
 from peftkit.data.formats.templates import PLAIN_TEMPLATE
-from peftkit.errors import FieldError
+from peftkit.errors import FieldError, InputError
 
 TURNS: list[Message] = [
     {"role": "system", "content": "Be brief."},
@@ -232,6 +232,11 @@ def test_a_prompt_is_how_a_conversation_begins(template: str, tokenizer: Any) ->
     prompt = prompt_ids(Chat().prompt("Hi", tokenizer, Writing(template)), tokenizer)
 
     assert result.ids[: result.in_loss.index(True)] == prompt
+
+
+def test_a_prompt_that_the_template_refuses_is_an_error(tokenizer: Any) -> None:
+    with pytest.raises(InputError, match=r"cannot be written as a conversation of one turn: .* needs a system turn"):
+        Chat().prompt("Hi", tokenizer, Writing("{{ raise_exception('needs a system turn') }}"))
 
 
 def test_the_end_of_a_turn_is_an_end_token(tokenizer: Any) -> None:
