@@ -223,7 +223,7 @@ def _layered(
     layers.merge(absolute_paths(document.values, folder), document.lines, file)
     methods = document.values.get("methods")
     if isinstance(methods, dict):
-        if variant in METHODS and isinstance(methods.get(variant), dict):
+        if isinstance(variant, str) and variant in METHODS and isinstance(methods.get(variant), dict):
             layers.merge(absolute_paths(methods[variant], folder), document.lines, file, ("methods", variant))
         layers.values["methods"] = {}  # each is checked as a variant of its own
     for at, value in changes:

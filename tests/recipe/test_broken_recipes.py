@@ -52,6 +52,8 @@ BROKEN = {
     "unknown built-in base": ("builtin:tiny-gpt2", "builtin:huge", 4, "base.model", "There are: builtin:tiny-gpt2."),
     "negative learning rate": ("1e-3", "-1e-3", 12, "training.learning_rate", "must be greater than 0"),
     "unknown method": ("method: lora", "method: lroa", 2, "method", "Did you mean lora?"),
+    "a list of methods": (
+        "method: lora", "method: [lora]\nmethods: {full: {precision: fp32}}", 2, "method", "is a list, but must be"),
     "unknown optimizer": ("eval_strategy: epoch", "optim: adamw", 13, "training.optim", "Did you mean"),
     "unknown scheduler": (
         "eval_strategy: epoch", "lr_scheduler_type: linera", 13, "training.lr_scheduler_type", "Did you mean linear?"),
