@@ -13,7 +13,7 @@ from typing import Any
 from peftkit import console
 from peftkit.data.audit import Audit, audit, check
 from peftkit.data.prepare import RunData, prepare, texts
-from peftkit.errors import InputError
+from peftkit.errors import FieldError, InputError, printable
 from peftkit.models.attach import count_parameters
 from peftkit.models.attention import use_attention
 from peftkit.models.base import locate_base
@@ -166,6 +166,7 @@ def prepare_run(file: RecipeFile, processes: Processes = ALONE, *, elsewhere: Ha
         moment = datetime.fromtimestamp(processes.agreed("time", int(time())))
         data = prepare(recipe.data.model_copy(update={"time": recipe.data.time or moment}), start.tokenizer)
         console.info(f"train: {data.train.summary()}")
+        _check_vocabulary(data, start)
         warnings = check(data, recipe.data)
         for message in warnings:
             console.warning(message)
@@ -196,6 +197,23 @@ def audit_recipe(file: RecipeFile, *, show: int) -> tuple[Audit, list[str], Inpu
             return found, check(data, recipe.data), None
     except InputError as fault:
         return found, [], fault
+
+
+def _check_vocabulary(data: RunData, start: Start) -> None:
+    """See that the base's embedding has a row for each token of the data; of a stream, of its first window.
+
+    Raises:
+        FieldError: it has not, as where tokens were added to the tokenizer alone.
+    """
+    rows = len(start.tokenizer) if start.config is None else start.config.get_text_config().vocab_size
+    for prepared in (data.train, data.validation):
+        parts = prepared.parts if prepared else []
+        largest = max((int(part.corpus.documents.input_ids.max()) for part in parts if len(part.chosen)), default=0)
+        if largest >= rows:
+            name = printable(start.tokenizer.convert_ids_to_tokens(largest))
+            what = f"its embedding has {rows:,} rows, and the data has the token {name}, number {largest:,}."
+            remedy = "Give the base model.resize_token_embeddings(len(tokenizer)) and save it, or change data.template."
+            raise FieldError("base.model", what, remedy=remedy)
 
 
 def _settled(file: RecipeFile, data: RunData, start: Start) -> RecipeFile:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 from peftkit.adapters.target import find_target, open_target
 from peftkit.api import base_folder, evaluate, merge
 from peftkit.data import corpus
+from peftkit.errors import InputError
 from peftkit.evaluation.evaluate import Measures
 from peftkit.evaluation.generation import generate
 from peftkit.recipe.hyperparameters import Generation
@@ -148,3 +150,14 @@ def test_a_template_that_writes_the_time_is_given_the_runs_own_when_it_is_resume
     assert folder_hashes(tmp_path / "again" / "model")["model.safetensors"] == whole["model.safetensors"]
     assert corpus.writing_of(recorded.recipe.data).time == begun
     assert open_target(find_target(str(folder.path)), "cpu").target.recipe is not None
+
+
+def test_a_token_that_the_embedding_has_no_row_for_is_an_error_before_training(chatml: Path, tmp_path: Path) -> None:
+    base = tmp_path / "base"
+    shutil.copytree(base_folder("builtin:tiny-gpt2"), base)
+    AutoTokenizer.from_pretrained(chatml).save_pretrained(base)
+
+    with pytest.raises(InputError, match=r"base\.model: its embedding has 1,024 rows, .* <\|im_end\|>, number 1,025"):
+        run(load_recipe(recipe_for(tmp_path, base), output=tmp_path / "run"))
+
+    assert not (tmp_path / "run").exists()
