@@ -19,7 +19,7 @@ from urllib.parse import urlsplit
 import fsspec
 import pyarrow.parquet
 
-from peftkit.errors import DataError, FieldError, printable
+from peftkit.errors import DataError, FieldError, first_line, printable
 from peftkit.recipe.references import data_suffix
 from peftkit.recipe.schema import Data
 from peftkit.storage import atomic_folder, cache_folder, sha256_of_file, sha256_of_json
@@ -143,8 +143,7 @@ def _whole(file: Any, name: str) -> str:
 
 def _reason(error: Exception) -> str:
     """The first line of what a library says, or of the system's error."""
-    told = getattr(error, "strerror", None) or str(error).strip() or type(error).__name__
-    return printable(told.splitlines()[0].rstrip("."))
+    return printable((getattr(error, "strerror", None) or first_line(error)).rstrip("."))
 
 
 def count_lines(path: Path) -> int:

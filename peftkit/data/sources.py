@@ -70,12 +70,13 @@ def _from_files(source: Source, data: Data, field: str, streaming: bool) -> Rows
         if data_suffix(name) is None:
             remedy = f"Use {', '.join(DATA_SUFFIXES)}."
             raise FieldError(f"{field}.path", f"{Path(name).name} is of no kind that can be read.", remedy=remedy)
-    local = [name for name in named if not is_remote(name)]
-    places = {name: str(Path(name).expanduser()) for name in local}
-    places |= {name: name if streaming else str(bring(name, f"{field}.path")) for name in named if is_remote(name)}
-    shown = {name: places[name] if name in local else name for name in named}
+    shown = {name: name if is_remote(name) else str(Path(name).expanduser()) for name in named}
+    copied = [name for name in named if is_remote(name) and not streaming]
+    places = shown | {name: str(bring(name, f"{field}.path")) for name in copied}
     hashes = {shown[name]: None if streaming else sha256_of_file(Path(places[name])) for name in named}
-    size = {"bytes": sum(Path(places[name]).stat().st_size for name in local)} if streaming else {}
+    size = (
+        {"bytes": sum(Path(shown[name]).stat().st_size for name in named if not is_remote(name))} if streaming else {}
+    )
     by_line = not streaming and all(Path(place).suffix.lower() in _BY_LINE for place in places.values())
     lines = sum(count_lines(Path(places[name])) for name in named) if by_line else None
     return Rows(

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 from itertools import pairwise
 from typing import Any, Final, NamedTuple, TypeAlias
 
-__all__ = ["ENDED", "OPENED", "STRADDLED", "Span", "Tokenised", "encode_spans", "first_tokens", "prompt_ids"]
+__all__ = ["ENDED", "OPENED", "STRADDLED", "Span", "Tokenised", "encode_spans", "prompt_ids"]
 
 Span: TypeAlias = tuple[int, int]
 """Where a part of a text begins, and where it ends, in characters."""
@@ -46,7 +46,7 @@ def encode_spans(texts: Sequence[tuple[str, Sequence[Span]]], tokenizer: Any, *,
         tokenizer: of the base.
         end: whether the end-of-text token follows, in the loss. A text that has either token itself gets no other.
     """
-    first = first_tokens(tokenizer)
+    first = _first_tokens(tokenizer)
     encoded = _offsets([text for text, _ in texts], tokenizer) if tokenizer.is_fast else _in_pieces(texts, tokenizer)
     found = []
     for (text, given), (ids, offsets) in zip(texts, encoded, strict=True):
@@ -76,7 +76,7 @@ def prompt_ids(text: str, tokenizer: Any) -> list[int]:
     return [token for token, in_loss in zip(tokenised.ids, tokenised.in_loss, strict=True) if not in_loss]
 
 
-def first_tokens(tokenizer: Any) -> list[int]:
+def _first_tokens(tokenizer: Any) -> list[int]:
     """The beginning-of-text token, if the tokenizer puts one before a text."""
     ids = tokenizer("")["input_ids"]
     begins = bool(ids) and tokenizer.bos_token_id is not None and ids[0] == tokenizer.bos_token_id
