@@ -13,18 +13,19 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from itertools import chain
 from pathlib import Path, PurePosixPath
-from typing import Any, Final, NamedTuple, TypeAlias
+from typing import Any, Final
 from urllib.parse import urlsplit
 
 import fsspec
 import pyarrow.parquet
 
+from peftkit.data.rows import Line, Row, json_lines, json_rows
 from peftkit.errors import DataError, FieldError, first_line, printable
 from peftkit.recipe.references import data_suffix
 from peftkit.recipe.schema import Data
 from peftkit.storage import atomic_folder, cache_folder, sha256_of_file, sha256_of_json
 
-__all__ = ["Line", "Row", "bring", "count_lines", "file_rows"]
+__all__ = ["Row", "bring", "count_lines", "file_rows"]
 
 _CHUNK_BYTES = 1 << 20
 _ROWS_AT_ONCE = 1000
@@ -32,21 +33,6 @@ _LONGEST_VALUE: Final = 1 << 30
 _DELIMITERS: Final = (",", ";", "\t", "|")
 _VERSION_KEYS: Final = ("ETag", "etag", "LastModified", "last_modified", "mtime", "updated", "md5")
 """What drivers say of a file that changes with its content."""
-
-
-class Row(NamedTuple):
-    """One row of a source."""
-
-    place: str
-    """File and line, or the source and the row's number from 1."""
-
-    values: dict[str, Any]
-    problem: str | None = None
-    """Why it could not be read; its values are none then."""
-
-
-Line: TypeAlias = tuple[int, str, str | None]
-"""A line's number from 1, its text, and why it is none, if it is not."""
 
 
 def file_rows(name: str, data: Data, place: str | None = None) -> Iterator[Row]:
@@ -57,8 +43,6 @@ def file_rows(name: str, data: Data, place: str | None = None) -> Iterator[Row]:
     Raises:
         DataError: the file as a whole cannot be read.
     """
-    from peftkit.data.json_files import json_lines, json_rows
-
     kind = data_suffix(name)
     try:
         with _opened(place or name) as file:

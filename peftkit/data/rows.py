@@ -1,19 +1,33 @@
-"""Rows of JSON files in the shapes that people have: lines, lists, objects over several lines, columns, a wrapper."""
+"""What a row is, and rows of JSON in the shapes that people have: lines, lists, spread objects, columns, a wrapper."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator
-from typing import Any, Final
+from typing import Any, Final, NamedTuple, TypeAlias
 
-from peftkit.data.files import Line, Row
 from peftkit.errors import DataError
 
-__all__ = ["json_lines", "json_rows"]
+__all__ = ["Line", "Row", "json_lines", "json_rows"]
 
 _DECODER: Final = json.JSONDecoder()
 _REMEDY: Final = "Fix it: a list of objects, or an object on each line."
 _LONGEST_OBJECT: Final = 1 << 24  # characters; a longer one is a brace that nothing closes
+
+
+class Row(NamedTuple):
+    """One row of a source."""
+
+    place: str
+    """File and line, or the source and the row's number from 1."""
+
+    values: dict[str, Any]
+    problem: str | None = None
+    """Why it could not be read; its values are none then."""
+
+
+Line: TypeAlias = tuple[int, str, str | None]
+"""A line's number from 1, its text, and why it is none, if it is not."""
 
 
 def json_lines(path: str, lines: Iterable[Line]) -> Iterator[Row]:
