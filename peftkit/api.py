@@ -59,19 +59,20 @@ def load_recipe(
     return load_recipe_file(find_recipe(str(recipe)), method=method, overrides=overrides, output=place)
 
 
-def audit(recipe: RecipeFile, *, show: int = 2, on_message: Listener | None = None) -> Audit:
+def audit(recipe: RecipeFile, *, show: int = 2, tokens: bool = False, on_message: Listener | None = None) -> Audit:
     """Count and check what a recipe trains and validates on, without loading the weights of its base.
 
     Args:
         recipe: the recipe.
-        show: documents whose tokens are given with what is trained on.
+        show: training documents that are given, with what of them is in the loss.
+        tokens: whether their tokens are given one by one, too.
         on_message: gets what the audit warns of.
 
     Raises:
         InputError: the data cannot be read, or training would not start with it.
     """
     with _heard(on_message):
-        found, warnings, fault = audit_recipe(recipe, show=show)
+        found, warnings, fault = audit_recipe(recipe, show=show, tokens=tokens)
         for warning in warnings:
             console.warning(warning)
     if fault is not None:

@@ -17,20 +17,19 @@ if TYPE_CHECKING:
 
 __all__ = ["command"]
 
-_SHOWN_CHARACTERS = 600
-
 
 @click.command("data")
 @click.argument("recipe")
 @options.defaulted("--show", type=click.IntRange(min=0), default=2, help="Training documents to print.")
+@click.option("--tokens", is_flag=True, help="Print these documents token by token, too.")
 @options.overrides
 @options.as_json
-def command(recipe: str, show: int, overrides: tuple[str, ...], as_json: bool) -> None:
+def command(recipe: str, show: int, tokens: bool, overrides: tuple[str, ...], as_json: bool) -> None:
     """Audit RECIPE's data: what the model will see, and which tokens are in the loss.
 
     Says which format was recognised and why; counts rows, documents, tokens and labels of training and validation data,
-    with what is cut, left out, doubled or stands in both; and prints the first documents with the taught part marked.
-    What would keep a run from starting ends it with status 2.
+    with what is cut, left out, repeated or in both; and prints the first documents, up to data.max_length, with what is
+    in the loss marked. What would keep a run from starting ends it with status 2.
 
     \b
     Example:
@@ -41,7 +40,7 @@ def command(recipe: str, show: int, overrides: tuple[str, ...], as_json: bool) -
     from peftkit.report.facts import audit_table
     from peftkit.training.prepare import audit_recipe
 
-    audit, warnings, fault = audit_recipe(file, show=show)
+    audit, warnings, fault = audit_recipe(file, show=show, tokens=tokens)
     if as_json:
         console.print_json({**asdict(audit), "warnings": warnings})
     else:
@@ -52,7 +51,7 @@ def command(recipe: str, show: int, overrides: tuple[str, ...], as_json: bool) -
             console.print_text("\nThe first training documents; what is in the loss is green, between ⟦ and ⟧.")
         for shown in audit.shown:
             console.print_text("")
-            console.print_marked(_beginning(shown))
+            _print_document(shown)
     for message in warnings:
         console.warning(message)
     if fault:
@@ -78,11 +77,14 @@ def _print_sources(audit: Audit) -> None:
     console.print_text("")
 
 
-def _beginning(shown: Shown) -> list[tuple[bool, str]]:
-    """As many runs as fit a screen."""
-    left, parts = _SHOWN_CHARACTERS, list[tuple[bool, str]]()
-    for taught, text in shown.runs:
-        if left > 0:
-            parts.append((taught, text if len(text) <= left else f"{text[:left]} …"))
-            left -= len(text)
-    return parts
+def _print_document(shown: Shown) -> None:
+    console.print_marked(shown.runs)
+    if shown.more:
+        console.print_text(f"… and {shown.more:,} more tokens, beyond data.max_length")
+    if shown.tokens:
+        rows = [
+            [str(place), str(token.id), token.token, repr(token.text)[1:-1], "yes" if token.in_loss else ""]
+            for place, token in enumerate(shown.tokens)
+        ]
+        console.print_text("")
+        console.print_table(None, ["place", "id", "token", "text", "in the loss"], rows)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import accumulate, pairwise
+from os.path import commonprefix
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,7 @@ from peftkit.data.prepare import Counts, Prepared, RunData
 from peftkit.errors import FieldError
 from peftkit.recipe.schema import Data
 
-__all__ = ["Audit", "Leak", "Origin", "Shown", "SourceAudit", "audit", "check", "leak_of"]
+__all__ = ["Audit", "Leak", "Origin", "Shown", "SourceAudit", "Token", "audit", "check", "leak_of"]
 
 _LEAK_OF_TEXT = 0.1  # short lines repeat: a twentieth of the lines of a play are in the rest of it too
 
@@ -88,10 +89,31 @@ class Leak:
 
 
 @dataclass(frozen=True)
+class Token:
+    """One token of a document."""
+
+    id: int
+    token: str
+    """As the vocabulary has it."""
+
+    text: str
+    """What it adds to the decoded text: nothing, where a character has further tokens."""
+
+    in_loss: bool
+
+
+@dataclass(frozen=True)
 class Shown:
-    """The start of one document in runs of text, each with whether it is in the loss."""
+    """One document as it is decoded, up to `max_length` tokens."""
 
     runs: list[tuple[bool, str]]
+    """Its text in parts, each with whether its tokens are in the loss."""
+
+    tokens: list[Token]
+    """Its tokens, if they were asked for."""
+
+    more: int
+    """Tokens of the document beyond those that are shown."""
 
 
 @dataclass(frozen=True)
@@ -104,13 +126,13 @@ class Audit:
     shown: list[Shown]
 
 
-def audit(run_data: RunData, tokenizer: Any, batch_size: int, *, show: int = 2) -> Audit:
-    """Count prepared data and take the first `show` training documents to look at."""
+def audit(run_data: RunData, tokenizer: Any, batch_size: int, *, show: int = 2, tokens: bool = False) -> Audit:
+    """Count prepared data and take the first `show` training documents to look at, with `tokens` each token too."""
     return Audit(
         train=_count(run_data.train, tokenizer, batch_size),
         validation=_count(run_data.validation, tokenizer, batch_size) if run_data.validation else None,
         leak=leak_of(run_data),
-        shown=list(_shown(run_data.train, tokenizer, show)),
+        shown=list(_shown(run_data.train, tokenizer, show, tokens)),
     )
 
 
@@ -200,17 +222,38 @@ def _slots(lengths: Ints, batch_size: int) -> int:
     return int((np.maximum.reduceat(lengths, starts) * rows).sum())
 
 
-def _shown(prepared: Prepared, tokenizer: Any, show: int) -> Iterator[Shown]:
+def _shown(prepared: Prepared, tokenizer: Any, show: int, tokens: bool) -> Iterator[Shown]:
     for part in prepared.parts:
         documents = part.corpus.documents
         for number in part.chosen[:show]:
-            start = int(documents.offsets[number])
-            stop = start + min(int(documents.lengths[number]), prepared.max_length)
-            ids, taught = documents.input_ids[start:stop], documents.taught[start:stop]
-            if len(taught) > 1 and taught[1]:
-                taught = np.concatenate([taught[1:2], taught[1:]])  # the first token has no label by nature
-            turns = [0, *(np.flatnonzero(np.diff(taught)) + 1).tolist(), len(ids)]
-            texts = [tokenizer.decode(ids[:end]) for end in turns]  # whole: alone, a part would lose its first space
-            runs = zip(pairwise(turns), pairwise(texts), strict=True)
-            yield Shown([(bool(taught[begin]), after[len(before) :]) for (begin, _), (before, after) in runs])
+            start, length = int(documents.offsets[number]), int(documents.lengths[number])
+            stop = start + min(length, prepared.max_length)
+            ids, in_loss = documents.input_ids[start:stop], documents.taught[start:stop]
+            listed = _tokens(ids, in_loss, tokenizer) if tokens else []
+            yield Shown(_runs(ids, in_loss, tokenizer), listed, length - len(ids))
         show -= len(part.chosen[:show])
+
+
+def _runs(ids: npt.NDArray[np.int32], in_loss: npt.NDArray[np.bool_], tokenizer: Any) -> list[tuple[bool, str]]:
+    if len(ids) > 1 and in_loss[1]:
+        in_loss = np.concatenate([in_loss[1:2], in_loss[1:]])  # the first token never has a label
+    turns = [0, *(np.flatnonzero(np.diff(in_loss)) + 1).tolist(), len(ids)]
+    texts = _decoded(ids, turns, tokenizer)
+    return [(bool(in_loss[begin]), text) for begin, text in zip(turns, texts, strict=False)]
+
+
+def _tokens(ids: npt.NDArray[np.int32], in_loss: npt.NDArray[np.bool_], tokenizer: Any) -> list[Token]:
+    texts = _decoded(ids, range(len(ids) + 1), tokenizer)
+    columns = zip(ids.tolist(), tokenizer.convert_ids_to_tokens(ids), texts, in_loss.tolist(), strict=True)
+    return [Token(*column) for column in columns]
+
+
+def _decoded(ids: npt.NDArray[np.int32], edges: Sequence[int], tokenizer: Any) -> list[str]:
+    """The parts of a document's text between edges, counted in tokens.
+
+    Decoded alone, a part would lose its first space, or a character whose bytes are in tokens on both sides of an edge.
+    """
+    text = tokenizer.decode(ids)
+    prefixes = (tokenizer.decode(ids[:edge]) for edge in edges[:-1])
+    places = [len(commonprefix([prefix, text])) for prefix in prefixes]  # noqa: RUF071  # of texts, not of paths
+    return [text[begin:stop] for begin, stop in pairwise(accumulate([*places, len(text)], max))]

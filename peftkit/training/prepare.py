@@ -175,11 +175,12 @@ def prepare_run(file: RecipeFile, processes: Processes = ALONE, *, elsewhere: Ha
     return Run(settled, folder, processes, hardware, precision, base_dtype, start, data, warnings)
 
 
-def audit_recipe(file: RecipeFile, *, show: int) -> tuple[Audit, list[str], InputError | None]:
+def audit_recipe(file: RecipeFile, *, show: int, tokens: bool = False) -> tuple[Audit, list[str], InputError | None]:
     """Audit what a recipe trains and validates on, with the tokenizer of its base and without the weights.
 
     Returns:
-        The figures, with `show` sequences token by token; the warnings; and why training would not start, if so.
+        The figures, with `show` documents, and with `tokens` their tokens one by one; the warnings; and why training
+        would not start, if so.
 
     Raises:
         InputError: base or data cannot be read.
@@ -191,7 +192,7 @@ def audit_recipe(file: RecipeFile, *, show: int) -> tuple[Audit, list[str], Inpu
         else:
             tokenizer = new_start(recipe, recipe.base.init, texts(recipe.data)).tokenizer
         data = prepare(recipe.data, tokenizer)
-        found = audit(data, tokenizer, recipe.training.per_device_train_batch_size, show=show)
+        found = audit(data, tokenizer, recipe.training.per_device_train_batch_size, show=show, tokens=tokens)
     try:
         with file.locating():
             return found, check(data, recipe.data), None

@@ -22,6 +22,14 @@ def test_the_audit_fits_a_terminal_and_marks_what_is_taught(peftkit: Command, re
     assert "<|endoftext|>⟧" in done.stdout.replace("\n", "")
 
 
+def test_documents_are_printed_token_by_token_on_request(peftkit: Command, recipe_path: Path) -> None:
+    done = peftkit("data", str(recipe_path), "--show", "1", "--tokens")
+
+    assert done.returncode == 0, done.stderr
+    last = done.stdout.rstrip().splitlines()[-1].split()
+    assert last[1:] == ["0", "<|endoftext|>", "<|endoftext|>", "yes"]
+
+
 def test_a_leak_is_counted_and_then_an_error(peftkit: Command, recipe_path: Path) -> None:
     change = ["--set", "data.validation={path: train.jsonl}"]
 

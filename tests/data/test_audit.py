@@ -35,8 +35,8 @@ def data_of(tmp_path: Path, **fields: Any) -> Data:
     )
 
 
-def audit_of(data: Data, tokenizer: Any, show: int = 2) -> Audit:
-    return audit(prepare(data, tokenizer), tokenizer, 2, show=show)
+def audit_of(data: Data, tokenizer: Any, *, tokens: bool = False) -> Audit:
+    return audit(prepare(data, tokenizer), tokenizer, 2, tokens=tokens)
 
 
 def test_every_figure_is_the_one_counted_by_hand(tmp_path: Path, tokenizer: Any) -> None:
@@ -111,6 +111,25 @@ def test_a_conversation_is_shown_turn_by_turn(tmp_path: Path, tokenizer: Any) ->
     (shown,) = audit_of(Data.model_validate({"train": {"path": str(path)}}), tokenizer).shown
 
     assert [text for taught, text in shown.runs if taught] == ["Yo<|end|>", "So long<|end|>"]
+
+
+def test_a_document_is_shown_as_it_is_decoded_whole_though_its_tokens_are_bytes(tmp_path: Path, tokenizer: Any) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_text('{"prompt": "Where? 日", "completion": "本 there 🚀"}\n', encoding="utf-8")
+
+    (shown,) = audit_of(Data.model_validate({"train": {"path": str(path)}}), tokenizer, tokens=True).shown
+
+    assert shown.runs == [(False, "Where? 日"), (True, "本 there 🚀<|end|>")]
+    assert "".join(token.text for token in shown.tokens) == "Where? 日本 there 🚀<|end|>"
+    assert "".join(token.text for token in shown.tokens if token.in_loss) == "本 there 🚀<|end|>"
+    assert [token.token for token in shown.tokens] == tokenizer.convert_ids_to_tokens([t.id for t in shown.tokens])
+
+
+def test_what_is_shown_ends_where_training_would_cut_and_says_so(tmp_path: Path, tokenizer: Any) -> None:
+    first, second = audit_of(data_of(tmp_path, max_length=10), tokenizer, tokens=True).shown
+
+    assert (first.more, second.more) == (0, 2)
+    assert [len(first.tokens), len(second.tokens)] == [8, 10]
 
 
 def test_ends_that_are_cut_off_are_not_taught(tmp_path: Path, tokenizer: Any) -> None:
