@@ -46,7 +46,7 @@ def file_rows(name: str, data: Data, place: str | None = None) -> Iterator[Row]:
     kind = data_suffix(name)
     try:
         with _opened(place or name) as file:
-            _check_begin(file, name)
+            _check_begin(file.peek(4)[:4], name)
             if kind == ".parquet":
                 yield from _parquet(file, name)
             elif kind == ".txt":
@@ -62,8 +62,10 @@ def file_rows(name: str, data: Data, place: str | None = None) -> Iterator[Row]:
         raise DataError(f"cannot be read: {_reason(error)}.", where=name, remedy="Check the file.") from error
 
 
-def bring(address: str, field: str) -> Path:
-    """The copy of a file in the cache, fetched if there is none of the file as it is now; `field` is the recipe's.
+def bring(address: str, field: str, *, copy: bool) -> str:
+    """Where a file is read that is at an address: its copy in the cache, fetched if there is none of it as it is now.
+
+    Without `copy` it is the address, if it can be reached. `field` is the recipe's.
 
     Raises:
         FieldError: it cannot be reached, or the library for such addresses is not installed.
@@ -71,45 +73,41 @@ def bring(address: str, field: str) -> Path:
     try:
         system, path = fsspec.core.url_to_fs(address)
         known: dict[str, Any] = system.info(path)
-        version = {name: str(known[name]) for name in _VERSION_KEYS if known.get(name)}
-        name = PurePosixPath(urlsplit(address).path).name
-        copies = cache_folder() / "remote"
-        place = copies / sha256_of_json([address, version])[:32] / name
-        if version and place.is_file():
-            return place
-        with tempfile.TemporaryDirectory() as work:
-            fetched = Path(work, name)
-            system.get_file(path, str(fetched))
-            if not version:  # nothing says whether it has changed, so that its content names it
-                place = copies / sha256_of_file(fetched) / name
-            if not place.is_file():
-                with atomic_folder(place.parent) as folder:
-                    shutil.move(fetched, folder / name)
+        return str(_copied(address, system, path, known)) if copy else address
     except ImportError as error:
         what = f"{printable(address)} needs a library that is not installed: {_reason(error)}."
         raise FieldError(field, what, remedy="Install it, or download the file.") from error
     except Exception as error:  # each driver raises its own library's errors
         what = f"{printable(address)} cannot be fetched: {_reason(error)}."
         raise FieldError(field, what, remedy="Check the address and the network, or download the file.") from error
+
+
+def _copied(address: str, system: Any, path: str, known: dict[str, Any]) -> Path:
+    version = {name: str(known[name]) for name in _VERSION_KEYS if known.get(name)}
+    name = PurePosixPath(urlsplit(address).path).name
+    copies = cache_folder() / "remote"
+    place = copies / sha256_of_json([address, version])[:32] / name
+    if version and place.is_file():
+        return place
+    with tempfile.TemporaryDirectory() as work:
+        fetched = Path(work, name)
+        system.get_file(path, str(fetched))
+        if not version:  # nothing says whether it has changed, so that its content names it
+            place = copies / sha256_of_file(fetched) / name
+        if not place.is_file():
+            with atomic_folder(place.parent) as folder:
+                shutil.move(fetched, folder / name)
     return place
 
 
-def _opened(name: str) -> Any:
-    """A file's content in bytes, whatever it is compressed with.
-
-    Raises:
-        DataError: the library for its compression is not there.
-    """
-    try:
-        return fsspec.open(name, "rb", compression="infer")
-    except (ImportError, ValueError) as error:
-        remedy = f"pip install zstandard, or decompress the file ({_reason(error)})."
-        raise DataError(f"is compressed with {Path(name).suffix[1:]}.", where=name, remedy=remedy) from error
+def _opened(name: str) -> io.BufferedReader:
+    """A file's content in bytes, whatever it is compressed with."""
+    if PurePosixPath(name).suffix.lower() == ".zst":  # for which fsspec needs a further library before Python 3.14
+        return io.BufferedReader(pyarrow.CompressedInputStream(fsspec.open(name, "rb").open(), "zstd"))
+    return io.BufferedReader(fsspec.open(name, "rb", compression="infer").open())
 
 
-def _check_begin(file: Any, name: str) -> None:
-    begin = file.read(4)
-    file.seek(0)
+def _check_begin(begin: bytes, name: str) -> None:
     if not begin:
         raise DataError("is empty.", where=name, remedy="Give a file with rows.")
     if begin[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE) or (b"\0" in begin and begin != b"PAR1"):

@@ -71,8 +71,8 @@ def _from_files(source: Source, data: Data, field: str, streaming: bool) -> Rows
             remedy = f"Use {', '.join(DATA_SUFFIXES)}."
             raise FieldError(f"{field}.path", f"{Path(name).name} is of no kind that can be read.", remedy=remedy)
     shown = {name: name if is_remote(name) else str(Path(name).expanduser()) for name in named}
-    copied = [name for name in named if is_remote(name) and not streaming]
-    places = shown | {name: str(bring(name, f"{field}.path")) for name in copied}
+    remote = [name for name in named if is_remote(name)]
+    places = shown | {name: bring(name, f"{field}.path", copy=not streaming) for name in remote}
     hashes = {shown[name]: None if streaming else sha256_of_file(Path(places[name])) for name in named}
     size = (
         {"bytes": sum(Path(shown[name]).stat().st_size for name in named if not is_remote(name))} if streaming else {}

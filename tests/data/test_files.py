@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pyarrow
 import pytest
 
 from peftkit.data.files import Row, file_rows
@@ -58,22 +59,36 @@ def test_rows_are_read_in_every_shape_that_can_mean_one_thing(shape: str, tmp_pa
     assert [(row.values, row.problem) for row in read(path)] == [(row, None) for row in ROWS]
 
 
-@pytest.mark.parametrize(
-    ("suffix", "compress"), [(".gz", gzip.compress), (".bz2", bz2.compress), (".xz", lzma.compress)]
+def zstd(content: bytes) -> bytes:
+    return bytes(pyarrow.compress(content, "zstd", asbytes=True))
+
+
+COMPRESSIONS = pytest.mark.parametrize(
+    ("suffix", "compress"),
+    [(".gz", gzip.compress), (".bz2", bz2.compress), (".xz", lzma.compress), (".zst", zstd)],
 )
-def test_compressed_files_are_read_like_others(suffix: str, compress: Callable[[bytes], bytes], tmp_path: Path) -> None:
+
+
+@COMPRESSIONS
+@pytest.mark.parametrize("parts", [1, 2])
+def test_compressed_files_are_read_like_others(
+    suffix: str, compress: Callable[[bytes], bytes], parts: int, tmp_path: Path
+) -> None:
     path = tmp_path / f"rows.jsonl{suffix}"
-    path.write_bytes(compress(LINES.encode()))
+    path.write_bytes(compress(LINES.encode()) * parts)  # as `cat` joins two files
 
     rows = read(path)
 
-    assert [row.values for row in rows] == ROWS
+    assert [row.values for row in rows] == ROWS * parts
     assert rows[1].place == f"{path}:2"
 
 
-def test_a_compressed_file_that_is_cut_off_is_an_error(tmp_path: Path) -> None:
-    path = tmp_path / "rows.jsonl.gz"
-    path.write_bytes(gzip.compress(LINES.encode())[:-12])
+@COMPRESSIONS
+def test_a_compressed_file_that_is_cut_off_is_an_error(
+    suffix: str, compress: Callable[[bytes], bytes], tmp_path: Path
+) -> None:
+    path = tmp_path / f"rows.jsonl{suffix}"
+    path.write_bytes(compress(LINES.encode())[:-12])
 
     with pytest.raises(DataError, match="cannot be read"):
         read(path)

@@ -11,6 +11,7 @@ from pathlib import Path
 from threading import Thread
 from typing import Any
 
+import pyarrow
 import pytest
 from datasets import Dataset
 
@@ -235,9 +236,13 @@ def test_a_file_at_an_address_is_fetched_once_and_again_when_it_has_changed(
 def test_a_stream_of_an_address_leaves_no_copy(served: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PEFTKIT_CACHE", str(tmp_path / "cache"))
     write(tmp_path / "rows.jsonl")
-    source = Source(path=f"{served}/rows.jsonl")
+    (tmp_path / "rows.jsonl.zst").write_bytes(
+        pyarrow.compress((tmp_path / "rows.jsonl").read_bytes(), "zstd", asbytes=True)
+    )
 
-    assert [row.values for row in open_rows(source, Data(train=source), "data.train", streaming=True)] == ROWS
+    for name in ("rows.jsonl", "rows.jsonl.zst"):
+        source = Source(path=f"{served}/{name}")
+        assert [row.values for row in open_rows(source, Data(train=source), "data.train", streaming=True)] == ROWS
     assert not (tmp_path / "cache").exists()
 
 
@@ -246,12 +251,16 @@ def test_a_stream_of_an_address_leaves_no_copy(served: str, tmp_path: Path, monk
     [
         ("http://127.0.0.1:9/rows.jsonl", "cannot be fetched"),
         ("strange://place/rows.jsonl", "cannot be fetched: Protocol not known"),
+        ("dropbox://place/rows.jsonl", "needs a library that is not installed"),
     ],
 )
-def test_an_address_that_cannot_be_reached_is_an_error_about_its_field(address: str, message: str) -> None:
+@pytest.mark.parametrize("streaming", [False, True])
+def test_an_address_that_cannot_be_reached_is_an_error_about_its_field(
+    address: str, message: str, streaming: bool
+) -> None:
     source = Source(path=address)
 
     with pytest.raises(FieldError, match=message) as caught:
-        open_rows(source, Data(train=source), "data.train")
+        open_rows(source, Data(train=source), "data.train", streaming=streaming)
 
     assert caught.value.field == "data.train.path"

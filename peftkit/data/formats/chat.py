@@ -8,7 +8,7 @@ from dataclasses import replace
 from datetime import datetime
 from typing import Any, Final
 
-from peftkit.data.formats.conversations import THOUGHTS, Conversation, read_conversation, without_system
+from peftkit.data.formats.conversations import SYSTEM_ROLES, THOUGHTS, Conversation, read_conversation, without_system
 from peftkit.data.formats.format import SILENT, DataFormat, RowError, Writing
 from peftkit.data.formats.markers import THOUGHTS_END, Message
 from peftkit.data.formats.spans import Span, Tokenised, encode_spans
@@ -162,7 +162,7 @@ def _written(conversation: Conversation, template: ChatTemplate, writing: Writin
         _check_whole(form, conversation.tools, written)
         return list(form), written
     assert refused is not None
-    if messages[0]["role"] == "system":
+    if messages[0]["role"] in SYSTEM_ROLES:
         raise RowError(f"{refused} (data.system: merge puts the system turn into the user's first)") from refused
     raise refused
 

@@ -17,7 +17,7 @@ from peftkit.data.formats.format import RowError, text_of
 from peftkit.data.formats.markers import Message
 from peftkit.errors import printable
 
-__all__ = ["THOUGHTS", "Conversation", "read_conversation", "without_system"]
+__all__ = ["SYSTEM_ROLES", "THOUGHTS", "Conversation", "read_conversation", "without_system"]
 
 _ROLES: Final[Mapping[str, str]] = {
     "human": "user",
@@ -33,7 +33,8 @@ _ROLES: Final[Mapping[str, str]] = {
 }
 """ShareGPT's and other names of the roles, by OpenAI's."""
 
-_KNOWN_ROLES: Final = ("system", "developer", "user", "assistant", "tool")
+SYSTEM_ROLES: Final = ("system", "developer")
+_KNOWN_ROLES: Final = (*SYSTEM_ROLES, "user", "assistant", "tool")
 _ROLE_KEYS: Final = ("role", "from")
 _CONTENT_KEYS: Final = ("content", "value")
 _WEIGHTS: Final = ("weight", "train", "training", "loss_weight", "loss")
@@ -82,7 +83,7 @@ def read_conversation(values: Mapping[str, Any]) -> Conversation:
 
 def without_system(messages: Sequence[Message]) -> list[Message]:
     """The turns with what the system says put before what the user says first."""
-    if not messages or messages[0]["role"] != "system":
+    if not messages or messages[0]["role"] not in SYSTEM_ROLES:
         return list(messages)
     system, rest = messages[0], list(messages[1:])
     for place, message in enumerate(rest):
