@@ -91,7 +91,7 @@ def speak() -> None:
 
 
 def info(message: str) -> None:
-    """Tell what is going on."""
+    """Report progress."""
     _say(message)
 
 
@@ -223,7 +223,7 @@ def print_table(
 ) -> None:
     """Print a result as a table; with `numeric`, every column but the first is set flush right.
 
-    Where the terminal is narrow, long cells go on in a further line; nothing is cut off.
+    Where the terminal is narrow, long cells are wrapped; nothing is cut off.
     """
     from rich.table import Table
 

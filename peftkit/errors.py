@@ -200,7 +200,7 @@ class PeerError(RunError):
         return []
 
 
-class Stopped(PeftkitError):  # noqa: N818  it is no error: the run did what it was told
+class Stopped(PeftkitError):  # noqa: N818  it is no error: the run was asked to stop
     """A signal ended a run, which has said how to resume it."""
 
     def __init__(self, signal_number: int, what: str, *, remedy: str | None = None) -> None:

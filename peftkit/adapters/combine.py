@@ -154,7 +154,7 @@ def check_addable(adapters: Sequence[Adapter]) -> None:
             what = f"has {extra}; a sum of adapters is exact only for their products."
             raise TargetError(what, where=str(adapter.folder), remedy="Merge it alone.")
         if _base_of(adapter) != _base_of(first):
-            what = f"stands on another base than {first.folder}, or on one that was held in another way."
+            what = f"was trained on another base than {first.folder}, or on one quantised in another way."
             remedy = "Only adapters that were trained on the same weights can be added."
             raise TargetError(what, where=str(adapter.folder), remedy=remedy)
 

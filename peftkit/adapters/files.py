@@ -316,7 +316,7 @@ def _read_tensors(place: Path) -> dict[str, StoredTensor]:
     tensors = {name: StoredTensor(each["dtype"], tuple(each["shape"]), bytes(each["data"])) for name, each in stored}
     strange = next((name for name, tensor in tensors.items() if tensor.dtype not in _NUMPY_TYPES), None)
     if strange:
-        what = f"{strange} holds {tensors[strange].dtype}, which is no number type of an adapter."
+        what = f"{strange} holds {tensors[strange].dtype}, which is no dtype of an adapter."
         raise TargetError(what, where=str(place), remedy="Save the adapter in float32, float16 or bfloat16.")
     return dict(sorted(tensors.items()))
 

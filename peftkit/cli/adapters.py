@@ -75,9 +75,9 @@ def _list(folder: Path, as_json: bool) -> None:
 def _inspect(adapter: Path, plot: Path | None, base: str | None, quantization: str | None, as_json: bool) -> None:
     """Measure what ADAPTER, an adapter or the run that made it, does to each weight W.
 
-    For each layer and target: the rank; how large the update is beside the weight, ‖ΔW‖/‖W‖ by Frobenius norms; how
-    many directions it really has (effective rank: the exponential of the entropy of its singular values); and its
-    largest number. Modules whose B is still zero learnt nothing and are named, and so are tensors with NaN.
+    For each layer and target: the rank; the size of the update compared with the weight, ‖ΔW‖/‖W‖ by Frobenius norms;
+    how many directions it really has (effective rank: the exponential of the entropy of its singular values); and its
+    largest value. Modules whose B is still zero learnt nothing and are named, and so are tensors with NaN.
 
     \b
     Examples:
@@ -217,7 +217,7 @@ def _setting(value: Any) -> str:
     metavar="ADAPTER WEIGHT",
     help="An adapter and what its update is multiplied by. Given once for each.",
 )
-@click.option("--rank", type=options.COUNT, help="Compress the sum to this rank; the error is told.")
+@click.option("--rank", type=options.COUNT, help="Compress the sum to this rank, and report the error.")
 @options.as_json
 def _combine(output: Path, parts: tuple[tuple[Path, float], ...], rank: int | None, as_json: bool) -> None:
     """Write the weighted sum of adapters of one base as one adapter, in OUTPUT.
@@ -245,7 +245,8 @@ def _combine(output: Path, parts: tuple[tuple[Path, float], ...], rank: int | No
 def _shrink(adapter: Path, output: Path, rank: int, base: str | None, quantization: str | None, as_json: bool) -> None:
     """Write ADAPTER with a lower rank, in OUTPUT: the nearest one there is, by singular value decomposition.
 
-    What was lost is told: the error of the updates, and of the logits and the perplexity on the adapter's own sample.
+    What was lost is reported: the error of the updates, and of the logits and the perplexity on the adapter's own
+    sample.
 
     \b
     Example:

@@ -58,11 +58,11 @@ def command(
     overrides: tuple[str, ...],
     as_json: bool,
 ) -> None:
-    """Train RECIPE by several methods with the same hyperparameters, and put what comes out side by side.
+    """Train RECIPE by several methods with the same hyperparameters, and put the results side by side.
 
     Each run is an ordinary run folder in DIR, trained in a process of its own. Stopped or killed, the same command
-    goes on where it was: finished runs stay. A difference is more than noise where the interval of Welch's test over
-    the seeds does not hold 0; one seed says nothing about noise. The untouched base stands in the table too, whole and
+    resumes where it was: finished runs stay. A difference is more than noise where the interval of Welch's test over
+    the seeds does not hold 0; one seed says nothing about noise. The untouched base is in the table too, whole and
     as qlora quantises it. The report is in DIR/report.html.
 
     \b

@@ -26,7 +26,7 @@ def command(as_json: bool) -> None:
     peftkit, with their reasons, and the versions of Python and of the libraries with those that were tested.
 
     The exit status is 1 if something that peftkit needs does not work. The hub, a token and room on the disk are
-    told, with what to do, and are no failure.
+    reported, with what to do, and are no failure.
     """
     from peftkit.runs.versions import check_complete, installed_libraries
 

@@ -129,7 +129,7 @@ def _rows(result: Evaluation) -> Iterator[list[str]]:
         yield ["perplexity of words", f"{result.word_perplexity:.6g}"]
     laid_out = "as in training" if result.stride is None else f"a new one each {result.stride:,} tokens"
     documents = "one document" if result.documents == 1 else f"{result.documents:,} documents"
-    yield ["measured on", f"{result.tokens:,} taught tokens in {documents}"]
+    yield ["measured on", f"{result.tokens:,} tokens in the loss of {documents}"]
     yield ["windows", f"of {result.max_length:,} tokens, {laid_out}"]
     if result.text is not None:
         yield from _text_rows(result.text, "")

@@ -36,7 +36,7 @@ def command(
 
     FIELD is a name, as learning_rate, a path, as lora.r, or a section, as training; or a metric, as perplexity.
     Arguments that peftkit passes on to Transformers, PEFT or bitsandbytes are explained in the library's own words.
-    Without FIELD, every documented field is listed; with --recipe, everything that the recipe comes to: who set it,
+    Without FIELD, every documented field is listed; with --recipe, every value of the recipe: who set it,
     and why that is usual or not.
 
     \b

@@ -43,7 +43,7 @@ class _Size(click.ParamType[int]):
     type=click.Choice(["dequantized", "original"]),
     default="dequantized",
     help="For qlora: the base's rounded weights that the adapter was trained on, or the original ones, which the "
-    "adapter does not know; how much that costs is measured and told.",
+    "adapter does not know; how much that costs is measured and reported.",
 )
 @options.defaulted(
     "--dtype", type=click.Choice(["float32", "float16", "bfloat16"]), default="float32", help="Number type to save in."
@@ -105,7 +105,7 @@ def _tell(receipt: MergeReceipt) -> None:
         return
     if receipt.tolerance is None:
         other = "the base's original weights are not those that the adapter was trained on"
-        console.warning(f"{other}; beside the adapter on its own, {proof.summary()}")
+        console.warning(f"{other}; compared with the adapter on its own, {proof.summary()}")
     else:
         opened, bound = "opened without PEFT and bitsandbytes", f"the logits may be {receipt.tolerance:.0e} off"
         console.info(f"{opened}, {proof.summary()}; {bound}")

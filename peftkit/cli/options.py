@@ -57,7 +57,7 @@ def nproc(text: str) -> Callable[[Function], Function]:
 
 
 def base(function: Function) -> Function:
-    """`--base` and `--quantization`: what an adapter stands on, where its record does not say so."""
+    """`--base` and `--quantization`: what an adapter was trained on, where its record does not say so."""
     place = "The base's folder or name: if it has moved, or if peftkit did not make the adapter."
     held = "How the base was quantised, if peftkit did not make the adapter."
     function = click.option("--quantization", type=click.Choice(list(PRESETS)), help=held)(function)

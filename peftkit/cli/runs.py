@@ -68,7 +68,7 @@ def metrics(run: Path, as_json: bool) -> None:
 )
 @options.as_json
 def report(runs: tuple[Path, ...], output: Path | None, merged: Path | None, as_json: bool) -> None:
-    """Write what RUN came to as one HTML page: figures, curves, samples, what was taught, and the recipe.
+    """Write the results of RUN as one HTML page: figures, curves, samples, training data, and the recipe.
 
     RUN is the folder of a run or of a comparison; several runs come onto one page. The page holds all that it needs:
     it loads nothing, runs no script, and can be sent, kept and printed. Prints the file's path.
@@ -110,14 +110,14 @@ def verify(run: Path, as_json: bool) -> None:
 
 @click.command("reproduce")
 @click.argument("run", type=options.PATH)
-@options.output("The second run's folder. Unset: RUN-again, beside the run.")
+@options.output("The second run's folder. Unset: RUN-again, next to the run.")
 @options.as_json
 def reproduce(run: Path, output: Path | None, as_json: bool) -> None:
-    """Train the stored recipe of RUN again, and tell whether it comes to the same.
+    """Train the stored recipe of RUN again, and say whether the result is the same.
 
     On the same machine with the same versions, weights must be the same to the bit on a CPU. Elsewhere, the validation
-    loss must not differ by more than its noise. What the recipe expects is checked too. Leaves with status 1 if it does
-    not come to the same.
+    loss must not differ by more than its noise. What the recipe expects is checked too. Leaves with status 1 if the
+    result is not the same.
 
     \b
     Example:

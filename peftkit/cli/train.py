@@ -54,7 +54,7 @@ def command(
     RECIPE is a file, the name of a shipped recipe, or, with --resume, the folder of a run. The run ends in DIR/adapter
     or, for method full, in DIR/model. Ctrl-C and SIGTERM finish the step, save it and leave with status 130 or 143.
 
-    --resume goes on from the newest checkpoint that verifies, and ends in the same weights as a run that never
+    --resume resumes from the newest checkpoint that verifies, and ends in the same weights as a run that never
     stopped. What has changed since the run began is listed and refused, unless --allow-changes names it.
 
     \b
@@ -66,7 +66,7 @@ def command(
       peftkit train my.yaml --nproc 2
     """
     if allow_changes and not resume:
-        raise click.UsageError("--allow-changes says what may differ from a run that is gone on with: give --resume.")
+        raise click.UsageError("--allow-changes says what may differ from the run that is resumed: give --resume.")
     if nproc > 1:
         _launch(context, nproc)
         return

@@ -51,7 +51,7 @@ def command(
 
     The first trial has the recipe's own values. Each trial is an ordinary run in DIR/trials, trained in a process of
     its own; those that are worse than the median of the others at the same evaluation are ended early. Stopped or
-    killed, the same command goes on where it was. The recipe of the best trial is DIR/best.yaml.
+    killed, the same command resumes where it was. The recipe of the best trial is DIR/best.yaml.
 
     It needs Optuna: pip install 'peftkit[tune]'.
 

@@ -61,7 +61,7 @@ class SourceAudit:
     """Tokens of a whole document, its end token included, before anything is cut: median, 90%, 99% and longest."""
 
     split: float
-    """Share of the documents that go on in a further sequence."""
+    """Share of the documents that continue in a further sequence."""
 
     cut: float
     """Share of the documents that lose tokens."""
@@ -161,7 +161,7 @@ def check(run_data: RunData, data: Data) -> list[str]:
             remedy="Write {{ eos_token }} after the assistant's content.",
         )
     if not train.counts.ends:
-        warnings.append("no training document teaches its end token, so the model will not learn to stop.")
+        warnings.append("no training document has its end token in the loss, so the model will not learn to stop.")
     leak = leak_of(run_data)
     if run_data.validation and leak.documents:
         largest = data.max_leaked

@@ -36,7 +36,7 @@ __all__ = ["Baseline", "Evaluation", "Forgetting", "Measures", "data_of", "evalu
 
 @dataclass(frozen=True)
 class Measures:
-    """What is measured of a target beside its loss, and how."""
+    """What is measured of a target besides its loss, and how."""
 
     generation: Generation | None = None  # generate completions so, and score them
     save: Path | None = None  # a file for the completions: JSON Lines of `prompt`, `written` and `references`
@@ -211,7 +211,7 @@ class _Measured:
         return score_texts(written, [group.references for group in groups])
 
     def choose(self, questions: list[Question]) -> ChoiceScores:
-        """Accuracy on questions, whose prompts are put as the target was taught to see them."""
+        """Accuracy on questions, whose prompts have the form that the target was trained on."""
         recipe, tokenizer = self.opened.target.recipe, self.opened.tokenizer
         if recipe is not None:
             questions = [replace(each, prompt=prompt_of(each.prompt, recipe.data, tokenizer)) for each in questions]

@@ -29,7 +29,7 @@ _DRAWN_AT_ONCE = 1 << 22  # numbers of documents
 
 @dataclass(frozen=True)
 class DocumentLosses:
-    """The loss of each document that has a taught token."""
+    """The loss of each document that has a token in the loss."""
 
     nats: npt.NDArray[np.float64]  # [documents]: negative log-likelihood of the tokens that count, summed.
     tokens: npt.NDArray[np.int64]  # [documents]: how many these are.
@@ -58,7 +58,7 @@ class Difference:
 
     nats: float
     low: float
-    high: float  # the interval that holds 95 of 100 of what other documents of the kind would have shown
+    high: float  # the 95% confidence interval, over documents
 
     @property
     def is_noise(self) -> bool:

@@ -1,4 +1,4 @@
-"""A run's stored recipe, trained again, and whether it comes to the same."""
+"""A run's stored recipe, trained again, and whether the result is the same."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ class Reproduction:
 def reproduce(path: Path, output: Path) -> Reproduction:
     """Train the stored recipe of a finished run again, and compare weights and loss.
 
-    The second run is an ordinary one in `output`; one that was stopped is gone on with.
+    The second run is an ordinary one in `output`; one that was stopped is resumed.
 
     Raises:
         TargetError: the run is not finished.
@@ -62,7 +62,7 @@ def reproduce(path: Path, output: Path) -> Reproduction:
     before = folder.read()
     if before.status != "finished":
         remedy = f"Go on with it first: peftkit train {path} --resume"
-        raise TargetError(f"is {before.status}, so there is nothing to come to again.", where=str(path), remedy=remedy)
+        raise TargetError(f"is {before.status}, so there is nothing to reproduce.", where=str(path), remedy=remedy)
     file = load_recipe(folder.recipe, output=output)
     changes = _changes(file, before, path)
     console.info(f"training {path} again, in {output}")
@@ -95,7 +95,7 @@ def _changes(file: RecipeFile, before: RunManifest, path: Path) -> list[str]:
     found = input_differences(before, now)
     inputs = [str(each) for each in found if each.field.startswith(("data.", "base"))]
     if inputs:
-        remedy = "Bring back what it was trained on; without that there is nothing to come to again."
+        remedy = "Bring back what it was trained on; without that nothing can be reproduced."
         raise ChangedError(inputs, where=str(path), remedy=remedy)
     machine = [] if before.hardware == now.hardware else ["hardware: another machine, or other threads."]
     return [*map(str, found), *machine]

@@ -176,7 +176,7 @@ class Tried:
     state: State
     values: dict[str, Scalar]
     eval_loss: float | None
-    """Nats for each taught token of the validation data: after training, or when the trial was ended early."""
+    """Nats for each token in the loss of the validation data: after training, or when the trial was ended early."""
 
     perplexity: float | None
     error: str | None

@@ -156,7 +156,7 @@ class _Work:
             tell(self.search, trial, outcome)
             self._write_best()
         if self._left():
-            console.info(f"time is up with {self._left()} trials left; the same command goes on.")
+            console.info(f"time is up with {self._left()} trials left; the same command resumes.")
 
     def result(self) -> Tuned:
         """What has been found; RunError if no trial was finished."""

@@ -73,7 +73,7 @@ def activation_parts(model: Any, tokens: int, precision: ChosenPrecision, hardwa
 
 
 def loss_parts(model: Any, precision: ChosenPrecision, device: Device) -> tuple[int, int]:
-    """What the loss at labels holds beside the logits: bytes whatever the tokens are, and bytes for each token.
+    """What the loss at labels holds besides the logits: bytes whatever the tokens are, and bytes for each token.
 
     It has the head as its matmuls take it: padded, and in 16 bits on a GPU or rounded to 16 bits elsewhere, which is
     another tensor where that changes anything. And it has gradients, which it computes with the logits: of the head's

@@ -152,7 +152,7 @@ def choose_tf32(training: Training, hardware: Hardware, precision: ChosenPrecisi
         return Decision("TF32", False, "NVIDIA's GPUs have it from Ampere on")
     if precision == "fp32":
         return Decision("TF32", False, "precision: fp32 asks for whole products; training.tf32=true is faster")
-    return Decision("TF32", True, f"products that stay fp32 beside {precision} get faster, and are still finer")
+    return Decision("TF32", True, f"matmuls that stay fp32 alongside {precision} get faster, and are still finer")
 
 
 def choose_attention(
@@ -233,7 +233,7 @@ def choose_checkpointing(training: Training, need: StepMemory | None = None) -> 
     name, on = "checkpointing", training.activation_checkpointing
     asked = set_by_recipe(name, training, "activation_checkpointing")
     if need is None:
-        return asked or Decision(name, on, "a third slower, so only where a step does not fit; you are told then")
+        return asked or Decision(name, on, "a third slower, so only where a step does not fit, which is reported")
     peak, lighter = (need.peak_bytes(need.rows, checkpointing=used) for used in (False, True))
     there = size(need.limit_bytes)
     if peak <= need.limit_bytes:

@@ -20,7 +20,7 @@ _MOST_CONTEXT_BYTES = 1_000_000_000
 _FLOAT = 4
 _ADAPTER_SHARE = 0.01
 """Of a model's weights, about what an adapter of the usual rank adds (Hu et al. 2021, table 2: 0.01 to 0.3 percent)."""
-_SLACK = 1.1  # what a step needs beside what is kept for the backward pass
+_SLACK = 1.1  # what a step needs besides what is kept for the backward pass
 
 EIGHT_BIT = "adamw_bnb_8bit"
 """AdamW with a quarter of the state (Dettmers et al. 2022)."""

@@ -72,7 +72,7 @@ class Measure:
 
 @dataclass(frozen=True)
 class Advice:
-    """What is known of a field beside its meaning."""
+    """What is known of a field besides its meaning."""
 
     usual: tuple[Usual, ...] = ()  # the first that is said of what a recipe trains holds
     higher: str | None = None  # what a higher number does

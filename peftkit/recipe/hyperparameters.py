@@ -228,7 +228,7 @@ class Lora(LibrarySection):
     """Learn a weight's size apart from its direction (Liu et al. 2024)."""
 
     modules_to_save: list[str] | None = None
-    """Modules trained whole beside the adapter and saved with it."""
+    """Modules trained whole, and saved with the adapter."""
 
     @model_validator(mode="after")
     def _leaves_the_base_alone(self) -> Lora:
@@ -252,7 +252,7 @@ class Ia3(Section):
     block), or a list of names."""
 
     modules_to_save: list[str] | None = None
-    """Modules trained whole beside the vectors and saved with them."""
+    """Modules trained whole, and saved with the vectors."""
 
 
 class Quantization(LibrarySection):

@@ -37,7 +37,7 @@ class Difference:
 
     @property
     def fixed(self) -> bool:
-        """Whether a run cannot go on with it at all."""
+        """Whether a run cannot be resumed with it at all."""
         return _within(self.field, _FIXED) and not _within(self.field, _NOT_FIXED)
 
     def __str__(self) -> str:
@@ -79,10 +79,12 @@ def check_differences(found: Sequence[Difference], allowed: Collection[str], whe
         return
     fixed = sorted({each.field for each in refused if each.fixed})
     if fixed:
-        remedy = f"A run cannot go on with another {', '.join(fixed)}: put it back, or begin a run in another --output."
+        remedy = (
+            f"A run cannot be resumed with another {', '.join(fixed)}: put it back, or start a run in another --output."
+        )
     else:
         fields = ",".join(sorted({each.field for each in refused}))
-        remedy = f"Put back what was, or go on with --allow-changes {fields}"
+        remedy = f"Put back what was, or resume with --allow-changes {fields}"
     raise ChangedError([str(each) for each in refused], where=where, remedy=remedy)
 
 
@@ -170,7 +172,7 @@ class Inputs:
             sha256 = self.hashes[path]
             if now is None or sha256 is None or sha256_of_file(path) != sha256:
                 what = f"was {'removed' if now is None else 'changed'} while training."
-                raise RunError(what, where=str(path), remedy="Put it back as it was, and go on with --resume.")
+                raise RunError(what, where=str(path), remedy="Put it back as it was, and resume with --resume.")
 
 
 def _mark(path: Path) -> tuple[int, int, int] | None:

@@ -170,7 +170,7 @@ class RunFolder:
         except BaseException as error:
             fault = write_fault(error, self.path)
             if fault is not None:
-                remedy = f"What was saved is whole; then go on with: {self.resume_command}"
+                remedy = f"What was saved is whole; then resume with: {self.resume_command}"
                 remedy = remedy if self.manifest.is_file() else "Begin again."
                 fault = RunError(fault.what, where=fault.where, remedy=remedy)
             told = fault or error

@@ -93,7 +93,7 @@ def _failure(children: Sequence[subprocess.Popen[bytes]], launcher: Processes) -
     name = signal.Signals(-returned).name
     error = RunError(
         f"process {rank + 1} of {launcher.count} was killed by {name}.",
-        remedy="What was saved is whole: go on with --resume.",
+        remedy="What was saved is whole: resume with --resume.",
     )
     end = launcher.end(str(error), error.exit_status)
     return error if end["rank"] == launcher.rank else PeerError(end["what"], end["status"])

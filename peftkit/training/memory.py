@@ -165,7 +165,7 @@ def shortage(trainer: Any, inputs: dict[str, Any] | None, recipe: Recipe, hardwa
 
 def _what(inputs: dict[str, Any] | None, newest: dict[str, Any] | None) -> str:
     if newest is None:
-        return "what training needs beside the weights"
+        return "what training needs besides the weights"
     if inputs is None:
         return "an optimizer step"
     rows, tokens = inputs["input_ids"].shape

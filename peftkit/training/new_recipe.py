@@ -205,7 +205,7 @@ def _data(data: SurveyedData, folder: Path) -> Draft:
     elif data.share:
         held = "held out of the training data, equal documents together"
         found["validation"] = Reasoned(data.share, held if data.train.path else f"{held}; or name a split's source")
-    why = data.why or "told from the columns, once they are read"
+    why = data.why or "recognised from the columns, once they are read"
     found["format"] = Reasoned(data.format, why)
     return found
 
@@ -223,9 +223,9 @@ def _length(base: SurveyedBase, data: SurveyedData) -> tuple[int, str]:
     length = default if base.positions is None else min(default, base.positions)
     form = FORMATS.get(data.format)
     if form and form.is_plain_text:
-        return length, "longer texts go on in a further sequence, and short ones are packed: nothing is lost"
+        return length, "longer texts continue in a further sequence, and short ones are packed: nothing is lost"
     if data.longest is None:
-        return length, "`peftkit data` tells how long the documents are"
+        return length, "`peftkit data` reports how long the documents are"
     length = length_for(data.longest, base.positions)
     seen = f"99% of the first documents have at most {data.longest:,} tokens"
     return length, seen if length >= data.longest else f"{seen}, and the base sees no more: the rest is cut"
@@ -252,7 +252,7 @@ def _batch(choice: Choice, memory: float, row_bytes: int | None) -> dict[str, Re
     if row_bytes is not None and choice.held_bytes is not None:
         fitting = rows_that_fit(row_bytes, memory, choice.held_bytes)
         rows, checkpointing = max(fitting, 1), fitting == 0
-        why = "about what fits beside the weights, and at most a batch"
+        why = "about what fits next to the weights, and at most a batch"
     found = {
         "per_device_train_batch_size": Reasoned(rows, why),
         "gradient_accumulation_steps": Reasoned(BATCH // rows, f"{BATCH} sequences a step (Devlin et al. 2019, A.3)"),

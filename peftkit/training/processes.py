@@ -179,7 +179,7 @@ class Processes(Place):
         if isinstance(error, Stopped | KeyboardInterrupt):
             return error  # the others stop after the same step
         if lost:
-            remedy = "What was saved is whole: go on with --resume."
+            remedy = "What was saved is whole: resume with --resume."
             error = RunError("another process of the run was lost.", where="training", remedy=remedy)
         first = self.end(str(error), error.exit_status if isinstance(error, PeftkitError) else 1)
         if first["rank"] != self.rank:

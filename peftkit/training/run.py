@@ -62,7 +62,7 @@ def run(
         Stopped: `stop` was requested; what was trained is saved.
     """
     if options.auto_batch and processes.are_many:
-        remedy = "Find the batch in one process first; its manifest tells it."
+        remedy = "Find the batch in one process first; it is in its manifest."
         raise InputError("works in one process alone.", where="--auto-batch", remedy=remedy)
     with _reopened(RunFolder(file.output), resume=options.resume) as past:
         file = past.found(file) if past else file
@@ -232,7 +232,7 @@ class Past:
         changes = [*self._changes(run.recipe), *input_differences(self.manifest, manifest)]
         check_differences(changes, allowed, str(self.folder.path))
         for change in changes:
-            console.warning(f"going on with a change: {change}")
+            console.warning(f"resuming with a change: {change}")
         passed_over = self._find_checkpoint(run)
         run.adopt = act_on_optimizer(changes)
         manifest.auto_batch = self.manifest.auto_batch
@@ -262,7 +262,7 @@ class Past:
         if run.checkpoint is None:
             console.info(f"{self.folder.path} has no checkpoint that verifies, so the run begins again.")
         else:
-            console.info(f"going on from {run.checkpoint.path}.")
+            console.info(f"resuming from {run.checkpoint.path}.")
         return notes
 
 
@@ -278,7 +278,7 @@ def _reopened(folder: RunFolder, *, resume: bool) -> Iterator[Past | None]:
             yield read_past(folder, manifest)
         return
     if resume:
-        console.info(f"there is nothing to go on with in {folder.path}: a run begins.")
+        console.info(f"there is nothing to resume in {folder.path}: starting a run.")
     folder.check_free()
     yield None
 

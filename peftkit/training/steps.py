@@ -124,7 +124,7 @@ class StepCheck:
         return scales and self._overflows < _OVERFLOWS
 
     def _named(self, batches: list[dict[str, Any]]) -> str:
-        """Where the rows are that are to blame, as far as they can be told from the others of their batch."""
+        """Where the rows are that are to blame, as far as they can be found among those of their batch."""
         alone: list[int] = []
         if not self._run.is_sharded:  # no process could compute a row by itself
             alone = [number for batch in batches for number in _rows_that_break(self._model, batch, self._precision)]

@@ -297,7 +297,7 @@ class TokenTrainer(Trainer):  # type: ignore[misc]
         faults = manifest_faults(self._best_place())
         if faults != []:
             what = f"is the best checkpoint, and is not sound: {'; '.join(faults or ['it is not there'])}."
-            raise RunError(what, where=str(self._best_place()), remedy="Set load_best_model_at_end: false, and go on.")
+            raise RunError(what, where=str(self._best_place()), remedy="Set load_best_model_at_end: false, and resume.")
         self.weights.load(self._best_place())
 
     def load_end(self, checkpoint: Checkpoint) -> None:

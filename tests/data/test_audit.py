@@ -211,7 +211,7 @@ def test_documents_that_never_end_are_told(tmp_path: Path, tokenizer: Any) -> No
     data = Data.model_validate({"train": {"path": str(path)}})
 
     assert check(prepare(data, tokenizer), data) == [
-        "no training document teaches its end token, so the model will not learn to stop."
+        "no training document has its end token in the loss, so the model will not learn to stop."
     ]
 
 

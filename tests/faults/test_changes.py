@@ -51,7 +51,7 @@ def test_every_change_is_told_at_once(run: str, stopped: Any) -> None:
     other, other_log = stopped.train(run, "--resume", *changes, "--allow-changes", "training.seed")
 
     assert (status, other) == (2, 2)
-    assert "go on with --allow-changes training.learning_rate,training.seed" in log
+    assert "resume with --allow-changes training.learning_rate,training.seed" in log
     assert "training.learning_rate: was 0.003" in other_log
     assert "training.seed: was" not in other_log
 
@@ -66,7 +66,7 @@ def test_a_change_that_is_allowed_acts_and_is_written_down(
     status, log = stopped.train(run, "--resume", "--set", change, "--allow-changes", field)
 
     assert status == 0, log
-    assert f"going on with a change: {field}" in log
+    assert f"resuming with a change: {field}" in log
     assert [each["field"] for each in stopped.manifest(run)["resumed"][-1]["changes"]] == [field]
     assert stopped.result(run)[0] != undisturbed("lora")[0]
 
@@ -80,7 +80,7 @@ def test_what_the_state_is_made_of_cannot_be_allowed(change: str, run: str, stop
     status, log = stopped.train(run, "--resume", *arguments, "--allow-changes", field)
 
     assert status == 2, log
-    assert f"A run cannot go on with another {field}" in log
+    assert f"A run cannot be resumed with another {field}" in log
 
 
 @pytest.mark.faults

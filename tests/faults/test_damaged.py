@@ -56,7 +56,7 @@ def test_a_damaged_file_is_named_and_its_checkpoint_passed_over(
     assert status == 0, log
     assert f"{newest.name} is passed over: " in log
     assert name in log or name == "manifest.json"  # of a manifest, whatever it says wrong is named
-    assert f"going on from {Path(run, 'checkpoints', before.name)}" in log
+    assert f"resuming from {Path(run, 'checkpoints', before.name)}" in log
     assert stopped.result(run) == undisturbed("lora")
     assert newest.with_name(f"{newest.name}.damaged-1").is_dir()
     assert stopped.leftovers(run) == []

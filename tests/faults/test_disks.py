@@ -129,7 +129,7 @@ def test_data_that_goes_away_or_changes_stops_the_run(change: str, work: Any, un
         data.write_bytes(kept[: len(kept) // 2])
 
     assert running.ended() == 1, running.log
-    assert f"{data}: was {change} while training. Put it back as it was, and go on with --resume." in running.log
+    assert f"{data}: was {change} while training. Put it back as it was, and resume with --resume." in running.log
     assert work.leftovers("run") == []
 
     data.write_bytes(kept)

@@ -235,7 +235,7 @@ def test_every_difference_is_listed_with_before_and_after_and_with_what_allows_i
         "training.learning_rate: was 0.001, is 0.002.",
         f"data.train.rows.jsonl: was {SHOWN_ONE}, is {SHOWN_TWO}.",
         "runs/x: 2 things differ from when the run began. "
-        "Put back what was, or go on with --allow-changes data.train.rows.jsonl,training.learning_rate",
+        "Put back what was, or resume with --allow-changes data.train.rows.jsonl,training.learning_rate",
     ]
 
 

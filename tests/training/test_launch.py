@@ -68,7 +68,7 @@ def test_a_process_that_is_killed_ends_all_with_one_line_and_one_option_goes_on(
     done = peftkit(*arguments, "--resume", "--json", "--no-report")
 
     errors = [line for line in said.splitlines() if line.startswith("error:")]
-    told = "process 2 of 2 was killed by SIGKILL. What was saved is whole: go on with --resume."
+    told = "process 2 of 2 was killed by SIGKILL. What was saved is whole: resume with --resume."
     assert launcher.returncode == 1
     assert errors == [f"error: {told}"]
     assert seconds < 15

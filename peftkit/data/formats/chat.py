@@ -17,7 +17,7 @@ from peftkit.errors import FieldError, InputError, printable
 
 __all__ = ["Chat"]
 
-TRAILING: Final = "that go on after the last answer, which is left out"
+TRAILING: Final = "with turns after the last answer, which are left out"
 UNTRAINED: Final = "with an answer of weight 0, which is not in the loss"
 THOUGHTLESS: Final = "with thoughts that the chat template leaves out"
 UNMARKED: Final = "whose generation marks in the chat template do not hold the answers, and are not used"

@@ -30,14 +30,14 @@ _BYTES_4_BIT_TWICE = 0.5 + 1 / 64 + 4 / (64 * 256)
 
 
 class _BitsAndBytes(Backend):
-    advice = "Only method: qlora needs it; python -m bitsandbytes tells more."
+    advice = "Only method: qlora needs it; python -m bitsandbytes says more."
 
     def library(self) -> str:
         """The file of machine code that is loaded, and what it is for."""
         with _hushed():
             from bitsandbytes.cextension import lib
         loaded = vars(lib).get("_lib")  # what stands in for a missing library has every attribute that is asked for
-        remedy = "`python -m bitsandbytes` tells why; BNB_CUDA_VERSION names another version of CUDA."
+        remedy = "`python -m bitsandbytes` says why; BNB_CUDA_VERSION names another version of CUDA."
         remedy += " full and lora work."
         if loaded is None:
             raise RunError("no native library of bitsandbytes could be loaded", remedy=remedy)
