@@ -63,7 +63,7 @@ def test_a_full_disk_keeps_the_last_good_checkpoint(work: Any, disk: Path, undis
 
     assert running.ended() == 1, running.log
     assert "the disk is full" in running.log
-    assert "go on with: peftkit train disk/run --resume" in running.log
+    assert "resume with: peftkit train disk/run --resume" in running.log
     assert work.checkpoints("disk/run")
     assert work.leftovers("disk/run") == []
 

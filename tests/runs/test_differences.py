@@ -273,7 +273,7 @@ def test_what_checkpoints_are_made_of_is_refused_though_it_is_allowed(difference
 
     assert difference.fixed
     assert error.changes == (str(difference),)
-    assert f"cannot go on with another {difference.field}: put it back" in str(error)
+    assert f"cannot be resumed with another {difference.field}: put it back" in str(error)
     assert "--allow-changes" not in str(error)
 
 
