@@ -126,7 +126,7 @@ def test_the_record_of_a_sum_names_its_parts(runs: dict[str, Path], tmp_path: Pa
             r"head\.weight, which was trained whole",
         ),
         ({"tensors": {"base_model.model.h.0.proj.lora_B.bias": np.ones(5, np.float32)}}, "biases of its own"),
-        ({"base_model_name_or_path": "another"}, "stands on another base"),
+        ({"base_model_name_or_path": "another"}, "was trained on another base"),
     ],
 )
 def test_adapters_that_are_no_sums_of_products_cannot_be_added(
@@ -141,7 +141,7 @@ def test_adapters_that_are_no_sums_of_products_cannot_be_added(
 def test_adapters_on_a_base_that_was_held_in_another_way_cannot_be_added(runs: dict[str, Path]) -> None:
     adapters = [Adapter.read(runs[method] / "adapter") for method in ("lora", "qlora")]
 
-    with pytest.raises(TargetError, match="held in another way"):
+    with pytest.raises(TargetError, match="quantised in another way"):
         check_addable(adapters)
 
 
