@@ -9,9 +9,12 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import re
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +29,7 @@ from peftkit.errors import RunError, TargetError
 from peftkit.models.attach import embedding_modules
 from peftkit.models.base import BaseWeights, StoredWeight
 from peftkit.models.dtypes import float32_modules
+from peftkit.models.methods import Update
 from peftkit.models.quantization import backend_of
 from peftkit.recipe.quantizers import check_available
 from peftkit.storage import write_json
@@ -70,8 +74,9 @@ class MergedWeights:
         self._whole = whole if self.unties else {**shared, **whole}
         self._sources = {weight.name: weight for weight in self._base.stored}
         if self.unties:
-            self._sources |= {name: self._half(name, partner) for name, partner in pairs if not self._base.find(name)}
-        self._check({} if self.unties else dict(pairs))
+            self._sources |= dict(self._half(*pair) for pair in pairs if not self._base.find(pair[0]))
+        self._remade: dict[str, torch.Tensor] = {}
+        self._stacks = self._check({} if self.unties else dict(pairs))
 
     @property
     def vocabulary(self) -> int | None:
@@ -92,10 +97,16 @@ class MergedWeights:
             RunError: it holds numbers that are not finite, or that are too large for the dtype.
         """
         weight = self._sources[name]
+        if weight.pattern and weight.parameter in self._stacks:
+            if name not in self._remade:
+                self._remade |= self._unstacked(weight.parameter)
+            return self._remade.pop(name)
         tensor = self._base.read(weight)
-        made = self._merged(weight, tensor)
-        if made is tensor or not weight.is_float:
+        if weight.parameter is None or not weight.is_float:
             return tensor
+        return self._finite(name, self._merged(weight.parameter, tensor))
+
+    def _finite(self, name: str, made: torch.Tensor) -> torch.Tensor:
         if not all(map(math.isfinite, map(float, made.aminmax()))):  # without a second tensor, as isfinite makes
             kind = str(self._dtype).removeprefix("torch.")
             what = f"{name} would hold numbers that are not finite in {kind}."
@@ -103,14 +114,19 @@ class MergedWeights:
             raise RunError(what, remedy=remedy)
         return made
 
-    def _merged(self, weight: StoredWeight, tensor: torch.Tensor) -> torch.Tensor:
-        """What the base's tensor becomes: rounded as its quantisation does, with its update; itself where unchanged."""
-        if not weight.is_float:
-            return tensor
-        module, _, kind = (weight.parameter or "").rpartition(".")
+    def _unstacked(self, first: str) -> dict[str, torch.Tensor]:
+        """The tensors of the base's file for a stack with what is merged into it, such as all experts of a layer."""
+        stack = self._base.stacks[first]
+        parameters = self._base.converted(first, (self._base.read(weight) for weight in stack))
+        merged = {name: self._finite(name, self._merged(name, tensor)) for name, tensor in parameters.items()}
+        return {name: tensor.contiguous() for name, tensor in self._base.reverted(merged).items()}
+
+    def _merged(self, parameter: str, tensor: torch.Tensor) -> torch.Tensor:
+        """What a parameter of the base becomes: rounded as its quantisation does, with its update."""
+        module, _, kind = parameter.rpartition(".")
         layer, update = self._rounding.get(module), self._updates.get(module)
-        if weight.parameter in self._whole:
-            tensor = torch.from_numpy(self._whole[weight.parameter])
+        if parameter in self._whole:
+            tensor = torch.from_numpy(self._whole[parameter])
         elif self._held is not None:
             tensor = tensor.to(torch.float32 if module in self._exact else self._held)
         if kind == "weight" and (layer is not None or update is not None):
@@ -126,31 +142,61 @@ class MergedWeights:
         return tensor.to(self._dtype)
 
     def _planned(self, weight: StoredWeight) -> torch.Tensor:
-        whole = self._whole.get(weight.parameter or "")
+        whole = None if weight.pattern else self._whole.get(weight.parameter or "")
         shape = weight.shape if whole is None else whole.shape
-        dtype = self._dtype if weight.is_float else self._base.read(weight).dtype
+        is_made = weight.is_float and weight.parameter is not None
+        dtype = self._dtype if is_made else self._base.read(weight).dtype
         return torch.empty(shape, dtype=dtype, device="meta")
 
-    def _half(self, name: str, partner: str) -> StoredWeight:
-        """The tensor that a tied parameter begins as when it gets one of its own."""
+    def _half(self, name: str, partner: str) -> tuple[str, StoredWeight]:
+        """The tensor that a tied parameter begins as when it gets one of its own, and its name in a file."""
         stored = self._base.find(partner)
         if stored is None:
             raise _not_there(name)
-        return replace(stored, parameter=name)
+        (written,) = self._base.reverted({name: torch.empty(stored.shape, device="meta")})
+        return written, replace(stored, parameter=name)
 
-    def _check(self, tied: Mapping[str, str]) -> None:
-        """See that every change has its place among the base's tensors, of two tied ones in either."""
-        there = {weight.parameter for weight in self._sources.values()}
-        for name in (*self._whole, *(f"{module}.weight" for module in (*self._updates, *self._rounding))):
-            if name not in there and tied.get(name) not in there:
+    def _check(self, tied: Mapping[str, str]) -> frozenset[str]:
+        """See that the base's files have each parameter once, and that every change has its place among these.
+
+        Of two tied parameters either will do. Gives the stacks that are changed.
+        """
+        known, base = self.structure.state_dict(), self._base
+        made = {
+            first: base.converted(first, (torch.empty(weight.shape, device="meta") for weight in stack))
+            for first, stack in base.stacks.items()
+        }
+        singles = [weight for weight in self._sources.values() if weight.parameter and not weight.pattern]
+        there = Counter([*(weight.parameter for weight in singles), *chain.from_iterable(made.values())])
+        ignored = [re.compile(pattern) for pattern in self.structure._keys_to_ignore_on_load_missing or ()]
+        for name in known:
+            if there[name] > 1:
+                raise _unaccounted(name, "several tensors")
+            is_there = there[name] or there[tied.get(name)] or any(pattern.search(name) for pattern in ignored)
+            if not is_there:
+                raise _unaccounted(name, "no tensor")
+        changed = {*self._whole, *(f"{module}.weight" for module in (*self._updates, *self._rounding))}
+        for name in sorted(changed):
+            if name not in known or not (there[name] or there[tied.get(name)]):
                 raise _not_there(name)
+        for weight in singles:
+            if weight.parameter in changed and not (weight.is_float and weight.shape == known[weight.parameter].shape):
+                raise _not_there(weight.parameter, "is in another form in the base's files, as if it were quantised")
         for module, update in self._updates.items():
-            if not isinstance(self._modules[module], nn.Linear | Conv1D | nn.Embedding):
-                raise _not_there(f"{module}.weight", "is of a kind that peftkit does not merge")
-            if update.needs_bias and f"{module}.bias" not in there:
-                raise _not_there(f"{module}.bias")
-            if update.unmergeable:
-                raise _not_there(f"{module}.weight", update.unmergeable)
+            self._check_update(module, update, there)
+        stacks = frozenset(first for first, parameters in made.items() if changed & {*parameters})
+        for first in stacks:
+            if {*base.reverted(made[first])} != {weight.name for weight in base.stacks[first]}:
+                raise _not_there(first, "is in the base's files under names that Transformers would not save it under")
+        return stacks
+
+    def _check_update(self, module: str, update: Update, there: Mapping[str | None, int]) -> None:
+        if not isinstance(self._modules[module], nn.Linear | Conv1D | nn.Embedding):
+            raise _not_there(f"{module}.weight", "is of a kind that peftkit does not merge")
+        if update.needs_bias and not there[f"{module}.bias"]:
+            raise _not_there(f"{module}.bias")
+        if update.unmergeable:
+            raise _not_there(f"{module}.weight", update.unmergeable)
 
 
 def _is_parted(whole: Mapping[str, Floats], name: str, partner: str, saved_modules: Iterable[str]) -> bool:
@@ -166,6 +212,11 @@ def _is_parted(whole: Mapping[str, Floats], name: str, partner: str, saved_modul
 def _not_there(name: str, why: str = "is no tensor of its own in the base's files") -> TargetError:
     what = f"{why}, so that nothing can be merged into it."
     return TargetError(what, where=name, remedy="Use the adapter with PEFT.")
+
+
+def _unaccounted(name: str, found: str) -> TargetError:
+    what = f"has {found} in the base's files, so that they cannot be written anew."
+    return TargetError(what, where=name, remedy="Use a base that holds each weight once, as save_pretrained saves it.")
 
 
 def write_shards(

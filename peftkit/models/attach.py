@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import re
+import warnings
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
@@ -17,8 +19,8 @@ from peftkit.models.dtypes import hold_in_float32
 from peftkit.models.quantization import quantised_modules
 
 __all__ = [
-    "adapted", "count_embeddings", "count_parameters", "embedding_modules", "inner_model", "matches", "resolve_targets",
-    "tied_modules",
+    "adapted", "count_embeddings", "count_parameters", "embedding_modules", "inner_model", "load_adapter", "matches",
+    "resolve_targets", "tied_modules",
 ]  # fmt: skip
 
 
@@ -100,6 +102,26 @@ def adapted(model: Any, kind: Any, targets: list[str], base_folder: Path, **sett
     # PEFT sees to the adapter's weights, and not to biases and modules_to_save
     hold_in_float32(found, [name for name, weight in found.named_parameters() if weight.requires_grad])
     return found
+
+
+def load_adapter(model: Any, folder: Path) -> list[str]:
+    """Load the tensors of an adapter into the model that saved it.
+
+    PEFT passes over names that it does not know, so what it would save now is compared with the file.
+
+    Returns:
+        Names of the tensors that are in one of them alone, or that have not the same values in both.
+    """
+    from peft import get_peft_model_state_dict
+
+    name = model.active_adapters[0]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that it saves an embedding, too
+        model.load_adapter(str(folder), name, is_trainable=True)
+        held = get_peft_model_state_dict(model, adapter_name=name)
+    saved = load_file(folder / "adapter_model.safetensors")
+    shared = {*held} & {*saved}
+    return sorted({*held} ^ {*saved} | {each for each in shared if not torch.equal(held[each].cpu(), saved[each])})
 
 
 def inner_model(model: Any) -> Any:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from copy import deepcopy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from traceback import walk_tb
@@ -16,7 +17,8 @@ import numpy.typing as npt
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedConfig
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedConfig, core_model_loading
+from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.pytorch_utils import Conv1D
 from transformers.utils import logging
 
@@ -86,10 +88,11 @@ class LocatedBase:
         with torch.device("meta"):
             return AutoModelForCausalLM.from_config(config, trust_remote_code=False)
 
-    def load(self, config: PreTrainedConfig, dtype: str, **options: Any) -> Any:
+    def load(self, config: PreTrainedConfig, dtype: str, *, every_tensor: bool = False, **options: Any) -> Any:
         """The model with its weights, its linear layers in `dtype`; `options` go to Transformers.
 
-        In float16 the other weights are float32: see `peftkit.models.dtypes.float32_modules`.
+        In float16 the other weights are float32: see `peftkit.models.dtypes.float32_modules`. Files of others may hold
+        tensors that the architecture does not have, as masks; with `every_tensor` these are an error too.
 
         Raises:
             BaseError: the weights are not there as safetensors in this very folder, or do not fit the configuration.
@@ -104,10 +107,12 @@ class LocatedBase:
         except (OSError, ValueError, RuntimeError, SafetensorError) as error:
             raise _unusable(self.reference, error) from _conversion_error(error) or error
         missing = sorted(report["missing_keys"]) + sorted(str(key) for key in report["mismatched_keys"])
-        if missing:
-            what = f"has no fitting weights for {', '.join(missing[:3])}{' and others' if len(missing) > 3 else ''}."
-            remedy = "Use a whole checkpoint of the architecture that its config.json names."
-            raise BaseError(what, where=self.reference, remedy=remedy)
+        strange = sorted(report["unexpected_keys"]) if every_tensor else []
+        for what, names in (("has no fitting weights for", missing), ("holds what is no weight of it:", strange)):
+            if names:
+                named = f"{', '.join(names[:3])}{' and others' if len(names) > 3 else ''}"
+                remedy = "Use a whole checkpoint of the architecture that its config.json names."
+                raise BaseError(f"{what} {named}.", where=self.reference, remedy=remedy)
         return model
 
     @cached_property
@@ -201,12 +206,15 @@ class StoredWeight:
 
     shape: tuple[int, ...]
     is_float: bool
-    parameter: str | None
-    """In the model; None for a tensor that Transformers makes something else of when it loads the file."""
+    parameter: str | None = None
+    """Of the model: what the tensor is or, where it has a pattern, becomes a part of; None if the model has no use."""
+
+    pattern: str | None = None
+    """Of the conversion that makes parameters of this tensor and others, as of the matrices of single experts."""
 
 
 class BaseWeights:
-    """A base's tensors, under the names of the model that they make. None of them stays in memory.
+    """A base's tensors, under the names that Transformers gives them in the model. None of them stays in memory.
 
     Args:
         folder: what holds the files.
@@ -217,27 +225,57 @@ class BaseWeights:
     """
 
     def __init__(self, folder: Path, structure: Any) -> None:
-        parameters = set(structure.state_dict())
-        prefix = f"{structure.base_model_prefix}."
-        ignored = [re.compile(pattern) for pattern in structure._keys_to_ignore_on_load_unexpected or ()]
-        self.stored: list[StoredWeight] = []
-        """In the order of the files, so that reading them runs forward."""
-
+        self._structure, self._known = structure, structure.state_dict()
+        conversions = get_model_conversion_mapping(structure)
+        renamings = [each for each in conversions if isinstance(each, core_model_loading.WeightRenaming)]
+        self._converters = [each for each in conversions if isinstance(each, core_model_loading.WeightConverter)]
+        masks = re.compile("|".join(structure._keys_to_ignore_on_load_unexpected or ["$^"]))  # that no model reads
+        found: dict[str, StoredWeight] = {}
         for file in weight_files(folder):
             try:
                 with safe_open(file, framework="pt") as opened:
                     for name in opened.offset_keys():
-                        spellings = (name, prefix + name, name.removeprefix(prefix))
-                        parameter = next((spelling for spelling in spellings if spelling in parameters), None)
-                        if parameter is None and any(pattern.search(name) for pattern in ignored):
-                            continue  # masks that early checkpoints hold and no model reads
                         stored = opened.get_slice(name)
-                        is_float = stored.get_dtype() in _FLOATS
-                        self.stored.append(StoredWeight(file, name, tuple(stored.get_shape()), is_float, parameter))
+                        shape, is_float = tuple(stored.get_shape()), stored.get_dtype() in _FLOATS
+                        found[name] = StoredWeight(file, name, shape, is_float)
             except (OSError, SafetensorError) as error:
                 raise _damaged(file) from error
+        in_order = sorted(found, key=core_model_loading.dot_natural_key)  # some renamings wait for a first name
+        placed = {name: self._placed(found[name], renamings) for name in in_order}
+        stored = (placed[name] for name in found)
+        self.stored = [weight for weight in stored if weight.parameter or not masks.search(weight.name)]
+        """In the order of the files, so that reading them runs forward."""
+
+        self.stacks: dict[str, list[StoredWeight]] = {}
+        """Tensors that are converted together, in the order of this, by the first parameter that they make."""
+
+        for weight in placed.values():
+            if weight.parameter and weight.pattern:
+                self.stacks.setdefault(weight.parameter, []).append(weight)
         self._modules = dict(structure.named_modules())
-        self._by_parameter = {weight.parameter: weight for weight in self.stored if weight.parameter}
+        self._by_parameter = {each.parameter: each for each in self.stored if each.parameter and not each.pattern}
+
+    def _placed(self, weight: StoredWeight, renamings: list[Any]) -> StoredWeight:
+        """The same with its place in the model, as Transformers finds it when it loads the file."""
+        name, rules = weight.name, (renamings, self._converters, self._structure.base_model_prefix, self._known)
+        parameter, pattern = core_model_loading.rename_source_key(name, *rules)
+        if parameter not in self._known and name in self._known:
+            parameter, pattern = name, None
+        return replace(weight, parameter=parameter, pattern=pattern) if parameter in self._known else weight
+
+    def converted(self, first: str, tensors: Iterable[torch.Tensor]) -> dict[str, torch.Tensor]:
+        """The parameters that Transformers makes of a stack's tensors, by name."""
+        by_pattern = {pattern: each for each in self._converters for pattern in each.source_patterns}
+        converter = deepcopy(by_pattern[self.stacks[first][0].pattern])
+        for weight, tensor in zip(self.stacks[first], tensors, strict=True):
+            converter.add_tensor(first, weight.name, weight.pattern, tensor)
+        made = converter.convert(first, model=self._structure, config=self._structure.config)
+        return {name: each[0] if isinstance(each, list) else each for name, each in made.items()}
+
+    def reverted(self, parameters: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """Parameters as the tensors that Transformers saves for them, by the names of a file."""
+        tensors: dict[str, torch.Tensor] = core_model_loading.revert_weight_conversion(self._structure, {**parameters})
+        return tensors
 
     def find(self, parameter: str) -> StoredWeight | None:
         """The tensor of a parameter, if the files hold it as such."""

@@ -16,13 +16,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
 from torch.distributed.tensor import DTensor, distribute_tensor
 
-from peftkit.errors import FieldError, RunError
-from peftkit.models.attach import inner_model
+from peftkit.errors import BaseError, FieldError, RunError
+from peftkit.models.attach import inner_model, load_adapter
+from peftkit.models.base import LocatedBase
 from peftkit.models.loss import LABEL_LOSSES, label_losses
 from peftkit.training.processes import Processes
 
@@ -194,16 +194,33 @@ def whole_tensor(tensor: Any) -> Any:
 def _load_weights(model: Any, folder: Path) -> None:
     """Load the weights of a checkpoint into the model that wrote it. Nothing is opened but safetensors.
 
+    Files may name and split weights in another way than the model does, so Transformers opens the checkpoint of a whole
+    model as it opens any other.
+
     Raises:
-        RunError: it does not hold every weight.
+        RunError: its weights are not those of the model.
     """
     if hasattr(model, "peft_config"):
-        model.load_adapter(str(folder), model.active_adapters[0], is_trainable=True)
-        return
-    weights = {name: weight for path in folder.glob("model*.safetensors") for name, weight in load_file(path).items()}
-    missing = set(model.load_state_dict(weights, strict=False).missing_keys) - set(model._tied_weights_keys or ())
-    if missing:
-        raise RunError(f"does not hold the weight {min(missing)}.", where=str(folder), remedy="Remove it, and go on.")
+        strange = load_adapter(model, folder)
+        what = f"does not hold the adapter's {strange[0]} as it was saved." if strange else None
+    else:
+        what = _load_model(model, LocatedBase(str(folder), folder, None))
+    if what:
+        raise RunError(what, where=str(folder), remedy="Remove it, and resume the run from the checkpoint before it.")
+
+
+def _load_model(model: Any, saved: LocatedBase) -> str | None:
+    """Load the weights of a whole model that was saved; what is wrong with them, if anything is."""
+    try:
+        found = saved.load(saved.config(), "float32", every_tensor=True).state_dict()
+    except BaseError as error:
+        return error.what
+    own = model.state_dict()
+    names = {*own} ^ {*found} | {name for name in {*own} & {*found} if own[name].shape != found[name].shape}
+    if names:
+        return f"has no fitting weights for {min(names)}."
+    model.load_state_dict(found)
+    return None
 
 
 def load_optimizer_state(optimizer: Any, state: dict[str, Any]) -> None:

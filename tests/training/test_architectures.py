@@ -1,0 +1,112 @@
+"""A run of any architecture resumes, picks its best step and exports without a wrong tensor, whatever the names are."""
+
+from __future__ import annotations
+
+import gc
+import signal
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM
+
+from peftkit.adapters.proof import Agreement, Sample, compare, logits_of
+from peftkit.errors import Stopped
+from peftkit.recipe.loader import load_recipe
+from peftkit.runs.folder import RunFolder, checkpoint_place
+from peftkit.training import output
+from peftkit.training import run as story
+from peftkit.training.processes import ALONE, StopRequest
+from peftkit.training.run import RunOptions, run
+from tests import zoo
+from tests.conftest import write_recipe
+
+USUAL = ("gpt2", "gpt_neox", "falcon", "gemma3", "mixtral")
+"""What names can be: the model's own; another for the head; a prefix less; of other modules; of parts of a tensor."""
+
+RECIPE = [
+    "data.packing=false", "generation.samples=0", "lora.target_modules=all-linear", "lora.lora_dropout=0",
+    "training.max_steps=3", "training.eval_strategy=steps", "training.eval_steps=1", "training.save_strategy=steps",
+    "training.save_steps=1",
+    "training.load_best_model_at_end=true", "training.metric_for_best_model=eval_loss",
+    "training.greater_is_better=true", "training.save_total_limit=9",
+]  # fmt: skip
+"""The best step is the worst, which is the first that is evaluated."""
+
+LAST, BEST, STOPPED = 3, 1, 2
+
+
+class StopAfter(StopRequest):
+    """A signal that comes during a step."""
+
+    def __init__(self, step: int) -> None:
+        super().__init__()
+        self._left = step
+
+    def __getattribute__(self, name: str) -> Any:
+        if name != "number":
+            return super().__getattribute__(name)
+        self._left -= 1
+        return signal.SIGTERM.value if self._left <= 0 else None
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _collecting_only_what_is_new() -> Iterator[None]:
+    """A run collects garbage three times, and each time would look at all of the libraries: half of its time here."""
+    gc.freeze()
+    yield
+    gc.unfreeze()
+
+
+@pytest.fixture(autouse=True)
+def _without_estimate_and_second_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is looked at here needs neither, and both take longer than all of the rest."""
+
+    def compare_here(folder: Path, expected: Sequence[torch.Tensor], sample: Sample) -> Agreement:
+        model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+        return compare(logits_of(model, sample), expected, sample)
+
+    monkeypatch.setattr(output, "compare_in_fresh_process", compare_here)
+    monkeypatch.setattr(story, "_plan", lambda _: None)
+
+
+def tensors_in(folder: Path) -> dict[str, torch.Tensor]:
+    """The weights in a folder by name, and nothing of an optimizer."""
+    files = (*folder.glob("model*.safetensors"), *folder.glob("adapter_model.safetensors"))
+    return {name: tensor for file in files for name, tensor in load_file(file).items()}
+
+
+def differing(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> list[str]:
+    """Names of the tensors that are in one alone, or are not the same in both."""
+    shared = {*found} & {*expected}
+    return sorted({*found} ^ {*expected} | {name for name in shared if not torch.equal(found[name], expected[name])})
+
+
+@pytest.mark.parametrize("method", ["full", "lora"])
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=() if name in USUAL else pytest.mark.slow) for name in zoo.NAMES]
+)
+def test_every_tensor_of_a_run_that_was_stopped_is_that_of_an_undisturbed_one(
+    name: str, method: str, tmp_path: Path
+) -> None:
+    zoo.make(name, tmp_path / "base")
+    path = write_recipe(tmp_path)
+    changes = [f"base.model={tmp_path / 'base'}", *RECIPE]
+    files = {each: load_recipe(path, method=method, overrides=changes, output=tmp_path / each) for each in "ab"}
+
+    run(files["a"])
+    with pytest.raises(Stopped):
+        run(files["b"], RunOptions(), ALONE, StopAfter(STOPPED))
+    run(files["b"], RunOptions(resume=True))
+
+    whole, stopped = (RunFolder(tmp_path / each) for each in "ab")
+    shipped = tensors_in(tmp_path / "a" / ("model" if method == "full" else "adapter"))
+    last = tensors_in(checkpoint_place(whole.checkpoints, LAST))
+    assert checkpoint_place(stopped.checkpoints, STOPPED).is_dir()
+    assert differing(tensors_in(checkpoint_place(stopped.checkpoints, LAST)), last) == []
+    assert differing(tensors_in(tmp_path / "b" / ("model" if method == "full" else "adapter")), shipped) == []
+    assert differing(tensors_in(checkpoint_place(whole.checkpoints, BEST)), shipped) == []
+    assert differing(last, shipped) != []
