@@ -176,6 +176,8 @@ def _plan(run: Run) -> None:
     """
     plan = estimate(run)
     console.info(plan.summary(run.recipe.training.effective_batch))
+    if missing := plan.what_is_missing():
+        console.info(f"{missing}; `peftkit plan` measures them.")
     if plan.peak_memory_bytes > plan.limit_bytes:
         console.warning("that may be more memory than there is; `peftkit plan` measures it, and says what would fit.")
     need, free = plan.disk, console.size(plan.free_bytes)
