@@ -123,7 +123,8 @@ def plan_methods(arguments: Sequence[str]) -> list[Plan]:
 def estimate(run: Run, limit_bytes: int | None = None) -> Plan:
     """What a run will take, from its structure and data alone, on a machine with so much memory, or on this one."""
     recipe, training, train = run.recipe, run.recipe.training, run.data.train
-    model = run.start.outline(recipe, run.base_dtype)
+    with run.file.locating():
+        model = run.start.outline(recipe, run.base_dtype)
     kernels = kernels_of(model)
     longest = int(train.sequences.lengths.max())
     kept, uncounted = (0, 0), None
