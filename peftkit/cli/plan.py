@@ -127,6 +127,8 @@ def _rows(plans: Sequence[Plan]) -> Iterator[list[str]]:
 
 
 def _concerns(plan: Plan) -> Iterator[str]:
+    if missing := plan.what_is_missing():
+        yield f"{plan.method}: {missing}"
     if plan.peak_memory_bytes > plan.limit_bytes:
         fits = "; or ".join(f"{fit.change} (about {console.size(fit.peak_bytes)})" for fit in plan.would_fit)
         remedy = f"It would with {fits}." if fits else "Lower data.max_length, or use a smaller base."

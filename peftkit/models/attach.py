@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import warnings
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from safetensors.torch import load_file
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from peftkit.errors import FieldError
+from peftkit.errors import FieldError, first_line
 from peftkit.models.dtypes import hold_in_float32
 from peftkit.models.quantization import quantised_modules
 
@@ -40,7 +41,7 @@ def resolve_targets(
     Raises:
         FieldError: a name or the expression matches nothing, or matches the tied embedding or head.
     """
-    linear = [name for name, module in structure.named_modules() if isinstance(module, nn.Linear | Conv1D)]
+    linear = [name for name, module in structure.named_modules() if _is_linear(module)]
     head = _name_of(structure, structure.get_output_embeddings())
     tied = tied_modules(structure)
     adaptable = [name for name in linear if name != head]
@@ -75,6 +76,18 @@ def resolve_targets(
     return chosen
 
 
+def _is_linear(module: Any) -> bool:
+    """Whether a module is a linear layer, or computes what one computes: a router may be of such a class."""
+    if not isinstance(module, nn.Linear | Conv1D):
+        return False
+    if type(module).forward in (nn.Linear.forward, Conv1D.forward):
+        return True
+    with suppress(RuntimeError, TypeError, ValueError, AttributeError):
+        result = module(torch.empty(1, module.in_features, device=module.weight.device, dtype=module.weight.dtype))
+        return isinstance(result, torch.Tensor) and result.shape == (1, module.out_features)
+    return False
+
+
 def adapted(model: Any, kind: Any, targets: list[str], base_folder: Path, **settings: Any) -> Any:
     """Put a new adapter on the target modules and freeze the rest; the caller has set the seed.
 
@@ -87,6 +100,9 @@ def adapted(model: Any, kind: Any, targets: list[str], base_folder: Path, **sett
         targets: full names of modules.
         base_folder: where the base was opened from.
         settings: what else the configuration is made of.
+
+    Raises:
+        FieldError: PEFT cannot do it.
     """
     from peft import TaskType, get_peft_model
 
@@ -97,7 +113,10 @@ def adapted(model: Any, kind: Any, targets: list[str], base_folder: Path, **sett
         task_type=TaskType.CAUSAL_LM,
         fan_in_fan_out=Conv1D in (type(first), getattr(first, "source_cls", None)),  # what a quantised layer was
     )
-    found = get_peft_model(model, config)
+    try:
+        found = get_peft_model(model, config)
+    except (ValueError, TypeError, NotImplementedError) as error:
+        raise FieldError(config.peft_type.lower(), f"PEFT refuses it for this model: {first_line(error)}") from error
     found.peft_config["default"].base_model_name_or_path = str(base_folder)
     # PEFT sees to the adapter's weights, and not to biases and modules_to_save
     hold_in_float32(found, [name for name, weight in found.named_parameters() if weight.requires_grad])

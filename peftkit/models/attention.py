@@ -118,7 +118,7 @@ def check_isolation(model: Any, precision: ChosenPrecision = "fp32") -> None:
     was_training, kind = model.training, torch.device(model.device).type
     longest = positions(model.config) or max(_ON_GPU)
     first, second = (min(tokens, longest) for tokens in (_ON_CPU if kind == "cpu" else _ON_GPU))
-    ids = torch.arange(2, 2 + first + second, device=model.device) % model.config.vocab_size
+    ids = torch.arange(2, 2 + first + second, device=model.device) % model.config.get_text_config().vocab_size
     places = torch.cat([torch.arange(first), torch.arange(second)]).to(model.device)
     try:
         with torch.random.fork_rng([model.device] if kind == "cuda" else []):

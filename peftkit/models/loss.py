@@ -6,7 +6,7 @@ import contextlib
 import math
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from functools import partial
+from functools import partial, wraps
 from typing import Any
 
 import torch
@@ -69,6 +69,7 @@ def compute_loss_at_labels(model: Any, label_smoothing: float = 0.0) -> bool:
     stock = getattr(inner.forward, _STOCK, inner.forward)  # a model that is trained again has it already
     head = Head(inner.get_output_embeddings())
 
+    @wraps(stock)  # generation looks at the signature for what a model takes
     def forward(
         input_ids: torch.Tensor | None = None,
         labels: torch.Tensor | None = None,

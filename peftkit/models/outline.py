@@ -14,7 +14,9 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 from transformers.modeling_utils import AttentionInterface
 
+from peftkit.errors import first_line
 from peftkit.models.attach import embedding_modules, inner_model, matches
+from peftkit.models.attention import known_layout
 from peftkit.models.dtypes import pretending_autocast
 from peftkit.models.kernels import use_fast_kernels
 from peftkit.models.linear_cross_entropy import VOCABULARY_MULTIPLE
@@ -24,12 +26,19 @@ from peftkit.planning.hardware import Device, Hardware
 from peftkit.planning.memory import fixed_and_row
 from peftkit.recipe.hyperparameters import Quantization
 
-__all__ = ["activation_bytes", "activation_parts", "held_bytes", "kept_for_backward", "loss_parts", "weight_bytes"]
+__all__ = [
+    "UncountedError", "activation_bytes", "activation_parts", "held_bytes", "kept_for_backward", "loss_parts",
+    "weight_bytes",
+]  # fmt: skip
 
 _NAME = "peftkit_outline"
 _LOW = (torch.addmm, torch.matmul, torch.bmm, functional.linear, torch.Tensor.matmul)
 _HIGH = (functional.layer_norm, torch.layer_norm, functional.softmax, torch.rsqrt, torch.pow, torch.Tensor.pow)
 """What autocast computes in half precision, and what in float32, of what decoders are made of."""
+
+
+class UncountedError(Exception):
+    """A model whose forward pass depends on values, which the meta device does not have; says why."""
 
 
 def weight_bytes(structure: Any, quantization: Quantization | None) -> int:
@@ -50,19 +59,25 @@ def activation_bytes(model: Any, rows: int, tokens: int, precision: ChosenPrecis
 
     That is all up to the hidden states; the logits are a loss's own. The model is changed as training would change it,
     and is used up.
+
+    Raises:
+        UncountedError: the model does not run on that device.
     """
     use_fast_kernels(model, hardware)
     inner = inner_model(model)
     AttentionInterface.register(_NAME, partial(_attention, keeps_dropped=hardware.device == "cpu"))
     inner.set_attn_implementation(_NAME)
-    inner.config.pad_token_id = None  # with one, the model looks at its inputs
+    inner.config.get_text_config().pad_token_id = None  # with one, the model looks at its inputs
     ids = torch.zeros(rows, tokens, dtype=torch.long, device="meta")
     body = getattr(inner, inner.base_model_prefix)
     model.train()
     half = None if precision == "fp32" else getattr(torch, dtype_of(precision))
     mode = _Autocast(half, is_cuda=hardware.device == "cuda")
-    with kept_for_backward(model) as kept, mode, pretending_autocast(half):
-        body(input_ids=ids, use_cache=False)
+    try:
+        with kept_for_backward(model) as kept, known_layout(packed=False), mode, pretending_autocast(half):
+            body(input_ids=ids, use_cache=False)
+    except Exception as error:  # what a model computes is its own, and so is what it cannot do without values
+        raise UncountedError(first_line(error)) from error
     return sum(kept.values())
 
 
@@ -138,7 +153,7 @@ class _Autocast(TorchFunctionMode):
 
     def __init__(self, half: torch.dtype | None, *, is_cuda: bool) -> None:
         super().__init__()
-        self._half, self._fused = half, _CUDA if is_cuda else {}
+        self._half, self._fused = half, _GROUPED | (_CUDA if is_cuda else {})
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -165,8 +180,22 @@ def _norm(values: torch.Tensor, shape: Any, weight: torch.Tensor, eps: float) ->
     """RMSNorm as CUDA computes it: in one kernel, which keeps its input and a number for each token."""
     del shape, eps
     per_token = values.new_empty((*values.shape[:-1], 1), dtype=torch.float32)
-    return _Fused.apply(False, values, per_token, weight)  # type: ignore[no-untyped-call]
+    return _Fused.apply(False, values, values, per_token, weight)  # type: ignore[no-untyped-call]
 
+
+def _grouped_matmul(values: torch.Tensor, weights: torch.Tensor, **_options: Any) -> Any:
+    """The products of tokens [tokens, in], sorted by expert, with that expert's weight, of [experts, in, out].
+
+    The meta device has it for bf16 alone, and keeps what the kernel keeps: its inputs.
+    """
+    result = values.new_empty(len(values), weights.shape[-1])
+    return _Fused.apply(False, result, values, weights)  # type: ignore[no-untyped-call]
+
+
+_GROUPED: Final[dict[Any, Callable[..., Any]]] = dict.fromkeys(
+    (torch._grouped_mm, getattr(functional, "grouped_mm", None)), _grouped_matmul
+)
+"""Mixtures of experts; the second from torch 2.10 on."""
 
 _CUDA: Final[dict[Any, Callable[..., Any]]] = {functional.dropout: _dropout, functional.rms_norm: _norm}
 
@@ -190,16 +219,18 @@ def _attention(
         kept = query.new_empty((*scores, (scores[-1] + 1) // 2), dtype=torch.bool)
     else:
         kept = query.new_empty(scores, dtype=torch.float32)
-    attended = _Fused.apply(not drops, query, key, value, kept)  # type: ignore[no-untyped-call]
+    rows, heads, tokens = scores
+    result = query.new_empty(rows, tokens, heads, value.shape[-1]).transpose(1, 2)  # as kernels lay it out
+    attended = _Fused.apply(not drops, result, query, key, value, kept)  # type: ignore[no-untyped-call]
     return attended.transpose(1, 2).contiguous(), None
 
 
 class _Fused(torch.autograd.Function):
-    """A kernel that keeps what it is given, and its result if that is so; the result is shaped as its first tensor."""
+    """A kernel that keeps what it is given, and its result if that is so; the result is like the first tensor."""
 
     @staticmethod
-    def forward(ctx: Any, keeps_result: bool, *kept: torch.Tensor) -> torch.Tensor:
-        result = torch.empty_like(kept[0])
+    def forward(ctx: Any, keeps_result: bool, like: torch.Tensor, *kept: torch.Tensor) -> torch.Tensor:
+        result = torch.empty_like(like)
         ctx.save_for_backward(*kept, *([result] if keeps_result else ()))
         return result
 

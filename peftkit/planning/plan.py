@@ -76,6 +76,8 @@ class Plan:
     """What the machine decides of it, with the reasons."""
 
     warnings: list[str]
+    uncounted: str | None = None
+    """Why the activations could not be counted, so that the peak is without them; None where they are in it."""
 
     @property
     def fits(self) -> bool:
@@ -87,11 +89,18 @@ class Plan:
         epochs = "1 epoch" if self.epochs == 1 else f"{self.epochs:.3g} epochs"
         tokens = f", {self.train_tokens:,} tokens" if self.train_tokens else ""
         each = f" in each of {self.processes} processes" if self.processes > 1 else ""
+        least = "at least" if self.uncounted else "about"
         return (
-            f"{self.steps:,} steps of {effective_batch} sequences, {epochs}{tokens}; about "
+            f"{self.steps:,} steps of {effective_batch} sequences, {epochs}{tokens}; {least} "
             f"{console.size(self.peak_memory_bytes)} of {console.size(self.limit_bytes)} memory{each} and "
             f"{console.size(self.disk.total)} on the disk"
         )
+
+    def what_is_missing(self) -> str | None:
+        """One line on the part that could not be counted; None where all of it was."""
+        if not self.uncounted:
+            return None
+        return f"activations are not counted, as the model cannot be walked without weights: {self.uncounted}"
 
     def to_json(self) -> dict[str, Any]:
         """The plan as a JSON value, by the names that manifests use."""

@@ -30,6 +30,9 @@ def _one_of(name: str, valid: tuple[str, ...], what: str = "Transformers' names"
 Optimizer = Annotated[str, AfterValidator(lambda name: _one_of(name, OPTIMIZERS.values()))]
 Scheduler = Annotated[str, AfterValidator(lambda name: _one_of(name, SCHEDULERS.values()))]
 Quantizer = Annotated[str, AfterValidator(lambda name: _one_of(name, tuple(QUANTIZERS), "the libraries' names"))]
+_MEASURED = ("loss", "perplexity")
+"""What an evaluation measures; less is better of both."""
+
 _FULL_SHARD = ("full_shard", "full_shard auto_wrap")
 """What Transformers has called it."""
 
@@ -136,9 +139,19 @@ class Training(LibrarySection):
     def _steps_are_counted(self) -> Training:
         if self.max_steps != -1 and self.max_steps < 1:
             disagree(("max_steps", f"is {self.max_steps}, but must be a number of steps, or -1 to count epochs."))
+        return self
+
+    @model_validator(mode="after")
+    def _best_is_measured(self) -> Training:
         extras = self.model_extra or {}
-        if extras.get("load_best_model_at_end") and self.eval_strategy != self.save_strategy:
-            disagree(("load_best_model_at_end", "needs eval_strategy and save_strategy to be the same. Change one."))
+        strategies = {self.eval_strategy, self.save_strategy}
+        if extras.get("load_best_model_at_end") and (len(strategies) > 1 or "no" in strategies):
+            remedy = "Set both to steps, or both to epoch."
+            disagree(("load_best_model_at_end", f"needs eval_strategy and save_strategy to be the same. {remedy}"))
+        metric = extras.get("metric_for_best_model")
+        if metric is not None and metric.removeprefix("eval_") not in _MEASURED:
+            what = f"{metric!r} is not measured. Use {' or '.join(_MEASURED)}."
+            disagree(("metric_for_best_model", what))
         return self
 
 

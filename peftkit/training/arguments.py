@@ -56,6 +56,7 @@ def training_arguments(
     batches["accelerator_config"] = {"non_blocking": pinned, **batches["accelerator_config"]}
     chosen: dict[str, Any] = {
         "report_to": "none",
+        "greater_is_better": False,  # of loss and perplexity; Transformers takes all but the loss for scores
         **recipe.training.model_dump(),
         **{argument: decided[name] for argument, name in _DECIDED.items()},
         "output_dir": str(checkpoints),

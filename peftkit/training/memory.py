@@ -208,8 +208,8 @@ def step_memory(
         row_bytes=kept[1] + of_token * tokens,
         fixed_bytes=kept[0] + of_loss,
         rows=rows,
-        layers=int(getattr(model.config, "num_hidden_layers", 1)),
-        logits_bytes=logits_bytes(model.config.vocab_size, rows * tokens),
+        layers=int(getattr(model.config.get_text_config(), "num_hidden_layers", 1)),
+        logits_bytes=logits_bytes(model.config.get_text_config().vocab_size, rows * tokens),
         **more,
     )
 

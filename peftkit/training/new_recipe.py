@@ -7,13 +7,14 @@ import os
 import re
 import textwrap
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Literal, NamedTuple, TypeAlias
 
 from peftkit import console
 from peftkit.data.formats import FORMATS
-from peftkit.models.outline import activation_bytes
+from peftkit.models.outline import UncountedError, activation_bytes
 from peftkit.planning.decisions import ChosenPrecision, choose_precision
 from peftkit.planning.hardware import Hardware
 from peftkit.recipe.advice import shown
@@ -146,7 +147,8 @@ def write_new_recipe(
     row_bytes = None  # of the backward pass; only of a base that is at hand
     if found.located is not None:
         structure = found.located.structure(found.located.config())
-        row_bytes = activation_bytes(structure, 1, length, precision, hardware)
+        with suppress(UncountedError):
+            row_bytes = activation_bytes(structure, 1, length, precision, hardware)
     folder = destination.resolve().parent
     draft: Draft = {
         "name": Reasoned(recipe_name(destination.stem)),

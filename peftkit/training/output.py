@@ -19,7 +19,7 @@ from peftkit.data.audit import audit
 from peftkit.data.formats.format import NO_LABEL
 from peftkit.data.prepare import RunData
 from peftkit.data.sequences import Features
-from peftkit.errors import MemoryRunError, RunError
+from peftkit.errors import MemoryRunError, RunError, first_line
 from peftkit.evaluation.generation import Sample as Generated
 from peftkit.evaluation.generation import begin_samples, complete_samples, ending
 from peftkit.models.kernels import use_fast_kernels
@@ -30,7 +30,7 @@ from peftkit.shortage import memory_for
 from peftkit.storage import atomic_folder, folder_hashes, read_json, write_json, write_text
 from peftkit.training.prepare import Run
 
-__all__ = ["SAMPLE_TOKENS", "export", "export_run", "verify_output", "write_before"]
+__all__ = ["SAMPLE_TOKENS", "export", "export_run", "verify_output", "write_after", "write_before"]
 
 _ROWS, SAMPLE_TOKENS = 8, 64
 """512 tokens: enough to see a wrong weight, and 100 MB of GPT-2's logits."""
@@ -46,12 +46,32 @@ def write_before(run: Run, model: Any) -> None:
     recipe, tokenizer = run.recipe, run.start.tokenizer
     write_json(run.folder.audit, asdict(audit(run.data, tokenizer, recipe.training.per_device_train_batch_size)))
     if run.checkpoint is None and run.data.validation and recipe.generation.samples:
-        begun = begin_samples(model, tokenizer, run.data.validation, recipe.generation)
-        write_json(run.folder.samples, [asdict(sample) for sample in begun])
+        with _at_no_cost(run, "before training"):
+            begun = begin_samples(model, tokenizer, run.data.validation, recipe.generation)
+            write_json(run.folder.samples, [asdict(sample) for sample in begun])
+
+
+def write_after(run: Run, model: Any) -> None:
+    """Write what the trained model generates from the same prompts, if there are any; its output is saved before."""
+    if run.folder.samples.is_file():
+        with _at_no_cost(run, "after training"):
+            begun = [Generated(**each) for each in read_json(run.folder.samples)]
+            ends, settings = run.data.train.end_tokens, run.recipe.generation
+            samples = complete_samples(model, run.start.tokenizer, begun, settings, ends)
+            write_json(run.folder.samples, [asdict(each) for each in samples])
+
+
+@contextmanager
+def _at_no_cost(run: Run, when: str) -> Iterator[None]:
+    """Samples are only shown: where a model does not generate, the run is the same without them."""
+    try:
+        yield
+    except Exception as error:  # noqa: BLE001  a model's own code can fail in every way
+        run.warn(f"there are no samples {when}, as the model does not generate: {first_line(error)}")
 
 
 def export_run(run: Run, model: Any) -> tuple[Sample, list[torch.Tensor]]:
-    """Write the output of the run, and what the model generates now.
+    """Write the output of the run.
 
     Returns:
         A sample of the data, and its logits, float32 on the CPU, each [tokens, vocabulary].
@@ -61,10 +81,6 @@ def export_run(run: Run, model: Any) -> tuple[Sample, list[torch.Tensor]]:
         MemoryRunError: the memory is not there.
     """
     recipe, manifest, tokenizer = run.recipe, run.manifest, run.start.tokenizer
-    if run.folder.samples.is_file():
-        begun = [Generated(**each) for each in read_json(run.folder.samples)]
-        samples = complete_samples(model, tokenizer, begun, recipe.generation, run.data.train.end_tokens)
-        write_json(run.folder.samples, [asdict(each) for each in samples])
     sample = _pick_sample(run.data)
     record = Record(recipe, manifest.base, run.base_dtype, manifest.data, asdict(manifest.metrics), manifest.versions)
     with _memory_for_verification(run):

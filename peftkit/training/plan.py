@@ -28,7 +28,7 @@ from peftkit.models.dtypes import WIDENED_BYTES
 from peftkit.models.kernels import use_fast_kernels
 from peftkit.models.linear_cross_entropy import logits_bytes
 from peftkit.models.loss import evaluate_loss
-from peftkit.models.outline import activation_parts, held_bytes, weight_bytes
+from peftkit.models.outline import UncountedError, activation_parts, held_bytes, weight_bytes
 from peftkit.models.quantization import backend_of
 from peftkit.planning.decisions import decide
 from peftkit.planning.hardware import Hardware
@@ -123,9 +123,16 @@ def plan_methods(arguments: Sequence[str]) -> list[Plan]:
 def estimate(run: Run, limit_bytes: int | None = None) -> Plan:
     """What a run will take, from its structure and data alone, on a machine with so much memory, or on this one."""
     recipe, training, train = run.recipe, run.recipe.training, run.data.train
-    model = run.start.outline(recipe, run.base_dtype)
+    with run.file.locating():
+        model = run.start.outline(recipe, run.base_dtype)
     kernels = kernels_of(model)
-    step = _step_memory(run, model, memory_limit(run.hardware) if limit_bytes is None else limit_bytes)
+    longest = int(train.sequences.lengths.max())
+    kept, uncounted = (0, 0), None
+    try:
+        kept = activation_parts(model, longest, run.precision, run.hardware)
+    except UncountedError as error:
+        uncounted = str(error)
+    step = _step_memory(run, model, longest, kept, memory_limit(run.hardware) if limit_bytes is None else limit_bytes)
     memory = step.parts(step.rows, checkpointing=training.activation_checkpointing)
     peak = sum(memory.values())
     as_it_is = step.checkpointed() if training.activation_checkpointing else step
@@ -151,29 +158,33 @@ def estimate(run: Run, limit_bytes: int | None = None) -> Plan:
         memory=memory,
         peak_memory_bytes=peak,
         limit_bytes=step.limit_bytes,
-        would_fit=what_fits(as_it_is, recipe) if peak > step.limit_bytes else [],
+        would_fit=what_fits(as_it_is, recipe) if peak > step.limit_bytes and not uncounted else [],
         disk=disk_need(schedule, step.trainable, count_embeddings(model, trained=True)),
         free_bytes=free_bytes(run.folder.path),
         train_seconds=computed_duration(run.hardware, run.precision, operations),
-        decisions=decide(run.hardware, recipe, need=step, packed=train.packed, **kernels),
+        decisions=decide(run.hardware, recipe, need=None if uncounted else step, packed=train.packed, **kernels),
         warnings=list(run.data_warnings),
+        uncounted=uncounted,
     )
 
 
-def _step_memory(run: Run, model: Any, limit_bytes: int) -> StepMemory:
-    """Of one of the processes, counted on a model without weights, which is used up."""
+def _step_memory(run: Run, model: Any, longest: int, kept: tuple[int, int], limit_bytes: int) -> StepMemory:
+    """Of one of the processes, counted on a model without weights, for rows of the longest length.
+
+    For `kept`, see `activation_parts`.
+    """
     recipe, training, processes = run.recipe, run.recipe.training, run.processes
     on_cpu = run.hardware.device == "cpu"
     rows = share_of(training.per_device_train_batch_size, training.gradient_accumulation_steps, processes.count).rows
-    longest = int(run.data.train.sequences.lengths.max())
     base_bytes = weight_bytes(model, recipe.base_quantization)
     saved = base_bytes if run.is_sharded else 0  # by the main process, on the CPU
     resident = int(psutil.Process().memory_info().rss)
-    end_bytes = 0 if run.is_sharded else WIDENED_BYTES + logits_bytes(model.config.vocab_size, SAMPLE_TOKENS)
+    vocabulary = model.config.get_text_config().vocab_size
+    end_bytes = 0 if run.is_sharded else WIDENED_BYTES + logits_bytes(vocabulary, SAMPLE_TOKENS)
     return step_memory(
         model,
         (rows, longest),
-        activation_parts(model, longest, run.precision, run.hardware),
+        kept,
         run.precision,
         run.hardware.device,
         base_bytes=base_bytes,
@@ -214,6 +225,7 @@ def _measured(found: Plan, run: Run, model: Any, seconds: float) -> Plan:
     return replace(
         found,
         measured=True,
+        uncounted=None,
         memory={**memory, "runtime": max(0, peak - sum(memory.values()))},
         peak_memory_bytes=peak,
         train_seconds=duration(Schedule(training, run.data.train.length), clock.step_seconds, evaluation, save),

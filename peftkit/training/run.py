@@ -24,7 +24,7 @@ from peftkit.runs.folder import Checkpoint, RunFolder, checkpoint_place, newest_
 from peftkit.runs.manifest import RunManifest, RunMetrics
 from peftkit.storage import file_fault, sha256_of_json, write_text
 from peftkit.training.memory import as_found, beyond_auto_batch, describe_batches, peak_memory_bytes, smaller_batch
-from peftkit.training.output import export_run, verify_output, write_before
+from peftkit.training.output import export_run, verify_output, write_after, write_before
 from peftkit.training.plan import estimate
 from peftkit.training.prepare import Run, prepare_run
 from peftkit.training.processes import ALONE, NEVER, Processes, StopRequest
@@ -94,6 +94,7 @@ def _carry_out(run: Run, live: LiveModel, options: RunOptions) -> None:
         manifest.data = run.data_record()  # of a stream, all of it is known now
         run.inputs.check()
         sample, expected = export_run(run, live.model)
+        write_after(run, live.model)
         device = str(live.model.device)
         live.release()  # so that the verification needs no more memory than training did
         manifest.outputs = verify_output(run, device, expected, sample)
@@ -176,6 +177,8 @@ def _plan(run: Run) -> None:
     """
     plan = estimate(run)
     console.info(plan.summary(run.recipe.training.effective_batch))
+    if missing := plan.what_is_missing():
+        console.info(f"{missing}; `peftkit plan` measures them.")
     if plan.peak_memory_bytes > plan.limit_bytes:
         console.warning("that may be more memory than there is; `peftkit plan` measures it, and says what would fit.")
     need, free = plan.disk, console.size(plan.free_bytes)

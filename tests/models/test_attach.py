@@ -11,8 +11,11 @@ from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig
 
 from peftkit.errors import FieldError
 from peftkit.models.attach import count_parameters
+from peftkit.models.base import LocatedBase
+from peftkit.models.methods.full import METHOD as FULL
 from peftkit.models.methods.lora import METHOD
 from peftkit.recipe.hyperparameters import Lora
+from tests import zoo
 
 
 def small(kind: str = "gpt2", **changes: Any) -> Any:
@@ -44,6 +47,47 @@ def test_all_linear_is_every_conv1d_but_not_the_head() -> None:
     kinds = {name.partition(".h.0.")[2] for name in resolve_targets(small(), "all-linear") if ".0." in name}
 
     assert kinds == {"attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj"}
+
+
+@pytest.mark.parametrize("name", ["deepseek_v3", "qwen3_next", "phimoe", "falcon_mamba", "falcon_h1"])
+def test_all_linear_is_what_peft_puts_an_adapter_on_in_each_architecture(name: str, tmp_path: Path) -> None:
+    zoo.make(name, tmp_path)
+    base, settings = LocatedBase(name, tmp_path, None), Lora(target_modules="all-linear", lora_dropout=0)
+    targets = METHOD.targets(base.structure(base.config()), settings)
+
+    with torch.device("meta"):
+        model = METHOD.attach(base.structure(base.config()), settings, targets, tmp_path)
+
+    assert targets
+    assert sorted(model.base_model.targeted_module_names) == sorted(targets)
+    assert not model.base_model.targeted_parameter_names
+
+
+@pytest.mark.parametrize(
+    ("name", "module", "words"),
+    [
+        ("deepseek_v3", "down_proj", "weights of the experts"),
+        ("mamba", "out_proj", "incompatible with Mamba"),
+        ("phimoe", "router", "matches no module"),
+    ],
+)
+def test_what_peft_cannot_adapt_is_refused_with_its_reason(name: str, module: str, words: str, tmp_path: Path) -> None:
+    zoo.make(name, tmp_path)
+    base, settings = LocatedBase(name, tmp_path, None), Lora(target_modules=[module])
+
+    with pytest.raises(FieldError, match=words):
+        METHOD.targets(base.structure(base.config()), settings)
+
+
+def test_full_training_has_an_effect_where_no_weight_is_a_vector(tmp_path: Path) -> None:
+    model = zoo.make("olmo", tmp_path)
+    before = FULL.state(model)
+    assert not FULL.has_effect(model, before)
+
+    with torch.no_grad():
+        model.get_input_embeddings().weight[0, 0] += 1
+
+    assert FULL.has_effect(model, before)
 
 
 def test_a_longer_name_tells_two_layers_apart() -> None:

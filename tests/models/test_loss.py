@@ -22,6 +22,7 @@ from peftkit.models.loss import Loss, compute_loss_at_labels, evaluate_loss
 from peftkit.models.methods.lora import METHOD
 from peftkit.recipe.hyperparameters import Lora
 from peftkit.recipe.schema import Base, Data
+from tests import zoo
 
 
 @pytest.fixture(scope="module")
@@ -250,3 +251,14 @@ def test_a_model_that_changes_its_logits_is_left_alone() -> None:
     model = AutoModelForCausalLM.from_config(config)
 
     assert not compute_loss_at_labels(model)
+
+
+@pytest.mark.parametrize("name", ["ctrl", "openai-gpt", "bamba", "gemma3"])
+def test_a_model_generates_while_it_has_the_loss_in_its_place(name: str, tmp_path: Path) -> None:
+    model = zoo.make(name, tmp_path).eval()
+    ids = torch.arange(2, 12)[None]
+    assert compute_loss_at_labels(model)
+
+    output = model.generate(input_ids=ids, attention_mask=torch.ones_like(ids), max_new_tokens=2, do_sample=False)
+
+    assert output.shape[1] > 10

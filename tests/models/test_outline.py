@@ -9,9 +9,12 @@ import pytest
 import torch
 from transformers import GPT2Config, GPT2LMHeadModel
 
+from peftkit.models.base import LocatedBase
+from peftkit.models.device import detect_hardware
 from peftkit.models.kernels import use_fast_kernels
 from peftkit.models.linear_cross_entropy import Head, summed_loss
 from peftkit.models.outline import (
+    UncountedError,
     activation_bytes,
     activation_parts,
     held_bytes,
@@ -21,6 +24,7 @@ from peftkit.models.outline import (
 )
 from peftkit.recipe.loader import load_recipe
 from peftkit.training.prepare import Run, prepare_run
+from tests import zoo
 
 ROWS, TOKENS = 4, 48
 
@@ -43,6 +47,27 @@ def test_a_batch_keeps_what_the_outline_says(method: str, dropout: str, recipe_p
     found = activation_bytes(job.start.outline(job.recipe, job.base_dtype), ROWS, TOKENS, "fp32", job.hardware)
 
     assert found == pytest.approx(sum(kept.values()), rel=0.05)
+
+
+@pytest.mark.parametrize("name", ["gpt_neo", "codegen", "mixtral", "qwen2_moe", "gpt_oss", "deepseek_v3", "gemma3"])
+def test_models_that_look_at_values_and_mixtures_of_experts_are_counted_too(name: str, tmp_path: Path) -> None:
+    model, hardware = zoo.make(name, tmp_path).train(), detect_hardware()
+    use_fast_kernels(model, hardware)
+    ids, base = torch.arange(ROWS * TOKENS).view(ROWS, TOKENS), LocatedBase(name, tmp_path, None)
+
+    with kept_for_backward(model) as kept:
+        model.get_submodule(model.base_model_prefix)(input_ids=ids, use_cache=False)
+    found = activation_bytes(base.structure(base.config()), ROWS, TOKENS, "fp32", hardware)
+
+    assert found == pytest.approx(sum(kept.values()), rel=0.1)
+
+
+def test_a_model_that_cannot_run_without_values_says_so(tmp_path: Path) -> None:
+    zoo.make("jetmoe", tmp_path)
+    base = LocatedBase("jetmoe", tmp_path, None)
+
+    with pytest.raises(UncountedError, match="meta tensor"):
+        activation_bytes(base.structure(base.config()), ROWS, TOKENS, "fp32", detect_hardware())
 
 
 @pytest.mark.parametrize("rows", [1, 2, 8])

@@ -39,6 +39,12 @@ BROKEN = {
     "an adapter that changes its base": (
         "r: 4", "init_lora_weights: pissa", 6, "lora.init_lora_weights", "Use true, gaussian"),
     "part of a number": ("r: 4", "r: 4.5", 6, "lora.r", "must be a whole number"),
+    "a best that is not measured": (
+        "eval_strategy: epoch", "metric_for_best_model: accuracy", 13, "training.metric_for_best_model",
+        "Use loss or perplexity"),
+    "a best without evaluations": (
+        "eval_strategy: epoch", "save_strategy: 'no'\n  load_best_model_at_end: true", 14,
+        "training.load_best_model_at_end", "Set both to steps, or both to epoch"),
     "removed: evaluation_strategy": (
         "eval_strategy:", "evaluation_strategy:", 13, "training.evaluation_strategy", "Use eval_strategy."),
     "removed: warmup_ratio": (

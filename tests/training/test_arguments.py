@@ -32,6 +32,15 @@ def test_all_methods_have_the_same_arguments(recipe_path: Path, tmp_path: Path) 
     assert built[0] == built[1] == built[2]
 
 
+def test_the_best_perplexity_is_the_lowest(recipe_path: Path, tmp_path: Path) -> None:
+    best = ("load_best_model_at_end=true", "metric_for_best_model=perplexity", "save_strategy=epoch")
+    recipe = recipe_of(recipe_path, "lora", *(f"training.{field}" for field in best))
+
+    arguments = training_arguments(recipe, CPU, "fp32", tmp_path)
+
+    assert (arguments.metric_for_best_model, arguments.greater_is_better) == ("perplexity", False)
+
+
 def test_what_the_recipe_says_arrives(recipe_path: Path, tmp_path: Path) -> None:
     recipe = recipe_of(
         recipe_path, "lora", "training.warmup_steps=500", "training.optim=adafactor", "training.neftune_noise_alpha=5.0"

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import gc
+from dataclasses import replace
 from pathlib import Path
+from shutil import copytree
 from typing import Any
 
 import pytest
@@ -18,7 +20,8 @@ from peftkit.models.base import LocatedBase
 from peftkit.recipe.loader import load_recipe
 from peftkit.storage import read_json, write_json
 from peftkit.training import output
-from peftkit.training.run import run
+from peftkit.training.run import RunOptions, run
+from tests.conftest import EMBEDDED
 
 BIASES = pytest.mark.skipif(peft_loses_biases(), reason="this version of PEFT does not save such biases")
 QUICK = ["generation.samples=0", "training.max_steps=3"]
@@ -28,6 +31,34 @@ def bytes_alive() -> int:
     """Of all weights in this process."""
     tensors = [each for each in gc.get_objects() if issubclass(type(each), torch.nn.Parameter) and not each.is_meta]
     return sum({tensor.data_ptr(): tensor.untyped_storage().nbytes() for tensor in tensors}.values())
+
+
+def test_a_model_that_does_not_generate_is_trained_and_shipped_without_samples(
+    recipe_path: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    base, refused = tmp_path / "base", {"stop_strings": ["."]}  # which Transformers takes with a tokenizer alone
+    copytree(EMBEDDED, base)
+    write_json(base / "generation_config.json", refused)
+    overrides = [f"base.model={base}", "training.max_steps=3"]
+
+    folder, manifest = run(load_recipe(recipe_path, overrides=overrides, output=tmp_path / "run"))
+
+    assert (manifest.status, folder.adapter.is_dir(), folder.samples.exists()) == ("finished", True, False)
+    assert [warning for warning in manifest.warnings if "no samples before training" in warning]
+    assert "no samples before training" in capsys.readouterr().err
+
+
+def test_samples_come_after_what_they_must_not_cost(recipe_path: Path, tmp_path: Path) -> None:
+    file = load_recipe(recipe_path, overrides=["training.save_strategy=epoch"], output=tmp_path / "run")
+    folder, _ = run(file)
+    manifest = folder.read()
+    folder.write(replace(manifest, status="failed"))
+    (folder.path / "samples.json").write_text("[{}]", encoding="utf-8")  # as another version may have left it
+
+    _, resumed = run(file, RunOptions(resume=True))
+
+    assert resumed.status == "finished"
+    assert "no samples after training" in resumed.warnings[-1]
 
 
 @pytest.mark.parametrize("method", ["lora", "qlora"])

@@ -18,6 +18,8 @@ from peftkit.recipe.loader import load_recipe
 from peftkit.training.arguments import training_arguments
 from peftkit.training.plan import estimate, plan
 from peftkit.training.prepare import prepare_run
+from peftkit.training.run import run
+from tests import zoo
 
 Command = Callable[..., subprocess.CompletedProcess[str]]
 
@@ -45,6 +47,31 @@ def test_what_is_measured_is_what_a_step_takes_and_nothing_is_left_behind(recipe
     assert found.train_seconds.low is not None
     assert 0 < found.train_seconds.low <= found.train_seconds.seconds <= (found.train_seconds.high or 0)
     assert sorted(path.name for path in recipe_path.parent.iterdir()) == before
+
+
+def test_what_cannot_be_counted_is_named_and_then_measured(recipe_path: Path, tmp_path: Path) -> None:
+    zoo.make("jetmoe", tmp_path / "base")
+    file = load_recipe(recipe_path, method="full", overrides=[f"base.model={tmp_path / 'base'}"])
+
+    computed, measured = (plan(file, seconds=seconds) for seconds in (None, 0.1))
+
+    assert "meta tensor" in (computed.what_is_missing() or "")
+    assert "; at least " in computed.summary(4)
+    assert computed.memory["optimizer"] > computed.memory["gradients"] > 0
+    assert measured.what_is_missing() is None
+    assert measured.memory["activations"] > computed.memory["activations"]  # there, those of the loss alone
+
+
+def test_a_run_that_cannot_be_estimated_says_so_and_trains(
+    recipe_path: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    zoo.make("jetmoe", tmp_path / "base")
+    overrides = [f"base.model={tmp_path / 'base'}", "lora.target_modules=[kv_proj]", "training.max_steps=1"]
+
+    _, manifest = run(load_recipe(recipe_path, overrides=overrides, output=tmp_path / "out"))
+
+    assert manifest.status == "finished"
+    assert "activations are not counted" in capsys.readouterr().err
 
 
 def test_another_machine_decides_for_itself_and_has_its_own_limit(recipe_path: Path) -> None:

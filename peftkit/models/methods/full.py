@@ -10,6 +10,8 @@ from peftkit.models.methods import TrainingMethod
 
 __all__ = ["METHOD"]
 
+_NUMBERS = 4096
+
 
 class _Full(TrainingMethod):
     name = "full fine-tuning"
@@ -19,18 +21,21 @@ class _Full(TrainingMethod):
         return model
 
     def state(self, model: Any) -> dict[str, Any]:
-        """Copies of the vectors among the weights, which are few: enough to see whether training moved anything."""
-        return {
-            name: weight.detach().clone()
-            for name, weight in model.named_parameters()
-            if weight.requires_grad and weight.dim() == 1
-        }
+        """Copies of the first numbers of each weight: enough to see whether training moved anything.
+
+        Not of vectors alone, as some architectures have neither biases nor weights in their norms.
+        """
+        return {name: _first(weight).clone() for name, weight in model.named_parameters() if weight.requires_grad}
 
     def has_effect(self, model: Any, before: Mapping[str, Any]) -> bool:
         import torch
 
         trained = dict(model.named_parameters())
-        return any(not torch.equal(trained[name], weights) for name, weights in before.items())
+        return any(not torch.equal(_first(trained[name]), numbers) for name, numbers in before.items())
+
+
+def _first(weight: Any) -> Any:
+    return weight.detach().flatten()[:_NUMBERS]
 
 
 METHOD = _Full()

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from peftkit.errors import TargetError
+from peftkit.errors import FieldError, TargetError, first_line
 from peftkit.models.methods import PREFIX, Floats, Overlap, Size, TrainingMethod, Update
 from peftkit.recipe.hyperparameters import Lora
 from peftkit.recipe.names import LORA_BEYOND, LORA_INITS_BEYOND
@@ -173,7 +173,12 @@ class _Lora(TrainingMethod):
     def targets(self, structure: Any, settings: Lora) -> list[str]:
         from peftkit.models.attach import resolve_targets
 
-        return resolve_targets(structure, settings.target_modules, _AUTO, _FALLBACK, "lora.target_modules")
+        found = resolve_targets(structure, settings.target_modules, _AUTO, _FALLBACK, "lora.target_modules")
+        refused = _refused(structure, found)
+        if refused and settings.target_modules not in ("auto", "all-linear"):
+            name, reason = next(iter(refused.items()))
+            raise FieldError("lora.target_modules", f"PEFT does not adapt {name}: {reason}", remedy="Leave it out.")
+        return [name for name in found if name not in refused]
 
     def attach(self, model: Any, settings: Lora, targets: list[str], base_folder: Path) -> Any:
         from peft import LoraConfig
@@ -222,6 +227,28 @@ class _Lora(TrainingMethod):
             scaling = _scaling(config, module, found["a"].shape[0])
             updates[module] = Factors(**found, scaling=scaling, embedding=any("embedding" in part for part in tensors))
         return updates
+
+
+def _refused(structure: Any, targets: list[str]) -> dict[str, str]:
+    """Those of the modules that PEFT puts no LoRA on, by its own rules, each with the reason.
+
+    They are some of Mamba's, whose weights fused kernels read themselves, and those that are called as the experts of a
+    mixture were before Transformers 5: PEFT takes the names for these experts, which are parameters now.
+    """
+    from peft import LoraConfig
+    from peft.tuners.lora import LoraModel
+    from peft.utils.transformers_weight_conversion import convert_peft_config_for_transformers
+
+    config = LoraConfig(target_modules=targets)
+    convert_peft_config_for_transformers(config, structure, None)
+    experts = f"it takes the name for weights of the experts of {structure.config.model_type}."
+    refused = {name: experts for name in targets if name not in config.target_modules}
+    for name in targets:
+        try:
+            LoraModel._check_target_module_compatiblity(None, config, structure, name.rpartition(".")[2])
+        except ValueError as error:
+            refused[name] = first_line(error)
+    return refused
 
 
 def _check_kind(folder: Path, config: Mapping[str, Any]) -> None:
