@@ -209,7 +209,12 @@ def _explained(file: RecipeFile, field: RecipeField, path: _Path, value: Any, id
     return Explained(".".join(map(str, path)), value, origin.where if origin else "default", verdict, why)
 
 
-_PLACES = {"usual": "as usual,", "below": "below the usual", "above": "above the usual", "other": "other than the usual"}
+_PLACES = {
+    "usual": "as usual,",
+    "below": "below the usual",
+    "above": "above the usual",
+    "other": "other than the usual",
+}
 
 
 def _judged(recipe: Recipe, field: RecipeField, value: Any) -> tuple[Verdict | None, str]:
