@@ -101,12 +101,11 @@ class LocatedBase:
         try:
             with loading_in(dtype, lambda: self.structure(deepcopy(config))):
                 options |= {"dtype": getattr(torch, dtype), "use_safetensors": True, "trust_remote_code": False}
-                model, report = AutoModelForCausalLM.from_pretrained(
-                    self.folder, config=config, output_loading_info=True, **options
-                )
+                options |= {"output_loading_info": True, "ignore_mismatched_sizes": True}  # they are reported below
+                model, report = AutoModelForCausalLM.from_pretrained(self.folder, config=config, **options)
         except (OSError, ValueError, RuntimeError, SafetensorError) as error:
             raise _unusable(self.reference, error) from _conversion_error(error) or error
-        missing = sorted(report["missing_keys"]) + sorted(str(key) for key in report["mismatched_keys"])
+        missing = sorted(report["missing_keys"]) + sorted(name for name, *_ in report["mismatched_keys"])
         strange = sorted(report["unexpected_keys"]) if every_tensor else []
         for what, names in (("has no fitting weights for", missing), ("holds what is no weight of it:", strange)):
             if names:

@@ -211,8 +211,9 @@ def _load_weights(model: Any, folder: Path) -> None:
 
 def _load_model(model: Any, saved: LocatedBase) -> str | None:
     """Load the weights of a whole model that was saved; what is wrong with them, if anything is."""
+    held = {str(weight.dtype).removeprefix("torch.") for weight in model.parameters()}
     try:
-        found = saved.load(saved.config(), "float32", every_tensor=True).state_dict()
+        found = saved.load(saved.config(), held.pop() if len(held) == 1 else "float32", every_tensor=True).state_dict()
     except BaseError as error:
         return error.what
     own = model.state_dict()

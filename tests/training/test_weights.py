@@ -11,17 +11,20 @@ from typing import Any
 import bitsandbytes
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
+from safetensors.torch import load_file, save_file
 from torch import distributed
 from torch.distributed import HashStore  # type: ignore[attr-defined]
 from torch.distributed.tensor import DTensor
 
-from peftkit.errors import FieldError
+from peftkit.errors import FieldError, RunError
 from peftkit.models.loss import evaluate_loss
 from peftkit.recipe.loader import load_recipe
 from peftkit.training.checkpoint import read_values, write_values
 from peftkit.training.prepare import prepare_run
 from peftkit.training.processes import ALONE
-from peftkit.training.weights import Shards, check_types, load_optimizer_state, whole_tensor
+from peftkit.training.weights import Shards, Weights, check_types, load_optimizer_state, whole_tensor
+from tests import zoo
 
 SHAPE = (256, 512)
 """Above 100,000 numbers, from where bitsandbytes keeps state in pages, and above 4,096, from where it has 8 bits."""
@@ -220,3 +223,43 @@ def test_a_tensor_without_parts_is_whole() -> None:
     norm = torch.tensor(1.5)
 
     assert whole_tensor(norm) is norm
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"embed_out.weight": None}, r"step-1: has no fitting weights for (lm_head|embed_out)\.weight"),
+        ({"gpt_neox.final_layer_norm.bias": torch.zeros(8)}, "no fitting weights for .*final_layer_norm"),
+        ({"odd.weight": torch.zeros(8)}, r"step-1: holds what is no weight of it: odd\.weight"),
+    ],
+    ids=["missing", "another shape", "one too many"],
+)
+def test_a_checkpoint_that_is_not_the_models_is_refused_by_name(
+    changes: dict[str, torch.Tensor | None], message: str, tmp_path: Path
+) -> None:
+    model = zoo.make("gpt_neox", tmp_path / "step-1")
+    tensors = {**load_file(tmp_path / "step-1" / "model.safetensors"), **changes}
+    kept = {name: tensor for name, tensor in tensors.items() if tensor is not None}
+    save_file(kept, tmp_path / "step-1" / "model.safetensors", {"format": "pt"})
+
+    with pytest.raises(RunError, match=message):
+        Weights(model).load(tmp_path / "step-1")
+
+
+@pytest.mark.parametrize("change", [{"odd": torch.zeros(8)}, {}], ids=["one too many", "missing"])
+def test_a_checkpoint_that_is_not_the_adapters_is_refused_by_name(
+    change: dict[str, torch.Tensor], tmp_path: Path
+) -> None:
+    settings = LoraConfig(r=2, target_modules=["query_key_value"], modules_to_save=["final_layer_norm"])
+    model = get_peft_model(zoo.make("gpt_neox", tmp_path / "base"), settings)
+    model.save_pretrained(tmp_path / "step-1")
+    place = tmp_path / "step-1" / "adapter_model.safetensors"
+    tensors = load_file(place)
+    missing = next(name for name in tensors if name.endswith("layers.1.attention.query_key_value.lora_B.weight"))
+    kept = {name: tensor for name, tensor in tensors.items() if change or name != missing}
+    save_file(kept | change, place, {"format": "pt"})
+
+    with pytest.raises(
+        RunError, match=r"does not hold the adapter's .*(odd|layers\.1\..*lora_B\.weight) as it was saved"
+    ):
+        Weights(model).load(tmp_path / "step-1")
