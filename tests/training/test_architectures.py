@@ -100,6 +100,8 @@ def test_every_tensor_of_a_run_that_was_stopped_is_that_of_an_undisturbed_one(
 ) -> None:
     zoo.make(name, tmp_path / "base")
     path = write_recipe(tmp_path)
+    few = (tmp_path / "validation.jsonl").read_text(encoding="utf-8").splitlines(keepends=True)[:4]
+    (tmp_path / "validation.jsonl").write_text("".join(few), encoding="utf-8")
     targets = f"lora.target_modules={json.dumps(TARGETS.get(name, 'all-linear'))}"
     changes = [f"base.model={tmp_path / 'base'}", targets, *RECIPE]
     files = {each: load_recipe(path, method=method, overrides=changes, output=tmp_path / each) for each in "ab"}
