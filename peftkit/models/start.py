@@ -11,6 +11,7 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
 
+from peftkit import console
 from peftkit.errors import FieldError
 from peftkit.models.base import LocatedBase, locate_base
 from peftkit.models.dtypes import hold
@@ -84,6 +85,7 @@ def pretrained_start(recipe: Recipe) -> Start:
     outline = locate_base(recipe.base, weights=False)
     config = outline.config(recipe.base.dropout)
     _check_length(recipe, positions(config))
+    _check_stored(recipe, getattr(config, "quantization_config", None))
     method = method_named(recipe.method)
     targets = method.targets(outline.structure(config), recipe.adapter) if recipe.trains_adapter else []
     located = locate_base(recipe.base)
@@ -110,13 +112,35 @@ def padding_id(tokenizer: Any) -> int:
 
 def positions(config: Any) -> int | None:
     """The tokens that a model can see at once; None where its structure has no limit."""
-    return getattr(config, "max_position_embeddings", None)
+    return getattr(config.get_text_config(), "max_position_embeddings", None)
 
 
 def _check_length(recipe: Recipe, seen: int | None) -> None:
     if seen is not None and recipe.data.max_length > seen:
         what = f"is {recipe.data.max_length}, but the base sees at most {seen} tokens."
         raise FieldError("data.max_length", what, remedy=f"Set it to {seen} or less.")
+
+
+def _check_stored(recipe: Recipe, stored: dict[str, Any] | None) -> None:
+    """See that a recipe asks for nothing else of a base that is quantised on the disk, and report that it is.
+
+    Raises:
+        FieldError: its weights cannot be trained, or are quantised in another way than the recipe says.
+    """
+    if stored is None:
+        return
+    library, wanted = stored.get("quant_method"), recipe.base_quantization
+    what = f"the base is quantised on the disk by {library}"
+    if not recipe.trains_adapter:
+        raise FieldError("base.model", f"{what}: its weights cannot be trained.", remedy="Use method: qlora.")
+    if wanted and wanted.backend != library:
+        raise FieldError("quantization.backend", f"is {wanted.backend}, but {what}.", remedy="Use method: lora.")
+    for name, value in (wanted.model_dump(exclude={"backend"}) if wanted else {}).items():
+        if stored.get(name, value) != value:
+            remedy = f"Set it to {str(stored[name]).lower()}, as it is there."
+            raise FieldError(f"quantization.{name}", f"would have no effect: {what}.", remedy=remedy)
+    if not wanted:
+        console.warning(f"{what}, and stays so: method {recipe.method} trains an adapter on the quantised weights.")
 
 
 def _trained_tokenizer(texts: Iterable[str], init: Init) -> PreTrainedTokenizerFast:
