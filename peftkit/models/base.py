@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from copy import deepcopy
 from dataclasses import dataclass, replace
@@ -15,7 +15,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from huggingface_hub.errors import StrictDataclassFieldValidationError
 from safetensors import SafetensorError, safe_open
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedConfig, core_model_loading
@@ -23,7 +22,6 @@ from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.pytorch_utils import Conv1D
 from transformers.utils import logging
 
-from peftkit import console
 from peftkit.errors import BaseError, FieldError, first_line
 from peftkit.hub import WEIGHTS_NAME, Repo, cached_folder, find_base
 from peftkit.models.dtypes import loading_in
@@ -45,8 +43,6 @@ logging.disable_progress_bar()
 _ASSETS = Path(__file__).resolve().parents[1] / "assets"
 _INDEX = "model.safetensors.index.json"
 _FLOATS = ("F64", "F32", "F16", "BF16")
-_DROPOUT = re.compile(r"(?!classifier|summary|pooler|head|seq)(\w+_)?(dropout|pdrop)(_prob|_rate)?")
-"""The fields of configurations that drop numbers of a language model; heads that are not its own have others."""
 
 
 @dataclass(frozen=True)
@@ -60,26 +56,16 @@ class LocatedBase:
     revision: str | None
     """The commit of a hub model."""
 
-    def config(self, dropout: float | None = None) -> PreTrainedConfig:
-        """The architecture, with `dropout` in the places where it has dropout.
+    def config(self) -> PreTrainedConfig:
+        """The architecture.
 
         Raises:
             BaseError: the folder holds no configuration of a causal language model that Transformers has.
-            FieldError: the architecture has no dropout to set.
         """
         try:
-            config = AutoConfig.from_pretrained(self.folder, trust_remote_code=False)
+            return AutoConfig.from_pretrained(self.folder, trust_remote_code=False)
         except (OSError, ValueError, KeyError) as error:
             raise _unusable(self.reference, error) from error
-        places = list(_dropouts(config.get_text_config())) if dropout is not None else []
-        if dropout is not None and not places:
-            raise FieldError("base.dropout", f"{config.model_type} has no dropout to set.", remedy="Remove it.")
-        for part, name in places:
-            try:
-                setattr(part, name, dropout)
-            except StrictDataclassFieldValidationError:  # MPT's says that it is a whole number
-                console.warning(f"base.dropout leaves {name} as it is, as {config.model_type} takes no share there.")
-        return config
 
     def tokenizer(self) -> Any:
         """The base's own tokenizer.
@@ -312,15 +298,6 @@ class BaseWeights:
     def is_transposed(self, module: str) -> bool:
         """Whether a module holds its weight as [in, out], as GPT-2's Conv1D and embeddings do, not as [out, in]."""
         return isinstance(self._modules[module], Conv1D | nn.Embedding)
-
-
-def _dropouts(config: PreTrainedConfig) -> Iterator[tuple[PreTrainedConfig, str]]:
-    """The places of a configuration that have a probability of dropout, in its parts too: each a part and a name."""
-    for name, value in vars(config).items():
-        if isinstance(value, PreTrainedConfig):
-            yield from _dropouts(value)
-        elif _DROPOUT.fullmatch(name) and (value is None or type(value) in (int, float)):
-            yield config, name
 
 
 def weight_files(folder: Path) -> list[Path]:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import re
+from collections.abc import Iterable, Iterator
 from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+from huggingface_hub.errors import StrictDataclassFieldValidationError
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
-from transformers import PreTrainedTokenizerFast
+from transformers import PreTrainedConfig, PreTrainedTokenizerFast
 
 from peftkit import console
 from peftkit.errors import FieldError
@@ -22,7 +24,10 @@ from peftkit.recipe.hyperparameters import Base, Init
 from peftkit.recipe.schema import Recipe
 from peftkit.shortage import memory_for
 
-__all__ = ["Start", "new_start", "padding_id", "positions", "pretrained_start"]
+__all__ = ["Start", "new_start", "padding_id", "positions", "pretrained_start", "with_dropout"]
+
+_DROPOUT = re.compile(r"(?!classifier|summary|pooler|head|seq)(\w+_)?(dropout|pdrop)(_prob|_rate)?")
+"""The fields of configurations that drop numbers of a language model; heads that are not its own have others."""
 
 _END_OF_TEXT = "<|endoftext|>"
 _PADDING = "<|pad|>"
@@ -83,7 +88,7 @@ def pretrained_start(recipe: Recipe) -> Start:
         BaseError: it cannot be opened.
     """
     outline = locate_base(recipe.base, weights=False)
-    config = outline.config(recipe.base.dropout)
+    config = with_dropout(outline.config(), recipe.base.dropout)
     _check_length(recipe, positions(config))
     _check_stored(recipe, getattr(config, "quantization_config", None))
     method = method_named(recipe.method)
@@ -113,6 +118,32 @@ def padding_id(tokenizer: Any) -> int:
 def positions(config: Any) -> int | None:
     """The tokens that a model can see at once; None where its structure has no limit."""
     return getattr(config.get_text_config(), "max_position_embeddings", None)
+
+
+def with_dropout(config: PreTrainedConfig, dropout: float | None) -> PreTrainedConfig:
+    """A configuration with this probability in all places where it has dropout; unchanged if it is None.
+
+    Raises:
+        FieldError: the architecture has no dropout to set.
+    """
+    places = list(_dropouts(config.get_text_config())) if dropout is not None else []
+    if dropout is not None and not places:
+        raise FieldError("base.dropout", f"{config.model_type} has no dropout to set.", remedy="Remove it.")
+    for part, name in places:
+        try:
+            setattr(part, name, dropout)
+        except StrictDataclassFieldValidationError:  # MPT's says that it is a whole number
+            console.warning(f"base.dropout leaves {name} as it is, as {config.model_type} takes no share there.")
+    return config
+
+
+def _dropouts(config: PreTrainedConfig) -> Iterator[tuple[PreTrainedConfig, str]]:
+    """The places of a configuration that have a probability of dropout, in its parts too: each a part and a name."""
+    for name, value in vars(config).items():
+        if isinstance(value, PreTrainedConfig):
+            yield from _dropouts(value)
+        elif _DROPOUT.fullmatch(name) and (value is None or type(value) in (int, float)):
+            yield config, name
 
 
 def _check_length(recipe: Recipe, seen: int | None) -> None:

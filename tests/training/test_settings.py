@@ -19,6 +19,7 @@ from peftkit.models.base import locate_base
 from peftkit.models.methods.lora import METHOD
 from peftkit.models.outline import held_bytes
 from peftkit.models.quantization import load_base, quantised_modules
+from peftkit.models.start import with_dropout
 from peftkit.recipe.hyperparameters import Lora, Quantization, Training
 from peftkit.recipe.libraries import BITSANDBYTES_CONFIG, LORA_CONFIG, TRAINING_ARGUMENTS, installed_arguments
 from peftkit.recipe.loader import load_recipe
@@ -204,7 +205,7 @@ def test_dropout_is_set_in_every_module_that_has_it(name: str, tmp_path: Path) -
     zoo.make(name, tmp_path)
     base = locate_base(Base(model=str(tmp_path)))
 
-    structure = base.structure(base.config(0.25))
+    structure = base.structure(with_dropout(base.config(), 0.25))
 
     inner = getattr(structure.model, "language_model", structure) if name == "gemma3" else structure
     rates = {
@@ -222,7 +223,7 @@ def test_a_dropout_that_a_configuration_does_not_take_is_named(
 ) -> None:
     zoo.make("mpt", tmp_path)
 
-    config = locate_base(Base(model=str(tmp_path))).config(0.25)
+    config = with_dropout(locate_base(Base(model=str(tmp_path))).config(), 0.25)
 
     named = "attn_pdrop" in capsys.readouterr().err  # a version of Transformers takes whole numbers alone there
     assert (config.resid_pdrop, config.emb_pdrop) == (0.25, 0.25)
