@@ -30,6 +30,7 @@ from peftkit.models.base import LocatedBase, locate_base, open_tokenizer
 from peftkit.models.dtypes import hold_in_float32
 from peftkit.models.methods import PREFIX
 from peftkit.models.quantization import load_base
+from peftkit.models.start import with_dropout
 from peftkit.recipe.hyperparameters import Quantization
 from peftkit.recipe.schema import Base, Recipe
 from peftkit.runs.folder import RunFolder
@@ -147,7 +148,7 @@ def find_held_base(adapter: Adapter, given: GivenBase = AS_RECORDED) -> HeldBase
         what = f"was trained on another {record.base['model']} than {base.folder}."
         remedy = "Weights or configuration differ; bring back that base, or name its place with --base."
         raise TargetError(what, where=str(adapter.folder), remedy=remedy)
-    return HeldBase(base, base.config(own.dropout), record.recipe.base_quantization, record.base_dtype)
+    return HeldBase(base, with_dropout(base.config(), own.dropout), record.recipe.base_quantization, record.base_dtype)
 
 
 def model_as_base(model: Base) -> HeldBase:

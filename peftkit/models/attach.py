@@ -20,9 +20,12 @@ from peftkit.models.dtypes import hold_in_float32
 from peftkit.models.quantization import quantised_modules
 
 __all__ = [
-    "adapted", "count_embeddings", "count_parameters", "embedding_modules", "inner_model", "load_adapter", "matches",
-    "resolve_targets", "tied_modules",
+    "FILTERS", "adapted", "count_embeddings", "count_parameters", "embedding_modules", "filtered", "inner_model",
+    "load_adapter", "matches", "not_adapted", "resolve_targets", "tied_modules",
 ]  # fmt: skip
+
+FILTERS = ("exclude_modules", "layers_to_transform", "layers_pattern")
+"""What chooses among the targets. PEFT passes over the last two where it is given full names, as it is here."""
 
 
 def resolve_targets(
@@ -86,6 +89,58 @@ def _is_linear(module: Any) -> bool:
         result = module(torch.empty(1, module.in_features, device=module.weight.device, dtype=module.weight.dtype))
         return isinstance(result, torch.Tensor) and result.shape == (1, module.out_features)
     return False
+
+
+def not_adapted(structure: Any, targets: list[str]) -> dict[str, str]:
+    """Those of the modules that PEFT puts no LoRA on, by its own rules, each with the reason.
+
+    They are some of Mamba's, whose weights fused kernels read themselves, and those that are called as the experts of a
+    mixture were before Transformers 5: PEFT takes the names for these experts, which are parameters now.
+    """
+    from peft import LoraConfig
+    from peft.tuners.lora import LoraModel
+    from peft.utils.transformers_weight_conversion import convert_peft_config_for_transformers
+
+    config = LoraConfig(target_modules=targets)
+    convert_peft_config_for_transformers(config, structure, None)
+    experts = f"it takes the name for weights of the experts of {structure.config.model_type}."
+    refused = {name: experts for name in targets if name not in config.target_modules}
+    for name in targets:
+        try:
+            LoraModel._check_target_module_compatiblity(None, config, structure, name.rpartition(".")[2])
+        except ValueError as error:
+            refused[name] = first_line(error)
+    return refused
+
+
+def filtered(targets: list[str], extras: Mapping[str, Any]) -> list[str]:
+    """The targets that are left by `exclude_modules`, `layers_to_transform` and `layers_pattern`, by PEFT's own rule.
+
+    Raises:
+        FieldError: one of these leaves them all, or a layer has none.
+    """
+    from peft import LoraConfig
+    from peft.tuners.tuners_utils import check_target_module_exists
+
+    ends = sorted({name.rpartition(".")[2] for name in targets})
+
+    def left(**filters: Any) -> list[str]:
+        config = LoraConfig(target_modules=ends, **filters)
+        return [name for name in targets if check_target_module_exists(config, name)]
+
+    filters = {name: extras[name] for name in FILTERS if extras.get(name) not in (None, [], "")}
+    excluded, layers = filters.get("exclude_modules", []), filters.get("layers_to_transform", [])
+    for pattern in [excluded] if isinstance(excluded, str) else excluded:
+        if left(exclude_modules=excluded if pattern is excluded else [pattern]) == targets:
+            raise FieldError("lora.exclude_modules", f"{pattern!r} excludes none of the targets.", remedy="Remove it.")
+    for layer in [layers] if isinstance(layers, int) else layers:
+        if not left(layers_to_transform=[layer], layers_pattern=filters.get("layers_pattern")):
+            what = f"no target is in layer {layer}; they are counted from 0."
+            raise FieldError("lora.layers_to_transform", what, remedy="Name layers that the base has.")
+    found = left(**filters)
+    if not found:
+        raise FieldError("lora.exclude_modules", "excludes all of the targets.", remedy="Exclude fewer.")
+    return found
 
 
 def adapted(model: Any, kind: Any, targets: list[str], base_folder: Path, **settings: Any) -> Any:

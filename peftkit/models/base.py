@@ -43,7 +43,6 @@ logging.disable_progress_bar()
 _ASSETS = Path(__file__).resolve().parents[1] / "assets"
 _INDEX = "model.safetensors.index.json"
 _FLOATS = ("F64", "F32", "F16", "BF16")
-_DROPOUT_NAMES = ("resid_pdrop", "embd_pdrop", "attn_pdrop", "attention_dropout", "hidden_dropout", "embedding_dropout")
 
 
 @dataclass(frozen=True)
@@ -57,23 +56,16 @@ class LocatedBase:
     revision: str | None
     """The commit of a hub model."""
 
-    def config(self, dropout: float | None = None) -> PreTrainedConfig:
-        """The architecture, with `dropout` in the places where it has dropout.
+    def config(self) -> PreTrainedConfig:
+        """The architecture.
 
         Raises:
             BaseError: the folder holds no configuration of a causal language model that Transformers has.
-            FieldError: the architecture has no dropout to set.
         """
         try:
-            config = AutoConfig.from_pretrained(self.folder, trust_remote_code=False)
+            return AutoConfig.from_pretrained(self.folder, trust_remote_code=False)
         except (OSError, ValueError, KeyError) as error:
             raise _unusable(self.reference, error) from error
-        names = [name for name in _DROPOUT_NAMES if hasattr(config, name)] if dropout is not None else []
-        if dropout is not None and not names:
-            raise FieldError("base.dropout", f"{config.model_type} has no dropout to set.", remedy="Remove it.")
-        for name in names:
-            setattr(config, name, dropout)
-        return config
 
     def tokenizer(self) -> Any:
         """The base's own tokenizer.

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import re
+from collections.abc import Iterable, Iterator
 from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+from huggingface_hub.errors import StrictDataclassFieldValidationError
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
-from transformers import PreTrainedTokenizerFast
+from transformers import PreTrainedConfig, PreTrainedTokenizerFast
 
+from peftkit import console
 from peftkit.errors import FieldError
 from peftkit.models.base import LocatedBase, locate_base
 from peftkit.models.dtypes import hold
@@ -21,7 +24,10 @@ from peftkit.recipe.hyperparameters import Base, Init
 from peftkit.recipe.schema import Recipe
 from peftkit.shortage import memory_for
 
-__all__ = ["Start", "new_start", "padding_id", "positions", "pretrained_start"]
+__all__ = ["Start", "new_start", "padding_id", "positions", "pretrained_start", "with_dropout"]
+
+_DROPOUT = re.compile(r"(?!classifier|summary|pooler|head|seq)(\w+_)?(dropout|pdrop)(_prob|_rate)?")
+"""The fields of configurations that drop numbers of a language model; heads that are not its own have others."""
 
 _END_OF_TEXT = "<|endoftext|>"
 _PADDING = "<|pad|>"
@@ -82,8 +88,9 @@ def pretrained_start(recipe: Recipe) -> Start:
         BaseError: it cannot be opened.
     """
     outline = locate_base(recipe.base, weights=False)
-    config = outline.config(recipe.base.dropout)
+    config = with_dropout(outline.config(), recipe.base.dropout)
     _check_length(recipe, positions(config))
+    _check_stored(recipe, getattr(config, "quantization_config", None))
     method = method_named(recipe.method)
     targets = method.targets(outline.structure(config), recipe.adapter) if recipe.trains_adapter else []
     located = locate_base(recipe.base)
@@ -110,13 +117,61 @@ def padding_id(tokenizer: Any) -> int:
 
 def positions(config: Any) -> int | None:
     """The tokens that a model can see at once; None where its structure has no limit."""
-    return getattr(config, "max_position_embeddings", None)
+    return getattr(config.get_text_config(), "max_position_embeddings", None)
+
+
+def with_dropout(config: PreTrainedConfig, dropout: float | None) -> PreTrainedConfig:
+    """A configuration with this probability in all places where it has dropout; unchanged if it is None.
+
+    Raises:
+        FieldError: the architecture has no dropout to set.
+    """
+    places = list(_dropouts(config.get_text_config())) if dropout is not None else []
+    if dropout is not None and not places:
+        raise FieldError("base.dropout", f"{config.model_type} has no dropout to set.", remedy="Remove it.")
+    for part, name in places:
+        try:
+            setattr(part, name, dropout)
+        except StrictDataclassFieldValidationError:  # MPT's says that it is a whole number
+            console.warning(f"base.dropout leaves {name} as it is, as {config.model_type} takes no share there.")
+    return config
+
+
+def _dropouts(config: PreTrainedConfig) -> Iterator[tuple[PreTrainedConfig, str]]:
+    """The places of a configuration that have a probability of dropout, in its parts too: each a part and a name."""
+    for name, value in vars(config).items():
+        if isinstance(value, PreTrainedConfig):
+            yield from _dropouts(value)
+        elif _DROPOUT.fullmatch(name) and (value is None or type(value) in (int, float)):
+            yield config, name
 
 
 def _check_length(recipe: Recipe, seen: int | None) -> None:
     if seen is not None and recipe.data.max_length > seen:
         what = f"is {recipe.data.max_length}, but the base sees at most {seen} tokens."
         raise FieldError("data.max_length", what, remedy=f"Set it to {seen} or less.")
+
+
+def _check_stored(recipe: Recipe, stored: dict[str, Any] | None) -> None:
+    """See that a recipe asks for nothing else of a base that is quantised on the disk, and report that it is.
+
+    Raises:
+        FieldError: its weights cannot be trained, or are quantised in another way than the recipe says.
+    """
+    if stored is None:
+        return
+    library, wanted = stored.get("quant_method"), recipe.base_quantization
+    what = f"the base is quantised on the disk by {library}"
+    if not recipe.trains_adapter:
+        raise FieldError("base.model", f"{what}: its weights cannot be trained.", remedy="Use method: qlora.")
+    if wanted and wanted.backend != library:
+        raise FieldError("quantization.backend", f"is {wanted.backend}, but {what}.", remedy="Use method: lora.")
+    for name, value in (wanted.model_dump(exclude={"backend"}) if wanted else {}).items():
+        if stored.get(name, value) != value:
+            remedy = f"Set it to {str(stored[name]).lower()}, as it is there."
+            raise FieldError(f"quantization.{name}", f"would have no effect: {what}.", remedy=remedy)
+    if not wanted:
+        console.warning(f"{what}, and stays so: method {recipe.method} trains an adapter on the quantised weights.")
 
 
 def _trained_tokenizer(texts: Iterable[str], init: Init) -> PreTrainedTokenizerFast:

@@ -8,7 +8,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from peftkit.errors import nearest
 from peftkit.recipe.libraries import BITSANDBYTES_CONFIG, LORA_CONFIG, OPTIMIZERS, SCHEDULERS, TRAINING_ARGUMENTS
-from peftkit.recipe.names import LORA_INITS_BEYOND
+from peftkit.recipe.names import LORA_INITS_BEYOND, QUANTIZATION_WIDTHS
 from peftkit.recipe.quantizers import QUANTIZERS
 from peftkit.recipe.section import LibrarySection, Positive, Section, disagree
 
@@ -245,10 +245,16 @@ class Lora(LibrarySection):
 
     @model_validator(mode="after")
     def _leaves_the_base_alone(self) -> Lora:
-        initial = (self.model_extra or {}).get("init_lora_weights")
+        extras = self.model_extra or {}
+        if extras.get("layers_pattern") and extras.get("layers_to_transform") is None:
+            disagree(("layers_pattern", "says where the number of a layer is: it needs layers_to_transform. Set both."))
+        initial = extras.get("init_lora_weights")
+        if initial == "eva":
+            what = "eva begins from activations on the data, which peftkit does not collect."
+            disagree(("init_lora_weights", f"{what} Use true, gaussian or orthogonal."))
         if isinstance(initial, str) and initial.startswith(LORA_INITS_BEYOND):
             what = f"{initial} changes the base's weights, which an adapter alone does not carry."
-            disagree(("init_lora_weights", f"{what} Use true, gaussian, orthogonal or eva."))
+            disagree(("init_lora_weights", f"{what} Use true, gaussian or orthogonal."))
         return self
 
 
@@ -307,6 +313,8 @@ class Quantization(LibrarySection):
         if self.model_extra and self.backend != "bitsandbytes":
             what = f"is bitsandbytes' own, and {self.backend} does not take it. Remove it."
             disagree(*((name, what) for name in sorted(self.model_extra)))
+        of_another = [name for name in self.model_extra or {} if QUANTIZATION_WIDTHS.get(name, width) != width]
+        disagree(*((name, f"has no effect on weights in {width} bits. Remove it.") for name in sorted(of_another)))
         return self
 
 

@@ -4,11 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-__all__ = ["LORA_BEYOND", "LORA_INITS_BEYOND", "LORA_OWNED", "QUANTIZATION_OWNED", "TRAINING_REFUSED"]
+__all__ = [
+    "LORA_BEYOND", "LORA_INITS_BEYOND", "LORA_OWNED", "QUANTIZATION_OWNED", "QUANTIZATION_WIDTHS", "TRAINING_REFUSED",
+]  # fmt: skip
 
 _USE_PRECISION = "Set precision: fp32, fp16 or bf16 at the top level of the recipe."
 _FROM_ENVIRONMENT = "Remove it: a recipe holds no secrets, and training does not upload."
 _OTHERWISE_SHARDED = "Remove it: for a model that is too large for each process, use fsdp: true, or method: qlora."
+
+_OF_LOGITS = (
+    "eval_do_concat_batches", "eval_use_gather_object", "eval_accumulation_steps", "include_for_metrics",
+    "batch_eval_metrics",
+)  # fmt: skip
 
 TRAINING_REFUSED: Mapping[str, str] = {
     # Names that Transformers had once, or that other tools use, with their successors (Transformers 5.23).
@@ -59,6 +66,11 @@ TRAINING_REFUSED: Mapping[str, str] = {
     "ignore_data_skip": "Remove it: a resumed run sees the rows that it would have seen.",
     "restore_callback_states_from_checkpoint": "Remove it: the whole state is always restored.",
     "dataloader_persistent_workers": "Remove it: a resumed run would draw other random numbers.",
+    "use_cache": "Remove it: training never uses a cache.",
+    "skip_memory_metrics": "Remove it: the peak of the memory is always measured.",
+    "save_on_each_node": "Remove it: the main process writes the checkpoints.",
+    "length_column_name": "Remove it: the lengths of rows are known.",
+    **dict.fromkeys(_OF_LOGITS, "Remove it: an evaluation sums the loss, and keeps no logits."),
     "enable_jit_checkpoint": "Remove it: SIGTERM always saves first.",
     "fsdp_config": "Remove it: fsdp: true shards each layer by itself, and leaves nothing to configure.",
     **dict.fromkeys(("deepspeed", "parallelism_config"), _OTHERWISE_SHARDED),
@@ -98,6 +110,9 @@ LORA_OWNED: Mapping[str, str] = {
     "base_model_name_or_path": "Set base.model.",
     "fan_in_fan_out": "Remove it: it follows from the layer that the adapter is put on.",
     "runtime_config": "Remove it: peftkit does not offload.",
+    "megatron_core": "Remove it: peftkit does not train with Megatron.",
+    "qalora_group_size": "Remove it: it belongs to use_qalora, which peftkit does not take.",
+    "eva_config": "Remove it: EVA begins from activations on the data, which peftkit does not collect.",
     "rank": "Use r.",
     "lora_r": "Use r.",
     "alpha": "Use lora_alpha.",
@@ -107,9 +122,17 @@ LORA_OWNED: Mapping[str, str] = {
 
 QUANTIZATION_OWNED: Mapping[str, str] = {
     "bnb_4bit_compute_dtype": "Set precision at the top level of the recipe; matmuls are computed in it.",
+    "llm_int8_enable_fp32_cpu_offload": "Remove it: peftkit does not offload.",
     "kwargs": "Name the argument itself.",
     "quant_type": "Use bnb_4bit_quant_type.",
     "double_quant": "Use bnb_4bit_use_double_quant.",
     "bits": "Use load_in_4bit: true or load_in_8bit: true.",
 }
 """Names that the `quantization` section does not take."""
+
+QUANTIZATION_WIDTHS: Mapping[str, int] = {
+    "llm_int8_threshold": 8,
+    "llm_int8_has_fp16_weight": 8,
+    "bnb_4bit_quant_storage": 4,
+}
+"""Arguments of `BitsAndBytesConfig` that have an effect on weights of one width alone, in bits."""

@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 import peftkit
 from peftkit.errors import BaseError, FieldError, UnfetchedError
 from peftkit.models.base import BaseWeights, LocatedBase, base_at_hand, locate_base
+from peftkit.models.start import with_dropout
 from peftkit.recipe.schema import Base
 
 EMBEDDED = Path(peftkit.__file__).parent / "assets" / "tiny-gpt2"
@@ -46,7 +47,7 @@ def test_the_structure_is_known_without_weights(folder: Path) -> None:
 
 
 def test_dropout_is_set_everywhere(folder: Path) -> None:
-    config = located(folder).config(0.25)
+    config = with_dropout(located(folder).config(), 0.25)
 
     assert (config.resid_pdrop, config.embd_pdrop, config.attn_pdrop) == (0.25, 0.25, 0.25)
 

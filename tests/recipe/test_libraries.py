@@ -117,12 +117,12 @@ def test_biases_that_an_older_peft_would_not_save_are_refused_where_they_are_tra
 @pytest.mark.usefixtures("older")
 def test_only_the_sections_that_the_method_uses_need_their_library(recipe_path: Path) -> None:
     full, lora = (
-        load_recipe(recipe_path, method=method, overrides=["lora.layers_pattern=h"]).recipe
+        load_recipe(recipe_path, method=method, overrides=["lora.layers_to_transform=[0]"]).recipe
         for method in ("full", "lora")
     )
 
     check_installed(full)
-    with pytest.raises(FieldError, match=r"lora\.layers_pattern: peft .* has no argument layers_pattern"):
+    with pytest.raises(FieldError, match=r"lora\.layers_to_transform: peft .* has no argument layers_to_transform"):
         check_installed(lora)
 
 

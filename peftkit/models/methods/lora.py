@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from peftkit.errors import FieldError, TargetError, first_line
+from peftkit.errors import FieldError, TargetError
 from peftkit.models.methods import PREFIX, Floats, Overlap, Size, TrainingMethod, Update
 from peftkit.recipe.hyperparameters import Lora
 from peftkit.recipe.names import LORA_BEYOND, LORA_INITS_BEYOND
@@ -171,21 +171,24 @@ class _Lora(TrainingMethod):
     smaller = "Lower lora.r, or use a smaller base."
 
     def targets(self, structure: Any, settings: Lora) -> list[str]:
-        from peftkit.models.attach import resolve_targets
+        from peftkit.models.attach import filtered, not_adapted, resolve_targets
 
         found = resolve_targets(structure, settings.target_modules, _AUTO, _FALLBACK, "lora.target_modules")
-        refused = _refused(structure, found)
+        refused = not_adapted(structure, found)
         if refused and settings.target_modules not in ("auto", "all-linear"):
             name, reason = next(iter(refused.items()))
             raise FieldError("lora.target_modules", f"PEFT does not adapt {name}: {reason}", remedy="Leave it out.")
-        return [name for name in found if name not in refused]
+        extras = settings.model_extra or {}
+        left = filtered([name for name in found if name not in refused], extras)
+        _check_patterns(left, extras)
+        return left
 
     def attach(self, model: Any, settings: Lora, targets: list[str], base_folder: Path) -> Any:
         from peft import LoraConfig
 
-        from peftkit.models.attach import adapted
+        from peftkit.models.attach import FILTERS, adapted
 
-        arguments = settings.model_dump(exclude={"target_modules"})
+        arguments = settings.model_dump(exclude={"target_modules", *FILTERS})
         return adapted(model, LoraConfig, targets, base_folder, **arguments)
 
     def has_effect(self, model: Any, before: Mapping[str, Any]) -> bool:
@@ -229,26 +232,13 @@ class _Lora(TrainingMethod):
         return updates
 
 
-def _refused(structure: Any, targets: list[str]) -> dict[str, str]:
-    """Those of the modules that PEFT puts no LoRA on, by its own rules, each with the reason.
-
-    They are some of Mamba's, whose weights fused kernels read themselves, and those that are called as the experts of a
-    mixture were before Transformers 5: PEFT takes the names for these experts, which are parameters now.
-    """
-    from peft import LoraConfig
-    from peft.tuners.lora import LoraModel
-    from peft.utils.transformers_weight_conversion import convert_peft_config_for_transformers
-
-    config = LoraConfig(target_modules=targets)
-    convert_peft_config_for_transformers(config, structure, None)
-    experts = f"it takes the name for weights of the experts of {structure.config.model_type}."
-    refused = {name: experts for name in targets if name not in config.target_modules}
-    for name in targets:
-        try:
-            LoraModel._check_target_module_compatiblity(None, config, structure, name.rpartition(".")[2])
-        except ValueError as error:
-            refused[name] = first_line(error)
-    return refused
+def _check_patterns(targets: list[str], extras: Mapping[str, Any]) -> None:
+    """See that each rank and each alpha of a pattern is that of some target."""
+    for field in ("rank_pattern", "alpha_pattern"):
+        for key in extras.get(field) or {}:
+            if not (_is_expression(key) and any(_fits(key, name) for name in targets)):
+                what = f"{key!r} matches no module that gets an adapter."
+                raise FieldError(f"lora.{field}", what, remedy="Use the end of a module's name.")
 
 
 def _check_kind(folder: Path, config: Mapping[str, Any]) -> None:
@@ -268,9 +258,14 @@ def _scaling(config: Mapping[str, Any], module: str, rank: int) -> float:
     PEFT reads the keys of the pattern as expressions for the ends of modules' names, and takes the first that fits.
     """
     pattern: dict[str, float] = config.get("alpha_pattern") or {}
-    key = next((key for key in pattern if re.match(rf"(.*\.)?({key})$", module)), None)
+    key = next((key for key in pattern if _fits(key, module)), None)
     alpha = float(config["lora_alpha"] if key is None else pattern[key])
     return alpha / math.sqrt(rank) if config.get("use_rslora") else alpha / rank
+
+
+def _fits(key: str, module: str) -> bool:
+    """Whether a pattern's key is for a module, as PEFT has it."""
+    return re.match(rf"(.*\.)?({key})$", module) is not None
 
 
 def _is_expression(text: str) -> bool:

@@ -6,6 +6,7 @@ import contextlib
 import logging
 import warnings
 from collections.abc import Callable, Iterator
+from copy import deepcopy
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -48,10 +49,9 @@ class _BitsAndBytes(Backend):
     def load(
         self, base: LocatedBase, config: PreTrainedConfig, quantization: Quantization, dtype: str, device: str
     ) -> Any:
+        asked = _library_config(quantization, dtype, lambda: base.structure(deepcopy(config)))
         with _hushed():
-            model = base.load(
-                config, dtype, quantization_config=_library_config(quantization, dtype), device_map={"": device}
-            )
+            model = base.load(config, dtype, quantization_config=asked, device_map={"": device})
         for module in self.modules(model).values():
             if module.bias is not None:  # the live one is rounded to what its layer is given, in place
                 module.bias_of_base = module.bias.detach().clone()
@@ -70,7 +70,8 @@ class _BitsAndBytes(Backend):
     def prepared(self, structure: Any, quantization: Quantization, dtype: str) -> dict[str, Any]:
         from transformers.quantizers.auto import AutoHfQuantizer
 
-        quantizer = AutoHfQuantizer.from_config(_library_config(quantization, dtype), pre_quantized=False)
+        asked = _library_config(quantization, dtype, lambda: structure)
+        quantizer = AutoHfQuantizer.from_config(asked, pre_quantized=False)
         with _hushed():
             quantizer.preprocess_model(structure, dtype=getattr(torch, dtype), device_map={"": "cpu"})
         return self.modules(structure)
@@ -132,8 +133,13 @@ class _BitsAndBytes(Backend):
         return kind, f"4 bits, {kind.upper()}{double}"
 
 
-def _library_config(quantization: Quantization, dtype: str) -> BitsAndBytesConfig:
+def _library_config(quantization: Quantization, dtype: str, structure: Callable[[], Any]) -> BitsAndBytesConfig:
+    """The library's configuration; modules that a recipe leaves out are left out besides the head, not instead."""
     settings = quantization.model_dump(exclude={"backend"})
+    if left_out := settings.get("llm_int8_skip_modules"):
+        model = structure()
+        head = model.get_output_embeddings()
+        settings["llm_int8_skip_modules"] = [*left_out, *(name for name, each in model.named_modules() if each is head)]
     return BitsAndBytesConfig(**settings, bnb_4bit_compute_dtype=getattr(torch, dtype))
 
 
