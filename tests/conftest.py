@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import gc
 import json
 import os
 import shutil
@@ -67,6 +68,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         parser.addoption("--dist", help="without pytest-xdist, nothing")
     if find_spec("pytest_timeout") is None:
         parser.addini("timeout", help="without pytest-timeout, nothing")
+
+
+def pytest_collection_finish() -> None:
+    """Keep the libraries out of garbage collections, of which a run makes several: a quarter of the tests' time."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import gc
 import json
 import signal
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -58,14 +57,6 @@ class StopAfter(StopRequest):
             return super().__getattribute__(name)
         self._left -= 1
         return signal.SIGTERM.value if self._left <= 0 else None
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _collecting_only_what_is_new() -> Iterator[None]:
-    """A run collects garbage three times, and each time would look at all of the libraries: half of its time here."""
-    gc.freeze()
-    yield
-    gc.unfreeze()
 
 
 @pytest.fixture(autouse=True)
