@@ -16,6 +16,7 @@ from safetensors.torch import load_file, save_file
 from torch import distributed
 from torch.distributed import HashStore  # type: ignore[attr-defined]
 from torch.distributed.tensor import DTensor
+from transformers import AutoModelForCausalLM
 
 from peftkit.errors import FieldError, RunError
 from peftkit.models.loss import evaluate_loss
@@ -251,7 +252,8 @@ def test_a_checkpoint_that_is_not_the_adapters_is_refused_by_name(
     change: dict[str, torch.Tensor], tmp_path: Path
 ) -> None:
     settings = LoraConfig(r=2, target_modules=["query_key_value"], modules_to_save=["final_layer_norm"])
-    model = get_peft_model(zoo.make("gpt_neox", tmp_path / "base"), settings)
+    zoo.make("gpt_neox", tmp_path / "base")
+    model = get_peft_model(AutoModelForCausalLM.from_pretrained(tmp_path / "base"), settings)
     model.save_pretrained(tmp_path / "step-1")
     place = tmp_path / "step-1" / "adapter_model.safetensors"
     tensors = load_file(place)
