@@ -49,6 +49,35 @@ def test_all_linear_is_every_conv1d_but_not_the_head() -> None:
     assert kinds == {"attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj"}
 
 
+@pytest.mark.parametrize(
+    ("name", "ends"),
+    [
+        ("bloom", {"query_key_value"}), ("falcon", {"query_key_value"}), ("mpt", {"Wqkv"}), ("codegen", {"qkv_proj"}),
+        ("gpt_bigcode", {"c_attn"}), ("phi3", {"qkv_proj"}), ("openai-gpt", {"c_attn"}), ("ctrl", {"Wq", "Wk", "Wv"}),
+        ("deepseek_v3", {"q_a_proj", "q_b_proj", "kv_a_proj_with_mqa", "kv_b_proj"}), ("jetmoe", {"kv_proj"}),
+        ("mamba2", {"in_proj"}), ("phi", {"q_proj", "v_proj"}),
+    ],
+)  # fmt: skip
+def test_auto_is_what_attention_computes_from_hidden_states(name: str, ends: set[str], tmp_path: Path) -> None:
+    zoo.make(name, tmp_path)
+    base = LocatedBase(name, tmp_path, None)
+
+    found = resolve_targets(base.structure(base.config()), "auto")
+
+    assert {target.rpartition(".")[2] for target in found} == ends
+
+
+def test_what_rwkv_rescales_and_what_sees_images_are_left_out(tmp_path: Path) -> None:
+    found = {}
+    for name in ("rwkv", "gemma3"):
+        zoo.make(name, tmp_path / name)
+        base = LocatedBase(name, tmp_path / name, None)
+        found[name] = resolve_targets(base.structure(base.config()), "all-linear")
+
+    assert not [target for target in found["rwkv"] if target.endswith(("attention.output", "feed_forward.value"))]
+    assert not [target for target in found["gemma3"] if "language_model" not in target]
+
+
 @pytest.mark.parametrize("name", ["deepseek_v3", "qwen3_next", "phimoe", "falcon_mamba", "falcon_h1"])
 def test_all_linear_is_what_peft_puts_an_adapter_on_in_each_architecture(name: str, tmp_path: Path) -> None:
     zoo.make(name, tmp_path)
