@@ -20,9 +20,12 @@ from peftkit.models.dtypes import hold_in_float32
 from peftkit.models.quantization import quantised_modules
 
 __all__ = [
-    "FILTERS", "adapted", "count_embeddings", "count_parameters", "embedding_modules", "filtered", "inner_model",
-    "load_adapter", "matches", "not_adapted", "resolve_targets", "tied_modules",
+    "FILTERS", "adapted", "attention_inputs", "count_embeddings", "count_parameters", "embedding_modules", "filtered",
+    "inner_model", "load_adapter", "matches", "not_adapted", "resolve_targets", "tied_modules",
 ]  # fmt: skip
+
+_OUTPUTS = ("c_proj", "dense", "o_proj", "out_proj", "output")
+"""What the projection from attention back to hidden states is called."""
 
 FILTERS = ("exclude_modules", "layers_to_transform", "layers_pattern")
 """What chooses among the targets. PEFT passes over the last two where it is given full names, as it is here."""
@@ -44,7 +47,7 @@ def resolve_targets(
     Raises:
         FieldError: a name or the expression matches nothing, or matches the tied embedding or head.
     """
-    linear = [name for name, module in structure.named_modules() if _is_linear(module)]
+    linear = _linear_layers(structure)
     head = _name_of(structure, structure.get_output_embeddings())
     tied = tied_modules(structure)
     adaptable = [name for name in linear if name != head]
@@ -79,6 +82,34 @@ def resolve_targets(
     return chosen
 
 
+def attention_inputs(structure: Any, usual: Sequence[str]) -> list[str]:
+    """The projections that attention computes from hidden states: by their usual names, PEFT's, or their place.
+
+    By their place they are the linear layers of a module that is called attention or, in models without it, mixer; but
+    for the one that projects back to hidden states, and for routers.
+    """
+    from peft.utils.constants import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
+
+    linear = _linear_layers(structure)
+    for names in (usual, TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING.get(structure.config.model_type, ())):
+        if found := [name for name in names if any(matches(module, name) for module in linear)]:
+            return found
+    for place in ("att", "mixer"):
+        inside = [name for name in linear if re.search(rf"\.\d+\.(?!.*router)\w*{place}", name)]
+        if found := [name for name in inside if name.rpartition(".")[2] not in _OUTPUTS]:
+            return found
+    return []
+
+
+def _linear_layers(structure: Any) -> list[str]:
+    """The names of the linear layers that text runs through: of a model that sees images too, its language model's."""
+    found = [name for name, module in structure.named_modules() if _is_linear(module)]
+    if structure.config.get_text_config() is structure.config:
+        return found
+    decoder = _name_of(structure, structure.get_decoder())
+    return [name for name in found if "." not in name or name.startswith(f"{decoder}.")]
+
+
 def _is_linear(module: Any) -> bool:
     """Whether a module is a linear layer, or computes what one computes: a router may be of such a class."""
     if not isinstance(module, nn.Linear | Conv1D):
@@ -105,6 +136,10 @@ def not_adapted(structure: Any, targets: list[str]) -> dict[str, str]:
     convert_peft_config_for_transformers(config, structure, None)
     experts = f"it takes the name for weights of the experts of {structure.config.model_type}."
     refused = {name: experts for name in targets if name not in config.target_modules}
+    if getattr(structure.config, "rescale_every", 0):  # RWKV's
+        divided = "the model divides its weight, and not the adapter, while it evaluates (rescale_every)."
+        ends = ("attention.output", "feed_forward.value")
+        refused |= {name: divided for name in targets if name.endswith(ends)}
     for name in targets:
         try:
             LoraModel._check_target_module_compatiblity(None, config, structure, name.rpartition(".")[2])

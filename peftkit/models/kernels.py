@@ -172,12 +172,13 @@ def _lora_linear(layer: Any, weight: Callable[[], torch.Tensor], x: torch.Tensor
     dropped = None if isinstance(dropout, nn.Identity) or dropout.p == 0 else dropout(kept)
     matrices = layer.lora_A[name].weight, layer.lora_B[name].weight
     inputs = (kept, dropped, *matrices, base.bias, weight, layer.scaling[name])
-    result: torch.Tensor = _LoraLinearFunction.apply(*inputs)  # type: ignore[no-untyped-call]
+    rows: torch.Tensor = _LoraLinearFunction.apply(*inputs)  # type: ignore[no-untyped-call]
+    result = rows.view(*x.shape[:-1], -1)  # here, as a view that a function of its own returns cannot be changed
     return result if layer.backend is None else result.to(x.dtype)
 
 
 class _LoraLinearFunction(torch.autograd.Function):
-    """`x W' + bias + scaling * dropped A' B'`, for x [..., in], W [out, in], A [rank, in] and B [out, rank].
+    """`x W' + bias + scaling * dropped A' B'`, [rows, out], for x [..., in], W [out, in], A [rank, in], B [out, rank].
 
     Autocast has nothing to do in it: all operands are of the dtype that it would give them.
     """
@@ -197,13 +198,13 @@ class _LoraLinearFunction(torch.autograd.Function):
         ctx.save_for_backward(x if dropped is None else dropped, inner, down_cast, up_cast)
         ctx.weight, ctx.scaling, ctx.has_dropout = weight, scaling, dropped is not None
         ctx.dtypes = (down.dtype, up.dtype)
-        return result.view(*x.shape[:-1], -1)
+        return result
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         seen, inner, down, up = ctx.saved_tensors
-        gradient = gradients[0].reshape(-1, gradients[0].shape[-1])
+        gradient = gradients[0]
         of_inner = gradient @ up
         of_x = gradient @ ctx.weight().to(gradient.dtype) if ctx.needs_input_grad[0] else None
         of_dropped = None

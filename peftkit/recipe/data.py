@@ -127,7 +127,7 @@ class Data(Section):
 
     packing: bool | None = None
     """Put several documents into one sequence, isolated from each other, so that no step is spent on padding. Unset:
-    true for text, false for the other formats."""
+    true for text, false for the other formats and for architectures that let such documents see each other."""
 
     max_leaked: Annotated[float, Field(ge=0, le=1)] | None = None
     """Largest share of the validation tokens that may be in documents which are trained on too; more is an error.

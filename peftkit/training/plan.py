@@ -9,6 +9,7 @@ import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -49,7 +50,7 @@ from peftkit.training.memory import (
     within_memory,
 )
 from peftkit.training.output import SAMPLE_TOKENS
-from peftkit.training.prepare import Run, prepare_run
+from peftkit.training.prepare import Run, load_isolated, prepare_run
 from peftkit.training.processes import NEVER, Processes, StopRequest
 from peftkit.training.train import build_trainer, train_from
 from peftkit.training.trainer import TokenTrainer
@@ -86,7 +87,8 @@ def plan(
     together = Processes(count=processes, local_count=processes)
     hardware = replace(elsewhere, device_count=processes) if elsewhere else None
     run = prepare_run(file, together, elsewhere=hardware)
-    found = estimate(run, hardware.memory_bytes if hardware else None)
+    limit = hardware.memory_bytes if hardware else None
+    found = estimate(run, limit)
     if seconds is None or hardware or together.are_many:
         return found
     if found.peak_memory_bytes > _HOPELESS * found.limit_bytes:
@@ -94,10 +96,11 @@ def plan(
         return found
     console.info(f"measuring {found.method} for about {seconds:.0f} s")
     with tempfile.TemporaryDirectory(prefix="peftkit-plan-") as name, console.silenced():
-        model = run.load()
+        run, live = load_isolated(run, partial(prepare_run, processes=together, elsewhere=hardware))
+        found = estimate(run, limit) if run.recipe.data.packing is not file.recipe.data.packing else found
         there = replace(run, folder=RunFolder(Path(name) / "run"), stop=stop)
         with there.folder.created(there.file.resolved_yaml(), there.manifest):
-            return _measured(found, there, model, seconds)
+            return _measured(found, there, live.model, seconds)
 
 
 def plan_methods(arguments: Sequence[str]) -> list[Plan]:

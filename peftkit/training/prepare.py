@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import secrets
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import datetime
 from functools import cached_property
@@ -13,11 +14,11 @@ from typing import Any
 from peftkit import console
 from peftkit.data.audit import Audit, audit, check
 from peftkit.data.prepare import RunData, prepare, texts
-from peftkit.errors import FieldError, InputError, printable
+from peftkit.errors import FieldError, InputError, RecipeError, printable
 from peftkit.models.attach import count_parameters
 from peftkit.models.attention import use_attention
 from peftkit.models.base import locate_base
-from peftkit.models.device import detect_hardware
+from peftkit.models.device import LiveModel, detect_hardware
 from peftkit.models.start import Start, new_start, pretrained_start
 from peftkit.planning.decisions import ChosenPrecision, Dtype, choose_base_dtype, choose_precision, decide
 from peftkit.planning.hardware import Hardware
@@ -33,7 +34,7 @@ from peftkit.storage import sha256_of_json
 from peftkit.training.processes import ALONE, NEVER, Processes, StopRequest
 from peftkit.training.weights import check_types
 
-__all__ = ["Run", "audit_recipe", "prepare_run"]
+__all__ = ["Run", "audit_recipe", "load_isolated", "prepare_run"]
 
 
 @dataclass
@@ -173,6 +174,26 @@ def prepare_run(file: RecipeFile, processes: Processes = ALONE, *, elsewhere: Ha
         settled = _settled(file, data, start)
     folder = RunFolder(file.output)
     return Run(settled, folder, processes, hardware, precision, base_dtype, start, data, warnings)
+
+
+def load_isolated(run: Run, again: Callable[[RecipeFile], Run]) -> tuple[Run, LiveModel]:
+    """A run with its model: one with a document in each row where the architecture lets packed ones see each other.
+
+    `again` prepares it by that recipe.
+
+    Raises:
+        RecipeError: such an architecture, and the recipe sets packing itself.
+        MemoryRunError: the model does not fit into memory.
+    """
+    try:
+        return run, LiveModel(run.load())
+    except RecipeError as error:
+        if run.recipe.data.packing is not None or [each.field for each in error.problems] != ["data.packing"]:
+            raise
+        reason = error.problems[0].what
+    console.info(f"{reason} The recipe does not set data.packing, so each row has one document.")
+    run = again(run.file.with_data({"packing": False}))
+    return run, LiveModel(run.load())
 
 
 def audit_recipe(file: RecipeFile, *, show: int, tokens: bool = False) -> tuple[Audit, list[str], InputError | None]:

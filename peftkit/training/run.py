@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ from peftkit.storage import file_fault, sha256_of_json, write_text
 from peftkit.training.memory import as_found, beyond_auto_batch, describe_batches, peak_memory_bytes, smaller_batch
 from peftkit.training.output import export_run, verify_output, write_after, write_before
 from peftkit.training.plan import estimate
-from peftkit.training.prepare import Run, prepare_run
+from peftkit.training.prepare import Run, load_isolated, prepare_run
 from peftkit.training.processes import ALONE, NEVER, Processes, StopRequest
 from peftkit.training.train import train
 
@@ -69,15 +70,19 @@ def run(
         if past and past.is_finished(file.recipe, options.allowed_changes):
             console.info(f"{past.folder.path} is finished: nothing is left to do.")
             return past.folder, past.manifest
-        run = prepare_run(file, processes)  # hardware, base, data, and the audit of the data
-        run.stop = stop
-        run.inputs.check()
-        if past:
-            past.continue_in(run, options.allowed_changes)
-        else:
-            _plan(run)
+
+        def prepared(file: RecipeFile) -> Run:
+            run = prepare_run(file, processes)  # hardware, base, data, and the audit of the data
+            run.stop = stop
+            run.inputs.check()
+            if past:
+                past.continue_in(run, options.allowed_changes)
+            else:
+                _plan(run)
+            return run
+
         with beyond_auto_batch(asked=options.auto_batch):
-            live = LiveModel(run.load())
+            run, live = load_isolated(prepared(file), prepared)
         with _held(run, past), beyond_auto_batch(asked=options.auto_batch):
             _carry_out(run, live, options)
         return run.folder, run.manifest
@@ -109,16 +114,15 @@ def follow(file: RecipeFile, processes: Processes, stop: StopRequest = NEVER) ->
     Raises:
         InputError, RunError, Stopped: as for the main process.
     """
-    run = prepare_run(file, processes)
+    run, live = load_isolated(prepare_run(file, processes), partial(prepare_run, processes=processes))
     run.stop = stop
-    model = run.load()
     orders = processes.wait_for(_ORDERS)
     run.run_id, run.folder, run.adopt = orders["run_id"], RunFolder(Path(orders["folder"])), orders["adopt"]
     run.file = run.file.with_training(orders["training"])
     if orders["step"] is not None:
         run.checkpoint = Checkpoint(orders["step"], checkpoint_place(run.folder.checkpoints, orders["step"]))
     with file.locating():
-        train(model, run)
+        train(live.model, run)
 
 
 def _orders(run: Run) -> dict[str, Any]:
@@ -199,10 +203,10 @@ class Past:
     recipe: Recipe
 
     def found(self, file: RecipeFile) -> RecipeFile:
-        """A recipe with what this run has found out for itself: batches that fit, and the time of its templates."""
+        """A recipe with what this run has found out for itself: batches that fit, time of templates, and packing."""
         file = as_found(file, self.manifest.auto_batch)
-        unset = file.recipe.data.time is None and self.recipe.data.time is not None
-        return file.with_data({"time": self.recipe.data.time}) if unset else file
+        unset = [name for name in ("time", "packing") if getattr(file.recipe.data, name) is None]
+        return file.with_data({name: getattr(self.recipe.data, name) for name in unset})
 
     def is_finished(self, recipe: Recipe, allowed: Sequence[str]) -> bool:
         """Whether nothing is left to do, once it is known to be the run that is asked for.

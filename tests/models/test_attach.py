@@ -7,6 +7,8 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
+from packaging.version import Version
 from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig
 
 from peftkit.errors import FieldError
@@ -16,6 +18,11 @@ from peftkit.models.methods.full import METHOD as FULL
 from peftkit.models.methods.lora import METHOD
 from peftkit.recipe.hyperparameters import Lora
 from tests import zoo
+
+MADE = pytest.mark.skipif(
+    Version(transformers.__version__) < Version("5.5"), reason="this version cannot make the configuration"
+)
+NEWER = [pytest.param(name, marks=MADE) for name in ("phimoe", "falcon_h1")]
 
 
 def small(kind: str = "gpt2", **changes: Any) -> Any:
@@ -49,7 +56,36 @@ def test_all_linear_is_every_conv1d_but_not_the_head() -> None:
     assert kinds == {"attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj"}
 
 
-@pytest.mark.parametrize("name", ["deepseek_v3", "qwen3_next", "phimoe", "falcon_mamba", "falcon_h1"])
+@pytest.mark.parametrize(
+    ("name", "ends"),
+    [
+        ("bloom", {"query_key_value"}), ("falcon", {"query_key_value"}), ("mpt", {"Wqkv"}), ("codegen", {"qkv_proj"}),
+        ("gpt_bigcode", {"c_attn"}), ("phi3", {"qkv_proj"}), ("openai-gpt", {"c_attn"}), ("ctrl", {"Wq", "Wk", "Wv"}),
+        ("deepseek_v3", {"q_a_proj", "q_b_proj", "kv_a_proj_with_mqa", "kv_b_proj"}), ("jetmoe", {"kv_proj"}),
+        ("mamba2", {"in_proj"}), ("phi", {"q_proj", "v_proj"}),
+    ],
+)  # fmt: skip
+def test_auto_is_what_attention_computes_from_hidden_states(name: str, ends: set[str], tmp_path: Path) -> None:
+    zoo.make(name, tmp_path)
+    base = LocatedBase(name, tmp_path, None)
+
+    found = resolve_targets(base.structure(base.config()), "auto")
+
+    assert {target.rpartition(".")[2] for target in found} == ends
+
+
+def test_what_rwkv_rescales_and_what_sees_images_are_left_out(tmp_path: Path) -> None:
+    found = {}
+    for name in ("rwkv", "gemma3"):
+        zoo.make(name, tmp_path / name)
+        base = LocatedBase(name, tmp_path / name, None)
+        found[name] = resolve_targets(base.structure(base.config()), "all-linear")
+
+    assert not [target for target in found["rwkv"] if target.endswith(("attention.output", "feed_forward.value"))]
+    assert not [target for target in found["gemma3"] if "language_model" not in target]
+
+
+@pytest.mark.parametrize("name", ["deepseek_v3", "qwen3_next", "falcon_mamba", *NEWER])
 def test_all_linear_is_what_peft_puts_an_adapter_on_in_each_architecture(name: str, tmp_path: Path) -> None:
     zoo.make(name, tmp_path)
     base, settings = LocatedBase(name, tmp_path, None), Lora(target_modules="all-linear", lora_dropout=0)
@@ -68,7 +104,7 @@ def test_all_linear_is_what_peft_puts_an_adapter_on_in_each_architecture(name: s
     [
         ("deepseek_v3", "down_proj", "weights of the experts"),
         ("mamba", "out_proj", "incompatible with Mamba"),
-        ("phimoe", "router", "matches no module"),
+        pytest.param("phimoe", "router", "matches no module", marks=MADE),
     ],
 )
 def test_what_peft_cannot_adapt_is_refused_with_its_reason(name: str, module: str, words: str, tmp_path: Path) -> None:
@@ -79,6 +115,7 @@ def test_what_peft_cannot_adapt_is_refused_with_its_reason(name: str, module: st
         METHOD.targets(base.structure(base.config()), settings)
 
 
+@MADE
 def test_full_training_has_an_effect_where_no_weight_is_a_vector(tmp_path: Path) -> None:
     model = zoo.make("olmo", tmp_path)
     before = FULL.state(model)

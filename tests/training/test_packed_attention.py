@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from peftkit.data.grammar import corpus
+from peftkit.errors import RecipeError
 from peftkit.models.attention_kernels import VARLEN
 from peftkit.recipe.loader import load_recipe
+from peftkit.training.plan import plan
 from peftkit.training.prepare import prepare_run
+from peftkit.training.run import RunOptions, run
 from peftkit.training.train import train
+from tests import zoo
 
 
 def losses(recipe_path: Path, folder: Path, method: str, attention: str) -> list[float]:
@@ -37,3 +43,32 @@ def test_packed_documents_train_the_same_by_either_attention(
     assert len(varlen_on_cpu) > 0
     assert len(found) >= 6
     assert found == pytest.approx(expected, rel=1e-4)
+
+
+def test_documents_share_no_row_where_an_architecture_mixes_them_unless_packing_is_set(
+    recipe_path: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    zoo.make("opt", tmp_path / "base")
+    (tmp_path / "text.txt").write_text("\n".join(corpus("train")[:40]) + "\n", encoding="utf-8")
+    data = f"data={{train: {{path: {tmp_path / 'text.txt'}}}, format: text, max_length: 256}}"
+    overrides = [
+        data,
+        f"base.model={tmp_path / 'base'}",
+        "training.max_steps=1",
+        "training.eval_strategy=no",
+        "training.save_strategy=epoch",
+    ]
+
+    with pytest.raises(RecipeError, match="lets packed documents see each other"):
+        run(load_recipe(recipe_path, overrides=[*overrides, "data.packing=true"], output=tmp_path / "refused"))
+    file = load_recipe(recipe_path, overrides=overrides, output=tmp_path / "run")
+    planned = plan(file, seconds=0.1)
+    folder, manifest = run(file)
+    folder.write(replace(manifest, status="failed"))
+    _, resumed = run(file, RunOptions(resume=True))
+
+    assert not (tmp_path / "refused").exists()
+    assert "The recipe does not set data.packing, so each row has one document." in capsys.readouterr().err
+    assert planned.sequences == manifest.data["train"]["sequences"] == 40
+    assert load_recipe(folder.recipe).recipe.data.packing is False
+    assert resumed.status == "finished"

@@ -171,9 +171,10 @@ class _Lora(TrainingMethod):
     smaller = "Lower lora.r, or use a smaller base."
 
     def targets(self, structure: Any, settings: Lora) -> list[str]:
-        from peftkit.models.attach import filtered, not_adapted, resolve_targets
+        from peftkit.models.attach import attention_inputs, filtered, not_adapted, resolve_targets
 
-        found = resolve_targets(structure, settings.target_modules, _AUTO, _FALLBACK, "lora.target_modules")
+        usual = attention_inputs(structure, _FALLBACK)
+        found = resolve_targets(structure, settings.target_modules, _AUTO, usual, "lora.target_modules")
         refused = not_adapted(structure, found)
         if refused and settings.target_modules not in ("auto", "all-linear"):
             name, reason = next(iter(refused.items()))
