@@ -6,7 +6,8 @@ from collections.abc import Iterator
 from pathlib import PurePath
 from typing import Any
 
-from peftkit.adapters.files import RECORD_NAME, Record, kinds_of
+from peftkit.adapters.files import RECORD_NAME, Record
+from peftkit.adapters.inspect import kinds_of
 from peftkit.metrics import in_group
 from peftkit.models.methods import method_named
 from peftkit.models.quantization import backend_of
@@ -30,6 +31,11 @@ from transformers import AutoModelForCausalLM, GenerationConfig
 base = AutoModelForCausalLM.from_pretrained(peftkit.base_folder("BASE"))
 model = PeftModel.from_pretrained(base, "FOLDER")
 model.generation_config = GenerationConfig.from_pretrained("FOLDER")  # where a text ends"""
+_RESIZED = """
+rows = len(AutoTokenizer.from_pretrained("FOLDER"))  # of the new tokens too
+if rows > base.get_input_embeddings().num_embeddings:
+    base.resize_token_embeddings(rows)
+model = PeftModel"""
 _OPEN_MODEL = """\
 from transformers import pipeline
 
@@ -153,6 +159,10 @@ def _use(record: Record, adapter: bool) -> list[str]:
     opened = _OPEN_ADAPTER if adapter else _OPEN_MODEL
     if adapter and base.startswith("builtin:"):  # PEFT alone does not find it
         opened = _OPEN_EMBEDDED.replace("BASE", base)
+        if record.recipe.base.add_tokens:  # AutoPeftModelForCausalLM sees to it by itself
+            opened = opened.replace("\nmodel = PeftModel", _RESIZED).replace(
+                "CausalLM, Gen", "CausalLM, AutoTokenizer, Gen"
+            )
     return ["## Use", "", "```sh", *commands, "```", "", "```python", opened, "```", ""]
 
 

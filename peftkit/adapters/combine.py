@@ -147,9 +147,9 @@ def check_addable(adapters: Sequence[Adapter]) -> None:
     first = adapters[0]
     for adapter in adapters:
         extra = next((each.beyond_product for each in adapter.updates.values() if each.beyond_product), None)
-        whole = [] if extra else list(adapter.whole)
-        if whole:
-            extra = f"{whole[0]}, which was trained whole"
+        own = [f"{name}, which was trained whole" for name in adapter.whole]
+        own += [f"rows of {name}, which were trained alone" for name in adapter.rows]
+        extra = extra or next(iter(own), None)
         if extra:
             what = f"has {extra}; a sum of adapters is exact only for their products."
             raise TargetError(what, where=str(adapter.folder), remedy="Merge it alone.")
@@ -193,7 +193,7 @@ def write_adapter(
 
     The scaling is in the matrices: every module's `lora_alpha` is its rank. What was trained whole is carried over.
     """
-    carried = [name for name in like.tensors if like.part_of(name)[1] is None]
+    carried = [name for name in like.tensors if like.part_of(name)[1] not in like.method.parts]
     tensors: dict[str, Floats] = {name: like.tensors[name].array() for name in carried}
     for module, each in factors.items():
         tensors |= each.tensors(module)

@@ -9,9 +9,10 @@ from typing import Any
 
 import torch
 
-from peftkit.adapters.files import AS_RECORDED, Adapter, GivenBase, place_of
+from peftkit.adapters.files import AS_RECORDED, Adapter, GivenBase
+from peftkit.adapters.inspect import place_of
 from peftkit.adapters.proof import Agreement, Sample, compare, logits_of
-from peftkit.adapters.target import HeldBase, check_fit, find_held_base, put_adapter
+from peftkit.adapters.target import HeldBase, check_fit, find_held_base, fit_vocabulary, put_adapter
 from peftkit.errors import MemoryRunError, PeftkitError, TargetError
 from peftkit.runs.folder import CARD_NAME
 from peftkit.runs.verify import Check
@@ -130,7 +131,8 @@ def _on_its_base(adapter: Adapter, given: GivenBase) -> Iterator[Check]:
 def _effect(adapter: Adapter, held: HeldBase) -> Check:
     """Whether the adapter changes what its base says."""
     model = held.load("cpu")
-    sample = Sample.read(adapter.folder, model.get_input_embeddings().weight.shape[0])
+    fit_vocabulary(model, adapter)
+    sample = Sample.read(adapter.folder, model.get_input_embeddings().num_embeddings)
     try:
         with memory_for("the logits of its sample", where=str(adapter.folder), remedy="Free memory that others use."):
             before = logits_of(model, sample)

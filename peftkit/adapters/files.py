@@ -6,7 +6,6 @@ import hashlib
 import math
 import re
 import shutil
-from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,17 @@ import numpy as np
 import safetensors
 
 from peftkit.errors import BaseError, TargetError
-from peftkit.models.methods import PREFIX, Floats, TrainingMethod, Update, kinds_of_adapters, method_of_type
+from peftkit.models.methods import (
+    PREFIX,
+    ROWS_PART,
+    Floats,
+    TrainedRows,
+    TrainingMethod,
+    Update,
+    kinds_of_adapters,
+    method_of_type,
+    trained_rows,
+)
 from peftkit.recipe.hyperparameters import Quantization
 from peftkit.recipe.schema import Recipe
 from peftkit.runs.folder import ADAPTER_FOLDER
@@ -23,8 +32,7 @@ from peftkit.storage import read_json, sha256_of_json
 
 __all__ = [
     "AS_RECORDED", "CONFIG_NAME", "GENERATION_NAME", "RECEIPT_NAME", "RECORD_NAME", "TOKENIZER_FILES", "WEIGHTS_NAME",
-    "Adapter", "Floats", "GivenBase", "Record", "StoredTensor", "copy_tokenizer", "has_tokenizer", "kinds_of",
-    "place_of",
+    "Adapter", "Floats", "GivenBase", "Record", "StoredTensor", "copy_tokenizer", "has_tokenizer",
 ]  # fmt: skip
 
 CONFIG_NAME = "adapter_config.json"
@@ -37,6 +45,9 @@ RECEIPT_NAME = "merge.json"
 
 
 _NUMPY_TYPES = {"F64": np.float64, "F32": np.float32, "F16": np.float16, "BF16": np.uint16}
+
+_COPIES = re.compile(r"\.(original_module|modules_to_save)\.")
+"""What PEFT saves once more of an embedding that was trained whole, where the vocabulary was resized."""
 
 GENERATION_NAME = "generation_config.json"
 TOKENIZER_FILES = (
@@ -207,7 +218,7 @@ class Adapter:
         parts: dict[str, dict[str, Floats]] = {}
         for name, tensor in self.tensors.items():
             module, part = self.part_of(name)
-            if part is not None:
+            if part not in (None, ROWS_PART):
                 parts.setdefault(module, {})[part] = tensor.array()
         return self.method.updates(self.folder, self.config, parts)
 
@@ -218,13 +229,24 @@ class Adapter:
         They are `modules_to_save`, biases, and embeddings that grew with the vocabulary.
         """
         places = {name: self.part_of(name) for name in self.tensors}
-        return {module: self.tensors[name].array() for name, (module, part) in places.items() if part is None}
+        own = {name: module for name, (module, part) in places.items() if part is None and not _COPIES.search(name)}
+        return {module: self.tensors[name].array() for name, module in own.items()}
+
+    @property
+    def rows(self) -> dict[str, TrainedRows]:
+        """Single rows that take the place of the base's, or follow them, by the base's name of the parameter."""
+        tensors = {name: tensor.array() for name, tensor in self.tensors.items() if name.endswith(f".{ROWS_PART}")}
+        return trained_rows(self.folder, self.config, tensors)
 
     def part_of(self, name: str) -> tuple[str, str | None]:
         """Of a tensor in the file: its module and part there, or a whole parameter's name and None."""
         inner = name.removeprefix(PREFIX)
-        part = next((part for part in self.method.parts if inner.endswith(f".{part}")), None)
-        return (inner.removesuffix(f".{part}") if part else inner.replace(".base_layer.", ".")), part
+        part = next((part for part in (*self.method.parts, ROWS_PART) if inner.endswith(f".{part}")), None)
+        return (
+            inner.removesuffix(f".{part}")
+            if part
+            else inner.replace(".token_adapter.", ".").replace(".base_layer.", ".")
+        ), part
 
     @property
     def not_finite(self) -> list[str]:
@@ -276,17 +298,6 @@ class Adapter:
 def _some(things: list[str], separator: str = ", ") -> str:
     rest = len(things) - 3
     return separator.join(things[:3]) + (f"{separator}and {rest} more" if rest > 0 else "")
-
-
-def place_of(module: str) -> tuple[int | None, str]:
-    """The number of the layer that a module is in, and its name there."""
-    parts = re.fullmatch(r".*?\.(\d+)\.(.+)", module)
-    return (int(parts[1]), parts[2]) if parts else (None, module)
-
-
-def kinds_of(modules: Iterable[str]) -> list[str]:
-    """The names that modules have inside their layers, each once."""
-    return list(dict.fromkeys(place_of(module)[1] for module in modules))
 
 
 def _read_config(folder: Path) -> dict[str, Any]:

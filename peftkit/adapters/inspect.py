@@ -5,19 +5,21 @@ A list needs no torch, and neither do figures without the base.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import re
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from peftkit import console
-from peftkit.adapters.files import AS_RECORDED, CONFIG_NAME, Adapter, Floats, GivenBase, kinds_of, place_of
+from peftkit.adapters.files import AS_RECORDED, CONFIG_NAME, Adapter, Floats, GivenBase
 from peftkit.errors import InputError, PeftkitError, TargetError
 from peftkit.runs.folder import ADAPTER_FOLDER
 
 __all__ = [
-    "Listing", "ModuleUpdate", "WholeUpdate", "inspect_modules", "inspect_whole", "list_adapters", "plot_updates",
+    "Listing", "ModuleUpdate", "WholeUpdate", "inspect_modules", "inspect_whole", "kinds_of", "list_adapters",
+    "place_of", "plot_updates",
 ]  # fmt: skip
 
 WeightOf = Callable[[str], Floats | None]
@@ -135,7 +137,20 @@ def inspect_whole(adapter: Adapter, weight_of: WeightOf) -> list[WholeUpdate]:
         is_known = old is not None and old.shape == new.shape
         change = _relative(float(np.linalg.norm(new - np.asarray(old))), old) if is_known else None
         found.append(WholeUpdate(name, list(new.shape), change))
-    return found
+    return found + [
+        WholeUpdate(f"rows of {name}", list(rows.values.shape), None) for name, rows in adapter.rows.items()
+    ]
+
+
+def place_of(module: str) -> tuple[int | None, str]:
+    """The number of the layer that a module is in, and its name there."""
+    parts = re.fullmatch(r".*?\.(\d+)\.(.+)", module)
+    return (int(parts[1]), parts[2]) if parts else (None, module)
+
+
+def kinds_of(modules: Iterable[str]) -> list[str]:
+    """The names that modules have inside their layers, each once."""
+    return list(dict.fromkeys(place_of(module)[1] for module in modules))
 
 
 def _weight_reader(adapter: Adapter, given: GivenBase) -> WeightOf | None:

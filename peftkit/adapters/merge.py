@@ -188,7 +188,7 @@ def _write_model(folder: Path, parts: _Parts, settings: MergeSettings) -> dict[s
     config.dtype = settings.dtype
     config.architectures = [type(weights.structure).__name__]
     if weights.vocabulary is not None:
-        config.vocab_size = weights.vocabulary
+        config.get_text_config().vocab_size = weights.vocabulary
     if weights.unties:
         config.tie_word_embeddings = False
     if not (folder / GENERATION_NAME).is_file() and (base.folder / GENERATION_NAME).is_file():

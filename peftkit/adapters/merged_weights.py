@@ -29,7 +29,7 @@ from peftkit.errors import RunError, TargetError
 from peftkit.models.attach import embedding_modules
 from peftkit.models.base import BaseWeights, StoredWeight
 from peftkit.models.dtypes import float32_modules
-from peftkit.models.methods import Update
+from peftkit.models.methods import TrainedRows, Update
 from peftkit.models.quantization import backend_of
 from peftkit.recipe.quantizers import check_available
 from peftkit.storage import write_json
@@ -72,6 +72,8 @@ class MergedWeights:
         # what takes a parameter's place takes that of its tied partner too
         shared = {name: whole[partner] for name, partner in pairs if partner in whole}
         self._whole = whole if self.unties else {**shared, **whole}
+        self._own_rows = rows = adapter.rows if adapter else {}
+        self._rows = {**{name: rows[partner] for name, partner in pairs if partner in rows}, **rows}
         self._sources = {weight.name: weight for weight in self._base.stored}
         if self.unties:
             self._sources |= dict(self._half(*pair) for pair in pairs if not self._base.find(pair[0]))
@@ -80,9 +82,11 @@ class MergedWeights:
 
     @property
     def vocabulary(self) -> int | None:
-        """Size of the vocabulary, where the adapter brings an input embedding of its own."""
-        whole = self._whole.get(f"{embedding_modules(self.structure)[0]}.weight")
-        return None if whole is None else int(whole.shape[0])
+        """Size of the vocabulary, where the adapter brings an input embedding of its own, or rows of it."""
+        name = f"{embedding_modules(self.structure)[0]}.weight"
+        if name not in {*self._whole, *self._rows}:
+            return None
+        return self._shape(name, tuple(self.structure.get_parameter(name).shape))[0]
 
     @property
     def outline(self) -> dict[str, torch.Tensor]:
@@ -129,6 +133,11 @@ class MergedWeights:
             tensor = torch.from_numpy(self._whole[parameter])
         elif self._held is not None:
             tensor = tensor.to(torch.float32 if module in self._exact else self._held)
+        if rows := self._rows.get(parameter):
+            table = tensor.new_zeros(self._shape(parameter, tuple(tensor.shape)))
+            table[: len(tensor)] = tensor
+            table[rows.ids] = torch.from_numpy(rows.values).to(table.dtype)  # rounded as the model computes with them
+            tensor = table
         if kind == "weight" and (layer is not None or update is not None):
             turned = self._base.is_transposed(module)
             if layer is not None:
@@ -142,11 +151,16 @@ class MergedWeights:
         return tensor.to(self._dtype)
 
     def _planned(self, weight: StoredWeight) -> torch.Tensor:
-        whole = None if weight.pattern else self._whole.get(weight.parameter or "")
-        shape = weight.shape if whole is None else whole.shape
+        shape = weight.shape if weight.pattern else self._shape(weight.parameter or "", weight.shape)
         is_made = weight.is_float and weight.parameter is not None
         dtype = self._dtype if is_made else self._base.read(weight).dtype
         return torch.empty(shape, dtype=dtype, device="meta")
+
+    def _shape(self, parameter: str, shape: tuple[int, ...]) -> tuple[int, ...]:
+        """What a parameter's shape becomes, given that of the base's."""
+        whole, rows = self._whole.get(parameter), self._rows.get(parameter)
+        shape = shape if whole is None else whole.shape
+        return shape if rows is None else (max(shape[0], max(rows.ids) + 1), *shape[1:])
 
     def _half(self, name: str, partner: str) -> tuple[str, StoredWeight]:
         """The tensor that a tied parameter begins as when it gets one of its own, and its name in a file."""
@@ -175,7 +189,7 @@ class MergedWeights:
             is_there = there[name] or there[tied.get(name)] or any(pattern.search(name) for pattern in ignored)
             if not is_there:
                 raise _unaccounted(name, "no tensor")
-        changed = {*self._whole, *(f"{module}.weight" for module in (*self._updates, *self._rounding))}
+        changed = {*self._whole, *self._rows, *(f"{module}.weight" for module in (*self._updates, *self._rounding))}
         for name in sorted(changed):
             if name not in known or not (there[name] or there[tied.get(name)]):
                 raise _not_there(name)
@@ -184,11 +198,18 @@ class MergedWeights:
                 raise _not_there(weight.parameter, "is in another form in the base's files, as if it were quantised")
         for module, update in self._updates.items():
             self._check_update(module, update, there)
+        self._check_rows(tied)
         stacks = frozenset(first for first, parameters in made.items() if changed & {*parameters})
         for first in stacks:
             if {*base.reverted(made[first])} != {weight.name for weight in base.stacks[first]}:
                 raise _not_there(first, "is in the base's files under names that Transformers would not save it under")
         return stacks
+
+    def _check_rows(self, tied: Mapping[str, str]) -> None:
+        own = f"{embedding_modules(self.structure)[0]}.weight"
+        for name in self._own_rows:
+            if tied.get(name) == own and not _are_same(self._own_rows, name, own):
+                raise _not_there(name, f"has trained rows that {own} has not, the same tensor in the base's files")
 
     def _check_update(self, module: str, update: Update, there: Mapping[str | None, int]) -> None:
         if not isinstance(self._modules[module], nn.Linear | Conv1D | nn.Embedding):
@@ -197,6 +218,11 @@ class MergedWeights:
             raise _not_there(f"{module}.bias")
         if update.unmergeable:
             raise _not_there(f"{module}.weight", update.unmergeable)
+
+
+def _are_same(rows: Mapping[str, TrainedRows], name: str, partner: str) -> bool:
+    one, other = rows[name], rows.get(partner)
+    return other is not None and one.ids == other.ids and bool((one.values == other.values).all())
 
 
 def _is_parted(whole: Mapping[str, Floats], name: str, partner: str, saved_modules: Iterable[str]) -> bool:

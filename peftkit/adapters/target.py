@@ -25,10 +25,10 @@ from peftkit.adapters.files import (
     has_tokenizer,
 )
 from peftkit.errors import FieldError, TargetError, UnfetchedError, first_line
-from peftkit.models.attach import embedding_modules, tied_modules
+from peftkit.models.attach import embedding_modules, saved_embeddings, tied_modules
 from peftkit.models.base import LocatedBase, locate_base, open_tokenizer
 from peftkit.models.dtypes import hold_in_float32
-from peftkit.models.methods import PREFIX
+from peftkit.models.methods import PREFIX, ROWS_PART
 from peftkit.models.quantization import load_base
 from peftkit.models.start import with_dropout
 from peftkit.recipe.hyperparameters import Quantization
@@ -38,7 +38,8 @@ from peftkit.shortage import memory_for
 
 __all__ = [
     "AS_RECORDED", "GivenBase", "HeldBase", "Opened", "Target", "check_fit", "find_adapter", "find_held_base",
-    "find_target", "find_weights", "model_as_base", "open_adapter", "open_base", "open_target", "put_adapter",
+    "find_target", "find_weights", "fit_vocabulary", "model_as_base", "open_adapter", "open_base", "open_target",
+    "put_adapter",
 ]  # fmt: skip
 
 
@@ -172,6 +173,8 @@ def check_fit(adapter: Adapter, held: HeldBase) -> None:
     """
     place = str(adapter.folder / WEIGHTS_NAME)
     structure = held.structure()
+    _check_vocabulary(adapter, structure)
+    fit_vocabulary(structure, adapter)
     tied = tied_modules(structure)
     shared = next((module for module in adapter.updates if module in tied), None)
     if shared:
@@ -183,8 +186,7 @@ def check_fit(adapter: Adapter, held: HeldBase) -> None:
     if in_file and in_base and max(in_file) > max(in_base):  # of a deeper model
         what = f"holds tensors for layer {max(in_file)}, but the base's last is {max(in_base)}."
         raise TargetError(what, where=place, remedy="It belongs to a base with more layers.")
-    # these may be saved beside the adapter, and are longer where the vocabulary has grown
-    tables = {name for module in embedding_modules(structure) for name in _table_names(module)}
+    tables = {*saved_embeddings(structure), *(f"{PREFIX}{module}.{ROWS_PART}" for module in tied[1:])}
     wanted, found = _wanted_shapes(adapter, structure), adapter.tensors
     faults = {
         "is missing": sorted({*wanted} - {*found}),
@@ -207,13 +209,22 @@ def put_adapter(model: Any, adapter: Adapter) -> Any:
     """
     from peft import PeftModel
 
-    vocabulary = _saved_vocabulary(adapter, model)
+    from peftkit.models.kernels import use_row_kernels
+
     with memory_for("the adapter", where=str(adapter.folder), remedy="Free memory that others use."):
-        if vocabulary not in (None, model.get_input_embeddings().num_embeddings):
-            model.resize_token_embeddings(vocabulary, mean_resizing=False)
+        fit_vocabulary(model, adapter)
         hold_in_float32(model, adapter.whole)  # as training held them
         with _by_peft(adapter):
-            return PeftModel.from_pretrained(model, str(adapter.folder), config=_library_config(adapter, model))
+            found = PeftModel.from_pretrained(model, str(adapter.folder), config=_library_config(adapter, model))
+        use_row_kernels(found)
+        return found
+
+
+def fit_vocabulary(model: Any, adapter: Adapter) -> None:
+    """Give embedding and head of an adapter's base as many rows as the adapter was trained with."""
+    vocabulary = _vocabulary(adapter, model)
+    if vocabulary != model.get_input_embeddings().num_embeddings:
+        model.resize_token_embeddings(vocabulary, mean_resizing=False)
 
 
 def _locate(adapter: Adapter, base: Base) -> LocatedBase:
@@ -242,17 +253,23 @@ def _wanted_shapes(adapter: Adapter, structure: Any) -> dict[str, tuple[int, ...
     return {name: tuple(tensor.shape) for name, tensor in tensors.items()}
 
 
-def _saved_vocabulary(adapter: Adapter, model: Any) -> int | None:
-    """Size of the vocabulary that an adapter was saved with, where it brings the input embedding along."""
-    table = model.get_input_embeddings()
-    name = next(name for name, module in model.named_modules() if module is table)
-    saved = next((adapter.tensors[each] for each in _table_names(name) if each in adapter.tensors), None)
-    return saved.shape[0] if saved else None
+def _vocabulary(adapter: Adapter, structure: Any) -> int:
+    """Rows of the embedding that an adapter was saved with: its own, or the base's with those that it adds."""
+    saved = next((adapter.tensors[name] for name in saved_embeddings(structure) if name in adapter.tensors), None)
+    last = max((max(rows.ids) for rows in adapter.rows.values()), default=-1)
+    return saved.shape[0] if saved else max(int(structure.get_input_embeddings().num_embeddings), last + 1)
 
 
-def _table_names(module: str) -> tuple[str, str]:
-    """What PEFT calls an embedding's weight that it saves beside an adapter, without and with an adapter on it."""
-    return f"{PREFIX}{module}.weight", f"{PREFIX}{module}.base_layer.weight"
+def _check_vocabulary(adapter: Adapter, structure: Any) -> None:
+    """See that no row of embedding or head would be made up."""
+    had, has = structure.get_input_embeddings().num_embeddings, _vocabulary(adapter, structure)
+    saved = {module for name, module in saved_embeddings(structure).items() if name in adapter.tensors}
+    for module in embedding_modules(structure)[: 1 if tied_modules(structure) else None]:
+        ids = adapter.rows[f"{module}.weight"].ids if f"{module}.weight" in adapter.rows else []
+        if set(range(had, has)) - set(ids) and module not in saved:
+            what = f"has {has:,} tokens, its base {had:,}, and the new rows of {module} are not all in it."
+            remedy = "Name the base with these rows with --base, or save it with save_embedding_layers=True."
+            raise TargetError(what, where=str(adapter.folder), remedy=remedy)
 
 
 def _library_config(adapter: Adapter, model: Any) -> Any:

@@ -166,7 +166,7 @@ def _diff(first: Path, second: Path, base: str | None, quantization: str | None,
       peftkit adapters diff runs/first runs/second
     """
     from peftkit.adapters.compare import diff_adapters
-    from peftkit.adapters.files import kinds_of
+    from peftkit.adapters.inspect import kinds_of
     from peftkit.adapters.target import find_adapter
 
     found = diff_adapters(find_adapter(first), find_adapter(second), options.given_base(base, quantization))

@@ -14,10 +14,9 @@ from peftkit import console
 from peftkit.cli import options
 from peftkit.errors import InputError
 from peftkit.metrics import in_group, small
-from peftkit.recipe.hyperparameters import Generation
 from peftkit.recipe.library import find_recipe
 from peftkit.recipe.loader import load_recipe
-from peftkit.recipe.schema import Data
+from peftkit.recipe.schema import Data, Generation
 
 if TYPE_CHECKING:
     from peftkit.evaluation.evaluate import Baseline, Evaluation

@@ -26,8 +26,8 @@ from peftkit.models.loss import Loss
 from peftkit.models.start import padding_id, positions
 from peftkit.planning.decisions import ChosenPrecision, choose_precision
 from peftkit.planning.hardware import Hardware
-from peftkit.recipe.hyperparameters import Generation, Training
-from peftkit.recipe.schema import Base, Data, Recipe, Source
+from peftkit.recipe.hyperparameters import Training
+from peftkit.recipe.schema import Base, Data, Generation, Recipe, Source
 from peftkit.shortage import memory_for
 from peftkit.storage import write_text
 

@@ -19,7 +19,7 @@ from peftkit.models.attention import plain_attention
 from peftkit.models.device import detect_hardware
 from peftkit.models.dtypes import computing
 from peftkit.models.start import padding_id, positions
-from peftkit.recipe.hyperparameters import Generation
+from peftkit.recipe.schema import Generation
 from peftkit.shortage import memory_for
 
 __all__ = ["Sample", "TextScores", "begin_samples", "complete_samples", "ending", "generate", "score_texts", "write"]

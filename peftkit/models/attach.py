@@ -17,11 +17,13 @@ from transformers.pytorch_utils import Conv1D
 
 from peftkit.errors import FieldError, first_line
 from peftkit.models.dtypes import hold_in_float32
+from peftkit.models.methods import PREFIX
 from peftkit.models.quantization import quantised_modules
 
 __all__ = [
-    "FILTERS", "adapted", "attention_inputs", "count_embeddings", "count_parameters", "embedding_modules", "filtered",
-    "inner_model", "load_adapter", "matches", "not_adapted", "resolve_targets", "tied_modules",
+    "FILTERS", "adapted", "attention_inputs", "begin_rows", "count_embeddings", "count_parameters",
+    "embedding_modules", "filtered", "grow_vocabulary", "inner_model", "load_adapter", "matches", "not_adapted",
+    "resolve_targets", "save_model", "saved_embeddings", "tied_modules", "unwrapped",
 ]  # fmt: skip
 
 _OUTPUTS = ("c_proj", "dense", "o_proj", "out_proj", "output")
@@ -196,6 +198,8 @@ def adapted(model: Any, kind: Any, targets: list[str], base_folder: Path, **sett
     """
     from peft import TaskType, get_peft_model
 
+    from peftkit.models.kernels import use_row_kernels
+
     first = model.get_submodule(targets[0])
     config = kind(
         **settings,
@@ -208,6 +212,7 @@ def adapted(model: Any, kind: Any, targets: list[str], base_folder: Path, **sett
     except (ValueError, TypeError, NotImplementedError) as error:
         raise FieldError(config.peft_type.lower(), f"PEFT refuses it for this model: {first_line(error)}") from error
     found.peft_config["default"].base_model_name_or_path = str(base_folder)
+    use_row_kernels(found)
     # PEFT sees to the adapter's weights, and not to biases and modules_to_save
     hold_in_float32(found, [name for name, weight in found.named_parameters() if weight.requires_grad])
     return found
@@ -225,12 +230,39 @@ def load_adapter(model: Any, folder: Path) -> list[str]:
 
     name = model.active_adapters[0]
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # that it saves an embedding, too
+        warnings.simplefilter("ignore")  # that it has loaded an embedding, too
         model.load_adapter(str(folder), name, is_trainable=True)
-        held = get_peft_model_state_dict(model, adapter_name=name)
+        held = get_peft_model_state_dict(model, adapter_name=name, save_embedding_layers=False)
     saved = load_file(folder / "adapter_model.safetensors")
+    for each in {*saved_embeddings(inner_model(model))} - {*held}:
+        saved.pop(each, None)  # the base's own, in checkpoints of earlier versions
     shared = {*held} & {*saved}
     return sorted({*held} ^ {*saved} | {each for each in shared if not torch.equal(held[each].cpu(), saved[each])})
+
+
+def save_model(model: Any, folder: Path) -> None:
+    """Write a model, or only its adapter: never embeddings, which are the base's own but for rows that are trained."""
+    model.save_pretrained(folder, **({"save_embedding_layers": False} if hasattr(model, "peft_config") else {}))
+
+
+def grow_vocabulary(model: Any, rows: int) -> None:
+    """Give embedding and head of a base so many rows; more than these, which some have as padding, stay."""
+    if rows > model.get_input_embeddings().num_embeddings:
+        model.resize_token_embeddings(rows, mean_resizing=False)
+
+
+@torch.no_grad()
+def begin_rows(model: Any, rows: Sequence[int]) -> None:
+    """Set rows of embedding and head to the mean of the other ones (Hewitt 2021, "Initializing new word embeddings").
+
+    With it, a new token takes little probability from those that the model knows. Transformers' `mean_resizing` adds
+    noise of 3e-5 standard deviations, and leaves alone the rows that a padded embedding has for new tokens.
+    """
+    modules = [model.get_input_embeddings(), model.get_output_embeddings()]
+    tables = [weight for module in modules for weight in (module.weight, getattr(module, "bias", None))]
+    for table in {id(table): table for table in tables if table is not None}.values():
+        total = table.sum(0, dtype=torch.float32) - table[rows].sum(0, dtype=torch.float32)
+        table[rows] = (total / (len(table) - len(rows))).to(table.dtype)
 
 
 def inner_model(model: Any) -> Any:
@@ -242,6 +274,16 @@ def embedding_modules(structure: Any) -> list[str]:
     """The names of the input embedding and of the head, as far as the model has them."""
     modules = (structure.get_input_embeddings(), structure.get_output_embeddings())
     return [name for module in modules if module is not None and (name := _name_of(structure, module)) is not None]
+
+
+def saved_embeddings(structure: Any) -> dict[str, str]:
+    """What the weights of embedding and head may be called in an adapter's file, each with its module.
+
+    PEFT saves them where the vocabulary was resized: plain ones, those with LoRA or trained rows on them, and what they
+    were before they were trained whole.
+    """
+    inner = ("", ".base_layer", ".token_adapter.base_layer", ".modules_to_save", ".original_module")
+    return {f"{PREFIX}{module}{each}.weight": module for module in embedding_modules(structure) for each in inner}
 
 
 def tied_modules(structure: Any) -> list[str]:
@@ -260,8 +302,13 @@ def count_parameters(model: Any) -> tuple[int, int]:
 def count_embeddings(model: Any, *, trained: bool = False) -> int:
     """Parameters of the embeddings and of the head, each weight once; with `trained`, of those that are trained."""
     found = [module for module in model.modules() if isinstance(module, torch.nn.Embedding)]
-    weights = {id(module.weight): module.weight for module in [*found, model.get_output_embeddings()]}
+    weights = {id(module.weight): module.weight for module in [*found, unwrapped(model.get_output_embeddings())]}
     return sum(weight.numel() for weight in weights.values() if weight.requires_grad or not trained)
+
+
+def unwrapped(module: Any) -> Any:
+    """An embedding or a head of which PEFT trains rows alone, without these; any other module as it is."""
+    return module.token_adapter.base_layer if hasattr(module, "token_adapter") else module
 
 
 def _name_of(structure: Any, wanted: Any) -> str | None:

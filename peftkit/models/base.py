@@ -78,7 +78,7 @@ class LocatedBase:
     def structure(self, config: PreTrainedConfig) -> Any:
         """The model's modules without weights, on the meta device: what is in it, known in milliseconds."""
         with torch.device("meta"):
-            return AutoModelForCausalLM.from_config(config, trust_remote_code=False)
+            return AutoModelForCausalLM.from_config(deepcopy(config), trust_remote_code=False)
 
     def load(self, config: PreTrainedConfig, dtype: str, *, every_tensor: bool = False, **options: Any) -> Any:
         """The model with its weights, its linear layers in `dtype`; `options` go to Transformers.
@@ -91,7 +91,7 @@ class LocatedBase:
         """
         weight_files(self.folder)  # Transformers would follow an index anywhere
         try:
-            with loading_in(dtype, lambda: self.structure(deepcopy(config))):
+            with loading_in(dtype, lambda: self.structure(config)):
                 options |= {"dtype": getattr(torch, dtype), "use_safetensors": True, "trust_remote_code": False}
                 options |= {"output_loading_info": True, "ignore_mismatched_sizes": True}  # they are reported below
                 model, report = AutoModelForCausalLM.from_pretrained(self.folder, config=config, **options)

@@ -14,6 +14,8 @@ Measured on two cores with GPT-2 (124 million weights), these take more time tha
   about a third of the time of the matmuls. Here these add the adapter's products themselves, and one copy of the input
   is kept for the backward pass. Adapters are PEFT's, and whatever is not plain LoRA on a frozen linear layer is left to
   PEFT.
+- where single rows of an embedding are trained, PEFT copies the whole matrix in every pass, and its gradient is as
+  large. Here the rows alone are looked up, or multiplied with, in the place of the frozen ones.
 """
 
 from __future__ import annotations
@@ -24,6 +26,7 @@ from typing import Any
 
 import torch
 from peft.tuners import lora
+from peft.tuners.trainable_tokens import TrainableTokensLayer
 from torch import nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
@@ -37,7 +40,7 @@ from peftkit.models.linear_cross_entropy import float32_product
 from peftkit.models.quantization import quantised_modules
 from peftkit.planning.hardware import Hardware
 
-__all__ = ["Dropout", "RMSNorm", "is_rms_norm", "use_fast_kernels", "use_lora_kernels"]
+__all__ = ["Dropout", "RMSNorm", "is_rms_norm", "use_fast_kernels", "use_lora_kernels", "use_row_kernels"]
 
 
 def use_fast_kernels(model: Any, hardware: Hardware) -> None:
@@ -68,6 +71,13 @@ def use_lora_kernels(model: Any) -> None:
         kind: Any = type(module)
         if kind is lora.Linear or (backend and kind is backend.lora_layer()):
             module.__class__, module.backend = _kernel_of(kind), backend
+
+
+def use_row_kernels(model: Any) -> None:
+    """Let the rows that PEFT trains of embeddings and heads be computed with alone, by the kernel here."""
+    for module in model.modules():
+        if type(module) is TrainableTokensLayer:
+            module.__class__ = _TokenRows
 
 
 def is_rms_norm(kind: Any) -> bool:
@@ -124,6 +134,38 @@ class _Dropout(torch.autograd.Function):
     def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor, None, None]:
         (keep,) = ctx.saved_tensors
         return (gradients[0] * keep).mul_(ctx.scale), None, None
+
+
+class _TokenRows(TrainableTokensLayer):  # type: ignore[misc]
+    """PEFT's layer with the frozen matrix left as it is, and the trained rows in place of some of it."""
+
+    def forward_adapters(self, x: torch.Tensor, active_adapters: Any, *args: Any, **kwargs: Any) -> torch.Tensor:
+        """Embeddings [..., width] of ids, or logits [..., vocabulary] of hidden states."""
+        base = self.base_layer
+        if self.disable_adapters or self.merged or len(active_adapters) != 1:
+            result: torch.Tensor = super().forward_adapters(x, active_adapters, *args, **kwargs)
+            return result
+        (name,) = active_adapters
+        ids, found, order = self._places(name, x.device)
+        rows, computed = self.trainable_tokens_delta[name].to(base.weight.dtype), base(x, *args, **kwargs)
+        if not isinstance(base, nn.Embedding):
+            made: torch.Tensor = functional.linear(x, rows.to(computed.dtype))
+            return torch.index_copy(computed, -1, ids, made.to(computed.dtype))
+        scale = self._get_embed_scale()
+        rows = rows if scale is None else rows * scale.to(rows.dtype)
+        place = torch.searchsorted(found, x).clamp_(max=len(found) - 1)
+        chosen = functional.embedding(order[place], rows).to(computed.dtype)
+        return torch.where((found[place] == x)[..., None], chosen, computed)
+
+    def _places(self, name: str, device: torch.device) -> tuple[torch.Tensor, ...]:
+        """The ids of the rows, the same in order, and where each of these is; made once, as a copy waits for a GPU."""
+        kept = self.__dict__.setdefault("places", {})
+        if (name, device) not in kept:
+            with torch.inference_mode(False):  # they are used in training too
+                ids = torch.tensor(self.token_indices[name], device=device)
+                kept[name, device] = (ids, *ids.sort())
+        places: tuple[torch.Tensor, ...] = kept[name, device]
+        return places
 
 
 @cache

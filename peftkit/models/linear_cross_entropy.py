@@ -11,6 +11,8 @@ from torch import nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
+from peftkit.models.attach import unwrapped
+
 __all__ = ["VOCABULARY_MULTIPLE", "Head", "float32_product", "logits_bytes", "summed_loss", "token_losses"]
 
 _ROWS_AT_ONCE = 512
@@ -43,27 +45,44 @@ class _Operands(NamedTuple):
     vocabulary: int
     """Rows of the weight that are tokens; zeros follow."""
 
+    rows: torch.Tensor | None
+    """Those that are trained alone, [trained]; None where all are, or none."""
+
 
 class Head:
     """A model's linear head, with zeros appended up to a vocabulary that is quick to compute with."""
 
-    def __init__(self, linear: nn.Linear) -> None:
-        self.linear = linear
+    def __init__(self, head: Any) -> None:
+        """Of a linear layer, or one of which PEFT trains single rows."""
+        self.linear: nn.Linear = unwrapped(head)
+        self.trained: torch.Tensor = self.linear.weight
+        """The weight [vocabulary, width], or the rows [trained, width] of it that alone are trained."""
+
+        self._rows: torch.Tensor | None = None
         self._kept: dict[torch.dtype, _Operands] = {}
+        if head is not self.linear:
+            layer = head.token_adapter
+            (name,) = layer.active_adapters
+            self.trained = layer.trainable_tokens_delta[name]
+            self._rows = torch.tensor(layer.token_indices[name], device=self.linear.weight.device)
 
     @torch.no_grad()
     def operands(self, dtype: torch.dtype) -> _Operands:
         """Weight and bias for matmuls in `dtype`; those of a frozen head are made once."""
         weight, bias = self.linear.weight, self.linear.bias
         is_trained = any(parameter.requires_grad for parameter in self.linear.parameters())
-        if dtype in self._kept and not is_trained:
-            return self._kept[dtype]
-        added = -len(weight) % VOCABULARY_MULTIPLE
-        cast = _operand(weight, dtype)
-        padded = functional.pad(cast, (0, 0, 0, added)) if added else cast
-        made = _Operands(padded, None if bias is None else bias.float(), len(weight))
+        made = None if is_trained else self._kept.get(dtype)
+        if made is None:
+            added = -len(weight) % VOCABULARY_MULTIPLE
+            cast = _operand(weight, dtype)
+            padded = functional.pad(cast, (0, 0, 0, added)) if added else cast
+            if self._rows is not None and padded.data_ptr() == weight.data_ptr():
+                padded = padded.clone()  # its rows are written to
+            made = _Operands(padded, None if bias is None else bias.float(), len(weight), self._rows)
         if not is_trained:
             self._kept[dtype] = made
+        if self._rows is not None:
+            made.weight[self._rows] = _operand(self.trained.to(weight.dtype), dtype)
         return made
 
     @torch.no_grad()
@@ -82,6 +101,8 @@ class Head:
         That is a product with the mean weight, and needs no logits.
         """
         weight, bias = self.linear.weight, self.linear.bias
+        if self._rows is not None:
+            weight = weight.index_copy(0, self._rows, self.trained.to(weight.dtype))
         above = (hidden.float() * (weight[targets].float() - weight.mean(0, dtype=torch.float32))).sum()
         return above if bias is None else above + (bias[targets] - bias.mean()).float().sum()
 
@@ -101,7 +122,7 @@ def summed_loss(hidden: torch.Tensor, head: Head, targets: torch.Tensor, dtype: 
     operands = head.operands(dtype)
     with torch.autocast(hidden.device.type, enabled=False):
         total: torch.Tensor = _SummedLoss.apply(  # type: ignore[no-untyped-call]
-            hidden, head.linear.weight, head.linear.bias, operands, targets, dtype, torch.is_grad_enabled()
+            hidden, head.trained, head.linear.bias, operands, targets, dtype, torch.is_grad_enabled()
         )
     return total
 
@@ -128,7 +149,8 @@ class _SummedLoss(torch.autograd.Function):
         # what fp16 has no room for before the loss is scaled stays float32 until then
         kept = torch.float32 if hidden.dtype == torch.float16 else hidden.dtype
         of_hidden = torch.empty_like(hidden, dtype=kept) if wanted[0] else None
-        of_weight = torch.zeros_like(operands.weight, dtype=torch.float32) if wanted[1] else None
+        trained = weight if operands.rows is not None else operands.weight
+        of_weight = torch.zeros_like(trained, dtype=torch.float32) if wanted[1] else None
         of_bias = hidden.new_zeros(operands.vocabulary, dtype=torch.float32) if wanted[2] else None
         for part, rows, labels, errors in _parts(hidden, targets, operands, dtype):
             total -= errors.gather(-1, labels).sum()
@@ -141,6 +163,8 @@ class _SummedLoss(torch.autograd.Function):
             if of_hidden is not None:
                 product = float32_product(errors, operands.weight)
                 of_hidden[part] = product if gain == 1 else product.mul_(1 / gain)
+            if operands.rows is not None:
+                errors = errors[:, operands.rows]
             if of_weight is not None and errors.dtype == torch.float32:
                 of_weight.addmm_(errors.T, rows)
             elif of_weight is not None:
@@ -171,7 +195,7 @@ def _parts(
     These are [rows, padded vocabulary], float32, until the next part; those of no token are minus infinity. On a CPU,
     memory that is touched for the first time takes three times as long as a softmax of it: it is used again.
     """
-    weight, bias, vocabulary = operands
+    weight, bias, vocabulary, _ = operands
     shape = (min(len(hidden), _ROWS_AT_ONCE), len(weight))
     all_logits, all_found = (hidden.new_empty(shape, dtype=torch.float32) for _ in range(2))
     for start in range(0, max(len(targets), 1), _ROWS_AT_ONCE):  # no tokens are a part too

@@ -14,7 +14,7 @@ from torch import nn
 from torch.nn import functional
 from transformers.modeling_outputs import CausalLMOutput
 
-from peftkit.models.attach import inner_model
+from peftkit.models.attach import inner_model, unwrapped
 from peftkit.models.attention_kernels import BOUNDS
 from peftkit.models.dtypes import autocast_dtype, computing, exact_residual
 from peftkit.models.linear_cross_entropy import Head, summed_loss, token_losses
@@ -153,7 +153,7 @@ def _losses_from_logits(inner: Any, batch: dict[str, torch.Tensor]) -> torch.Ten
     A linear head gives logits in float32 here: rounded to bf16 they are up to 0.5 off where they are near -100.
     """
     linear = inner.get_output_embeddings()
-    is_linear = type(linear) is nn.Linear
+    is_linear = type(unwrapped(linear)) is nn.Linear
     if is_linear:
         head = Head(linear)
         linear.forward = lambda hidden: head.logits(hidden, _compute_dtype(hidden))
@@ -184,7 +184,9 @@ def _has_plain_head(inner: Any) -> bool:
     Some architectures scale or bound their logits; an adapter on the head has a layer of its own kind.
     """
     head = inner.get_output_embeddings()
-    if type(head) is not nn.Linear or not isinstance(getattr(inner, inner.base_model_prefix, None), nn.Module):
+    if type(unwrapped(head)) is not nn.Linear or not isinstance(
+        getattr(inner, inner.base_model_prefix, None), nn.Module
+    ):
         return False
     was_training = inner.training
     inner.eval()

@@ -15,7 +15,7 @@ from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 from transformers.modeling_utils import AttentionInterface
 
 from peftkit.errors import first_line
-from peftkit.models.attach import embedding_modules, inner_model, matches
+from peftkit.models.attach import embedding_modules, inner_model, unwrapped
 from peftkit.models.attention import known_layout
 from peftkit.models.dtypes import pretending_autocast
 from peftkit.models.kernels import use_fast_kernels
@@ -49,7 +49,7 @@ def weight_bytes(structure: Any, quantization: Quantization | None) -> int:
         for name, module in structure.named_modules():
             weight: Any = getattr(module, "weight", None)
             is_frozen = weight is not None and weight.dim() == 2 and not weight.requires_grad
-            if is_frozen and not any(matches(name, embedding) for embedding in kept):
+            if is_frozen and not any(f".{embedding}." in f".{name}." for embedding in kept):
                 held[id(weight)] = int(weight.numel() * each)
     return sum(held.values())
 
@@ -95,13 +95,14 @@ def loss_parts(model: Any, precision: ChosenPrecision, device: Device) -> tuple[
     weight in float32, if that is trained, and of hidden states. On a GPU, 16-bit matmuls add to the head's gradient by
     way of a tensor as large. The head of a quantised base is not quantised.
     """
-    weight = model.get_output_embeddings().weight
+    head = model.get_output_embeddings()
+    weight = unwrapped(head).weight
     vocabulary, width = weight.shape
     padded = -(-vocabulary // VOCABULARY_MULTIPLE) * VOCABULARY_MULTIPLE
     in_16_bit = device == "cuda" and precision != "fp32"
     rounded = getattr(torch, dtype_of(precision))
     dtype = rounded if in_16_bit else torch.float32
-    copied = padded != vocabulary or rounded != weight.dtype or dtype != rounded
+    copied = padded != vocabulary or rounded != weight.dtype or dtype != rounded or head is not unwrapped(head)
     fixed = padded * width * dtype.itemsize * copied
     if weight.requires_grad:
         fixed += padded * width * torch.float32.itemsize * (2 if in_16_bit else 1)

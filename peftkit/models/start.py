@@ -3,28 +3,28 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator
-from copy import deepcopy
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from huggingface_hub.errors import StrictDataclassFieldValidationError
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import PreTrainedConfig, PreTrainedTokenizerFast
 
 from peftkit import console
-from peftkit.errors import FieldError
+from peftkit.errors import FieldError, printable
+from peftkit.models.attach import begin_rows, embedding_modules, grow_vocabulary, matches, tied_modules
 from peftkit.models.base import LocatedBase, locate_base
 from peftkit.models.dtypes import hold
-from peftkit.models.methods import method_named
+from peftkit.models.methods import TokenRows, method_named
 from peftkit.models.quantization import load_base
 from peftkit.planning.decisions import Dtype
 from peftkit.recipe.hyperparameters import Base, Init
 from peftkit.recipe.schema import Recipe
 from peftkit.shortage import memory_for
 
-__all__ = ["Start", "new_start", "padding_id", "positions", "pretrained_start", "with_dropout"]
+__all__ = ["Start", "new_start", "padding_id", "positions", "pretrained_start", "with_dropout", "with_new_tokens"]
 
 _DROPOUT = re.compile(r"(?!classifier|summary|pooler|head|seq)(\w+_)?(dropout|pdrop)(_prob|_rate)?")
 """The fields of configurations that drop numbers of a language model; heads that are not its own have others."""
@@ -48,6 +48,19 @@ class Start:
     config: Any
     """None for a base made from `init`, which makes its own."""
 
+    new_rows: Sequence[int] = ()
+    """Token ids, in order, of `base.add_tokens` and of any other row that the embedding gets."""
+
+    trained_rows: TokenRows | None = None
+    """Those that are trained alone; None where embedding and head are trained as a whole, or not at all."""
+
+    @property
+    def vocabulary(self) -> int:
+        """The rows of the embedding that is trained with."""
+        if self.config is None:
+            return len(self.tokenizer)
+        return max([int(self.config.get_text_config().vocab_size), *(row + 1 for row in self.new_rows[-1:])])
+
     def load(self, recipe: Recipe, base_dtype: Dtype, device: str) -> Any:
         """The model on its device, ready to train; the seed is set first, so a recipe always starts from the same.
 
@@ -61,19 +74,24 @@ class Start:
             with memory_for("the new base", where="base.init", remedy="Lower its n_layer or n_embd."):
                 return _initialised(recipe.base, self.tokenizer).to(device)
         base = load_base(self.located, self.config, recipe.base_quantization, base_dtype, device)
+        if self.new_rows:
+            grow_vocabulary(base, self.vocabulary)
+            begin_rows(base, self.new_rows)
         if recipe.trains_adapter and recipe.training.activation_checkpointing:
             base.enable_input_require_grads()  # frozen inputs would cut the graph at the first checkpoint
         method = method_named(recipe.method)
         with memory_for("the adapter", where=recipe.traits.section or "method", remedy=method.smaller):
-            return method.attach(base, recipe.adapter, self.targets, self.located.folder)
+            return method.attach(base, recipe.adapter, self.targets, self.located.folder, self.trained_rows)
 
     def outline(self, recipe: Recipe, base_dtype: Dtype) -> Any:
         """The model that `load` gives, without weights, on the meta device; a quantised base is whole in it."""
         with torch.device("meta"):
             if self.located is None:
                 return _initialised(recipe.base, self.tokenizer)
-            base = hold(self.located.structure(deepcopy(self.config)), base_dtype)
-            return method_named(recipe.method).attach(base, recipe.adapter, self.targets, self.located.folder)
+            base = self.located.structure(self.config)
+            grow_vocabulary(base, self.vocabulary)
+            method, folder = method_named(recipe.method), self.located.folder
+            return method.attach(hold(base, base_dtype), recipe.adapter, self.targets, folder, self.trained_rows)
 
     def record(self) -> dict[str, Any]:
         """What a manifest says about the base."""
@@ -84,7 +102,7 @@ def pretrained_start(recipe: Recipe) -> Start:
     """A pretrained base, of which only the structure has been looked at.
 
     Raises:
-        FieldError: targets that it has not, or sequences longer than it can see.
+        FieldError: targets that it has not, sequences longer than it can see, or tokens that are not new.
         BaseError: it cannot be opened.
     """
     outline = locate_base(recipe.base, weights=False)
@@ -92,9 +110,12 @@ def pretrained_start(recipe: Recipe) -> Start:
     _check_length(recipe, positions(config))
     _check_stored(recipe, getattr(config, "quantization_config", None))
     method = method_named(recipe.method)
-    targets = method.targets(outline.structure(config), recipe.adapter) if recipe.trains_adapter else []
+    structure = outline.structure(config)
+    targets = method.targets(structure, recipe.adapter) if recipe.trains_adapter else []
     located = locate_base(recipe.base)
-    return Start(located.tokenizer(), targets, located, config)
+    tokenizer, rows = with_new_tokens(recipe.base, located)
+    trained = _trained_rows(recipe, structure, targets, rows) if rows and recipe.trains_adapter else None
+    return Start(tokenizer, targets, located, config, rows, trained)
 
 
 def new_start(recipe: Recipe, init: Init, texts: Iterable[str]) -> Start:
@@ -108,6 +129,62 @@ def new_start(recipe: Recipe, init: Init, texts: Iterable[str]) -> Start:
         return Start(_trained_tokenizer(texts, init), [], None, None)
     located = locate_base(Base(model=init.tokenizer), weights=False, field="base.init.tokenizer")
     return Start(located.tokenizer(), [], None, None)
+
+
+def with_new_tokens(base: Base, located: LocatedBase) -> tuple[Any, list[int]]:
+    """A base's tokenizer with the recipe's new tokens, and the ids of the rows that are new, in order.
+
+    Where the embedding grows, that is every row that it gets: some may be of tokens that only the tokenizer had.
+
+    Raises:
+        FieldError: the base has one of the tokens, and a row for it.
+    """
+    tokenizer = located.tokenizer()
+    if not base.add_tokens:
+        return tokenizer, []
+    rows, known = located.config().get_text_config().vocab_size, tokenizer.get_vocab()
+    for number, new in enumerate(base.new_tokens):
+        place = known.get(new.token)
+        if place is not None and place < rows:
+            what = f"the base has {printable(new.token)} already, as token {place:,}, with a row of its embedding."
+            remedy = "Remove it; method: full, or modules_to_save, trains the row too."
+            raise FieldError(f"base.add_tokens.{number}", what, remedy=remedy)
+        added = None if place is None else tokenizer.added_tokens_decoder.get(place)
+        if added is None or (new.special and not added.special):
+            token = AddedToken(new.token, special=new.special, normalized=False)
+            tokenizer.add_tokens([token], special_tokens=new.special)
+    vocabulary = tokenizer.get_vocab()
+    named = {vocabulary[new.token] for new in base.new_tokens}
+    return tokenizer, sorted({*named, *range(rows, max(vocabulary.values()) + 1)})
+
+
+def _trained_rows(recipe: Recipe, structure: Any, targets: list[str], rows: list[int]) -> TokenRows | None:
+    """By module, the rows that are trained alone: of the embedding and, if it is another matrix, of the head.
+
+    Raises:
+        FieldError: the method or PEFT cannot do that.
+    """
+    method, section = method_named(recipe.method), recipe.traits.section
+    modules, saved = embedding_modules(structure), recipe.adapter.modules_to_save or []
+    whole = [name for name in modules if any(matches(name, pattern) for pattern in saved)]
+    if whole == modules:
+        return None
+    named = f"{section}.modules_to_save: [{', '.join(modules)}]"
+    if whole:
+        what = f"trains {whole[0]} as a whole, and base.add_tokens rows of the other: embedding and head need the same."
+        raise FieldError(f"{section}.modules_to_save", what, remedy=f"Set {named}, or remove {whole[0]}.")
+    adapted = next((name for name in modules if name in targets), None)
+    reason = None
+    if not method.trains_rows:
+        reason = f"{method.name} cannot train single rows of {modules[0]}"
+    elif adapted:
+        reason = f"PEFT cannot train single rows of {adapted}, which has an adapter"
+    elif getattr(structure.get_output_embeddings(), "bias", None) is not None:
+        reason = f"PEFT would lose the bias of {modules[-1]} where it trains single rows"
+    if reason:
+        remedy = f"Train both whole with {named}, or use method: full."
+        raise FieldError("base.add_tokens", f"{reason}.", remedy=remedy)
+    return dict.fromkeys(modules[:1] if tied_modules(structure) else modules, rows)
 
 
 def padding_id(tokenizer: Any) -> int:

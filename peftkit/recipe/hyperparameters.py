@@ -1,4 +1,4 @@
-"""The sections on the model, how it is trained, and how it writes: arguments of the libraries, and the base."""
+"""The sections on the model and how it is trained: arguments of the libraries, and the base."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from peftkit.recipe.names import LORA_INITS_BEYOND, QUANTIZATION_WIDTHS
 from peftkit.recipe.quantizers import QUANTIZERS
 from peftkit.recipe.section import LibrarySection, Positive, Section, disagree
 
-__all__ = ["Base", "Generation", "Ia3", "Init", "Lora", "Quantization", "Training"]
+__all__ = ["Base", "Ia3", "Init", "Lora", "NewToken", "Quantization", "Training"]
 
 Share = Annotated[float, Field(ge=0, lt=1)]
 Interval = Literal["no", "steps", "epoch"]
@@ -184,6 +184,17 @@ class Init(Section):
         return self
 
 
+class NewToken(Section):
+    """A token that the base's tokenizer does not have, with how it is read back."""
+
+    token: str
+    """The text that becomes one token, wherever it is in the data."""
+
+    special: bool = False
+    """Whether the token is markup, which is left out where ids are made text again (`skip_special_tokens`), as the end
+    of text is. A token that generated text must show, as `<tool>`, is not special."""
+
+
 class Base(Section):
     """The model that training starts from."""
 
@@ -200,6 +211,11 @@ class Base(Section):
     """Probability with which values are dropped after embeddings, attention and each block while training. Unset:
     the base's own."""
 
+    add_tokens: list[str | NewToken] = Field(default_factory=list)
+    """Tokens that the base does not have, as `["<tool>", {token: "<end>", special: true}]`. The tokenizer gets them,
+    and the embedding a row for each, which is trained and saved. A token that the tokenizer has may be named if the
+    embedding has no row for it. Rows begin as the mean of all others (Hewitt 2021)."""
+
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     """Dtype of the frozen weights of the base. `auto`: bfloat16 on a GPU that computes in it and
     float32 elsewhere. Weights that are trained are always float32."""
@@ -210,7 +226,22 @@ class Base(Section):
             raise ValueError("Give exactly one of model and init.")
         if self.init and self.revision:
             disagree(("revision", "belongs to a hub model; a base made from init has none. Remove it."))
+        if self.init and self.add_tokens:
+            disagree(
+                ("add_tokens", "adds to the tokenizer of base.model, and a base made from init has none. Remove it.")
+            )
+        names = [each.token for each in self.new_tokens]
+        empty = [(f"add_tokens.{number}", "is empty. Remove it.") for number, name in enumerate(names) if not name]
+        again = [number for number, name in enumerate(names) if name and name in names[:number]]
+        disagree(
+            *empty, *((f"add_tokens.{number}", f"{names[number]!r} is there twice. Remove one.") for number in again)
+        )
         return self
+
+    @property
+    def new_tokens(self) -> list[NewToken]:
+        """The tokens of `add_tokens`, each in its long form."""
+        return [NewToken(token=each) if isinstance(each, str) else each for each in self.add_tokens]
 
 
 class Lora(LibrarySection):
@@ -316,29 +347,3 @@ class Quantization(LibrarySection):
         of_another = [name for name in self.model_extra or {} if QUANTIZATION_WIDTHS.get(name, width) != width]
         disagree(*((name, f"has no effect on weights in {width} bits. Remove it.") for name in sorted(of_another)))
         return self
-
-
-class Generation(Section):
-    """How completions are written where they are measured or shown: arguments of Transformers' `GenerationConfig`."""
-
-    max_new_tokens: Positive = 64
-    """Longest completion, in tokens; the end token ends it earlier."""
-
-    num_beams: Positive = 1
-    """Continuations that are followed at the same time; 1 always takes the likeliest token. The LoRA paper uses 10 on
-    E2E (Hu et al. 2021, table 11)."""
-
-    length_penalty: float = 1.0
-    """With beams, a continuation's log-likelihood is divided by its length to this power: above 1 prefers longer ones,
-    below 1 shorter ones. The LoRA paper uses 0.9 on E2E."""
-
-    no_repeat_ngram_size: Annotated[int, Field(ge=0)] = 0
-    """Sequences of this many tokens come once at most, the prompt's included; 0 lets them repeat. The LoRA paper uses
-    4 on E2E."""
-
-    batch_size: Positive = 16
-    """Prompts that are continued together. It changes memory and speed, and never the result but by rounding."""
-
-    samples: Annotated[int, Field(ge=0)] = 3
-    """Prompts of the validation data that are continued before and after training, to be seen in the report; 0 leaves
-    that out."""

@@ -89,7 +89,7 @@ _LORA_ADVICE: Mapping[str, Advice] = {
     ),
     "modules_to_save": Advice(
         (OneOf((None,), _PEFT),),
-        named={"a list": f"as for a head or embeddings of new tokens; {_GROWS}"},
+        named={"a list": f"as for a head; rows of new tokens alone need base.add_tokens; {_GROWS}"},
     ),
 }
 
@@ -134,7 +134,7 @@ METHODS: Final[Mapping[str, Traits]] = {
             ),
             "modules_to_save": Advice(
                 (OneOf((None,), "PEFT's documentation of IA3Config"),),
-                named={"a list": f"as for a head or new tokens; {_GROWS}"},
+                named={"a list": f"as for a head, or for base.add_tokens; {_GROWS}"},
             ),
         },
         drafted={"target_modules": None},

@@ -82,7 +82,6 @@ TRAINING_REFUSED: Mapping[str, str] = {
 LORA_BEYOND: Mapping[str, str] = {
     "layer_replication": "repeats layers",
     "target_parameters": "adapts bare parameters",
-    "trainable_token_indices": "trains single tokens",
     "alora_invocation_tokens": "acts only after certain tokens",
     "megatron_config": "is split by Megatron",
     "use_qalora": "pools its inputs",
@@ -104,6 +103,7 @@ _NO_PRODUCT = "is more than a product added to a weight, and peftkit could not p
 
 LORA_OWNED: Mapping[str, str] = {
     **{name: f"Remove it: an adapter that {what} {_NO_PRODUCT}" for name, what in LORA_BEYOND.items()},
+    "trainable_token_indices": "Set base.add_tokens, whose rows are trained alone.",
     "task_type": "Remove it: peftkit trains causal language models.",
     "peft_type": "Remove it: this section is LoRA.",
     "inference_mode": "Remove it: train trains and generate infers.",

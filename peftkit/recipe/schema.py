@@ -8,17 +8,43 @@ from pydantic import Field, model_validator
 
 from peftkit.metrics import METRICS, in_group
 from peftkit.recipe.data import Data, Format, Source
-from peftkit.recipe.hyperparameters import Base, Generation, Ia3, Lora, Quantization, Training
+from peftkit.recipe.hyperparameters import Base, Ia3, Lora, Quantization, Training
 from peftkit.recipe.methods import METHODS, Method, Traits
-from peftkit.recipe.section import Section, disagree
+from peftkit.recipe.section import Positive, Section, disagree
 
-__all__ = ["Base", "Data", "Expectation", "Format", "Method", "Precision", "Recipe", "Source"]
+__all__ = ["Base", "Data", "Expectation", "Format", "Generation", "Method", "Precision", "Recipe", "Source"]
 
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
 if TYPE_CHECKING:
     Metric: TypeAlias = str
 else:
     Metric = Literal[tuple(in_group("quality", "completions", "cost"))]
+
+
+class Generation(Section):
+    """How completions are written where they are measured or shown: arguments of Transformers' `GenerationConfig`."""
+
+    max_new_tokens: Positive = 64
+    """Longest completion, in tokens; the end token ends it earlier."""
+
+    num_beams: Positive = 1
+    """Continuations that are followed at the same time; 1 always takes the likeliest token. The LoRA paper uses 10 on
+    E2E (Hu et al. 2021, table 11)."""
+
+    length_penalty: float = 1.0
+    """With beams, a continuation's log-likelihood is divided by its length to this power: above 1 prefers longer ones,
+    below 1 shorter ones. The LoRA paper uses 0.9 on E2E."""
+
+    no_repeat_ngram_size: Annotated[int, Field(ge=0)] = 0
+    """Sequences of this many tokens come once at most, the prompt's included; 0 lets them repeat. The LoRA paper uses
+    4 on E2E."""
+
+    batch_size: Positive = 16
+    """Prompts that are continued together. It changes memory and speed, and never the result but by rounding."""
+
+    samples: Annotated[int, Field(ge=0)] = 3
+    """Prompts of the validation data that are continued before and after training, to be seen in the report; 0 leaves
+    that out."""
 
 
 class Expectation(Section):

@@ -37,7 +37,10 @@ def disagree(*found: tuple[str, str]) -> None:
     if not found:
         return
     raised = [(field, PydanticCustomError("disagreement", "{text}", {"text": message})) for field, message in found]
-    errors = [InitErrorDetails(type=error, loc=tuple(field.split(".")), input=None) for field, error in raised]
+    paths = [tuple(int(part) if part.isdigit() else part for part in field.split(".")) for field, _ in raised]
+    errors = [
+        InitErrorDetails(type=error, loc=path, input=None) for path, (_, error) in zip(paths, raised, strict=True)
+    ]
     raise ValidationError.from_exception_data("section", errors)
 
 

@@ -25,6 +25,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
+from peftkit.models.attach import save_model
 from peftkit.runs.folder import CARD_NAME, PROGRESS_NAME, Checkpoint, checkpoint_place, rotate
 from peftkit.storage import complete_folder, new_part, read_json, write_json, write_text
 from peftkit.training.processes import Processes
@@ -183,7 +184,7 @@ def fill_checkpoint(
     That is the model with every trained weight, the optimizer's whole state, the trainer's scheduler, scaler, state,
     progress and metrics, and for each process its random states and the sum of its losses that are not logged yet.
     """
-    model.save_pretrained(folder)
+    save_model(model, folder)
     (folder / CARD_NAME).unlink(missing_ok=True)  # PEFT's, which says nothing of this run
     write_states(folder, optimizer, trainer.lr_scheduler, trainer.accelerator.scaler, randoms)
     # a path on this machine is wrong once the folder has moved

@@ -22,6 +22,7 @@ from peftkit.data.sequences import Features
 from peftkit.errors import MemoryRunError, RunError, first_line
 from peftkit.evaluation.generation import Sample as Generated
 from peftkit.evaluation.generation import begin_samples, complete_samples, ending
+from peftkit.models.attach import save_model
 from peftkit.models.kernels import use_fast_kernels
 from peftkit.models.methods import method_named
 from peftkit.models.quantization import backend_of
@@ -157,7 +158,7 @@ def export(model: Any, tokenizer: Any, place: Path, record: Record, sample: Samp
     if hasattr(model, "config"):
         model.config.use_cache = True  # off while training; generation needs it
     with atomic_folder(place) as folder:
-        model.save_pretrained(folder)
+        save_model(model, folder)
         tokenizer.save_pretrained(folder)
         if (folder / CONFIG_NAME).is_file():
             write_json(folder / GENERATION_NAME, model.generation_config.to_diff_dict())  # where generation stops

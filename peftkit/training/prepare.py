@@ -19,7 +19,7 @@ from peftkit.models.attach import count_parameters
 from peftkit.models.attention import use_attention
 from peftkit.models.base import locate_base
 from peftkit.models.device import LiveModel, detect_hardware
-from peftkit.models.start import Start, new_start, pretrained_start
+from peftkit.models.start import Start, new_start, pretrained_start, with_new_tokens
 from peftkit.planning.decisions import ChosenPrecision, Dtype, choose_base_dtype, choose_precision, decide
 from peftkit.planning.hardware import Hardware
 from peftkit.planning.processes import check_machine, check_recipe, check_sharding, is_sharded
@@ -164,6 +164,8 @@ def prepare_run(file: RecipeFile, processes: Processes = ALONE, *, elsewhere: Ha
         base_dtype = choose_base_dtype(recipe.base.dtype, recipe.method, precision).choice
         init = recipe.base.init
         start = pretrained_start(recipe) if init is None else new_start(recipe, init, texts(recipe.data))
+        if start.new_rows:
+            console.info(_new_tokens(start))
         moment = datetime.fromtimestamp(processes.agreed("time", int(time())))
         data = prepare(recipe.data.model_copy(update={"time": recipe.data.time or moment}), start.tokenizer)
         console.info(f"train: {data.train.summary()}")
@@ -209,7 +211,7 @@ def audit_recipe(file: RecipeFile, *, show: int, tokens: bool = False) -> tuple[
     recipe = file.recipe
     with file.locating():
         if recipe.base.init is None:
-            tokenizer = locate_base(recipe.base, weights=False).tokenizer()
+            tokenizer, _ = with_new_tokens(recipe.base, locate_base(recipe.base, weights=False))
         else:
             tokenizer = new_start(recipe, recipe.base.init, texts(recipe.data)).tokenizer
         data = prepare(recipe.data, tokenizer)
@@ -221,20 +223,29 @@ def audit_recipe(file: RecipeFile, *, show: int, tokens: bool = False) -> tuple[
         return found, [], fault
 
 
+def _new_tokens(start: Start) -> str:
+    """What becomes of the recipe's new tokens, in a line."""
+    names = [str(printable(start.tokenizer.convert_ids_to_tokens(row) or "?")) for row in start.new_rows]
+    had = start.config.get_text_config().vocab_size
+    grown = f"the embedding grows from {had:,} to {start.vocabulary:,} rows" if start.vocabulary > had else None
+    listed = ", ".join(names[:8]) + (f" and {len(names) - 8:,} more" if len(names) > 8 else "")
+    return f"new tokens, whose rows are trained: {listed}; {grown or 'the embedding has rows for them'}."
+
+
 def _check_vocabulary(data: RunData, start: Start) -> None:
     """See that the base's embedding has a row for each token of the data; of a stream, of its first window.
 
     Raises:
         FieldError: it has not, as where tokens were added to the tokenizer alone.
     """
-    rows = len(start.tokenizer) if start.config is None else start.config.get_text_config().vocab_size
+    rows = start.vocabulary
     for prepared in (data.train, data.validation):
         parts = prepared.parts if prepared else []
         largest = max((int(part.corpus.documents.input_ids.max()) for part in parts if len(part.chosen)), default=0)
         if largest >= rows:
             name = printable(start.tokenizer.convert_ids_to_tokens(largest))
             what = f"its embedding has {rows:,} rows, and the data has the token {name}, number {largest:,}."
-            remedy = "Give the base model.resize_token_embeddings(len(tokenizer)) and save it, or change data.template."
+            remedy = "Name the token in base.add_tokens, which gives it a row that is trained, or change data.template."
             raise FieldError("base.model", what, remedy=remedy)
 
 

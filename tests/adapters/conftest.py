@@ -69,7 +69,9 @@ def bases(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 def make_adapter(bases: dict[str, Path], tmp_path: Path) -> MakeAdapter:
     """Writes an adapter with PEFT, every trained number of it random."""
 
-    def make(base: str, name: str = "adapter", *, seed: int = 0, words: int | None = None, **lora: Any) -> Path:
+    def make(
+        base: str, name: str = "adapter", *, seed: int = 0, words: int | None = None, tables: Any = "auto", **lora: Any
+    ) -> Path:
         from peft import LoraConfig, get_peft_model
         from transformers import AutoModelForCausalLM
 
@@ -86,7 +88,7 @@ def make_adapter(bases: dict[str, Path], tmp_path: Path) -> MakeAdapter:
                 parameter.data += 0.05 * torch.randn(parameter.shape, generator=generator)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            adapted.save_pretrained(tmp_path / name)
+            adapted.save_pretrained(tmp_path / name, save_embedding_layers=tables)
         return tmp_path / name
 
     return make

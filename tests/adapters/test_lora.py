@@ -14,7 +14,8 @@ from peft.tuners.lora import LoraLayer
 from torch import nn
 
 from peftkit.adapters.combine import products_of
-from peftkit.adapters.files import Adapter, kinds_of, place_of
+from peftkit.adapters.files import Adapter
+from peftkit.adapters.inspect import kinds_of, place_of
 from peftkit.errors import TargetError
 from peftkit.models.methods.lora import folded
 
@@ -113,7 +114,6 @@ def test_half_of_a_pair_is_an_error(write_adapter: WriteAdapter) -> None:
     ("config", "words"),
     [
         ({"init_lora_weights": "pissa_niter_4"}, "begun with pissa_niter_4"),
-        ({"trainable_token_indices": [1]}, "trains single tokens"),
         ({"layer_replication": [[0, 1]]}, "repeats layers"),
     ],
 )

@@ -12,10 +12,12 @@ from typing import Any
 
 import pytest
 import torch
+from peft import PeftModel
 from peft.tuners.lora import LoraLayer
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from peftkit.adapters.compare import check_adapter
 from peftkit.adapters.files import Adapter, GivenBase
 from peftkit.adapters.merge import MERGE_DTYPES, MergeReceipt, MergeSettings, merge
 from peftkit.adapters.proof import Sample, compare, logits_of
@@ -69,12 +71,12 @@ def merge_one(adapter: Path, output: Path, given: GivenBase, **settings: Any) ->
     return merge([(adapter, 1.0)], output, MergeSettings(**settings), given)
 
 
-def merge_error(adapter: Path, output: Path, given: GivenBase) -> float:
+def merge_error(adapter: Path, output: Path, given: GivenBase, sample: Sample = SAMPLE) -> float:
     """Merge, and compare here what the slower fresh process would."""
     merge_one(adapter, output, given, verify=False)
     merged = AutoModelForCausalLM.from_pretrained(output, dtype=torch.float32)
-    expected = logits_of(open_adapter(adapter, "cpu", given)[0], SAMPLE)
-    return compare(logits_of(merged, SAMPLE), expected, SAMPLE).relative_error
+    expected = logits_of(open_adapter(adapter, "cpu", given)[0], sample)
+    return compare(logits_of(merged, sample), expected, sample).relative_error
 
 
 def error_of(folder: Path, expected: list[torch.Tensor]) -> float:
@@ -257,6 +259,74 @@ def test_a_vocabulary_that_grew_is_carried_over(
     merged = AutoModelForCausalLM.from_pretrained(tmp_path / "merged")
     assert merged.get_input_embeddings().num_embeddings == 1026
     assert AutoTokenizer.from_pretrained(tmp_path / "merged").convert_tokens_to_ids("<two>") == 1025
+
+
+NEW = [1025, 1024]
+OF_TOKENS: dict[str, tuple[str, int | None, dict[str, Any]]] = {
+    "rows": ("gpt2", None, {"trainable_token_indices": [60, 3]}),
+    "new rows": ("gpt2", 1026, {"trainable_token_indices": NEW}),
+    "some new rows": ("gpt2", 1028, {"trainable_token_indices": NEW}),
+    "new rows of both": ("llama", 1026, {"trainable_token_indices": {"embed_tokens": NEW, "lm_head": NEW}}),
+    "new rows of the embedding": ("llama", 1026, {"trainable_token_indices": NEW}),
+    "rows of the head": ("llama", None, {"trainable_token_indices": {"lm_head": [60, 3]}}),
+    "both whole": ("llama", 1026, {"modules_to_save": ["embed_tokens", "lm_head"]}),
+    "both whole and no longer tied": ("gpt2", 1026, {"modules_to_save": ["wte", "lm_head"]}),
+    "the head whole": ("llama", 1026, {"modules_to_save": ["lm_head"]}),
+    "fewer tokens": ("llama", 1000, {"modules_to_save": ["embed_tokens", "lm_head"]}),
+}
+
+
+@pytest.mark.filterwarnings("ignore:Model has .tie_word_embeddings")
+@pytest.mark.filterwarnings("ignore:Input and output embeddings are no longer tied")
+@pytest.mark.parametrize("kind", OF_TOKENS)
+def test_what_peft_trained_of_an_embedding_is_opened_and_merged_exactly(
+    kind: str, bases: dict[str, Path], make_adapter: MakeAdapter, tmp_path: Path
+) -> None:
+    base, words, lora = OF_TOKENS[kind]
+    given = GivenBase(str(bases[base]))
+    adapter = make_adapter(base, words=words, **lora)
+    ids = [[3, 60, 7, (words or 1024) - 1, 5], [words - 2 if words else 60, 9]]
+
+    error = merge_error(adapter, tmp_path / "merged", given, Sample("random tokens", ids, ids))
+
+    assert error < 1e-5
+    assert [check.name for check in check_adapter(adapter, given) if check.passed is False] == []
+    theirs = AutoModelForCausalLM.from_pretrained(bases[base], dtype=torch.float32)
+    if words:
+        theirs.resize_token_embeddings(words, mean_resizing=False)
+    expected = PeftModel.from_pretrained(theirs, adapter).merge_and_unload().state_dict()
+    merged = AutoModelForCausalLM.from_pretrained(tmp_path / "merged")
+    assert merged.config.vocab_size == (words or 1024)
+    assert all(torch.allclose(expected[name], tensor, atol=1e-7) for name, tensor in merged.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    ("base", "lora", "words"),
+    [
+        ("gpt2", {"words": 1028, "trainable_token_indices": [1025]}, r"has 1,026 tokens.*new rows of transformer\.wte"),
+        ("llama", {"words": 1026, "trainable_token_indices": NEW}, r"new rows of lm_head are not all in it"),
+        ("llama", {"words": 1026, "modules_to_save": ["embed_tokens"]}, r"new rows of lm_head are not all in it"),
+        (
+            "gpt2",
+            {"trainable_token_indices": {"lm_head": [5]}},
+            r"lm_head\.weight: has trained rows that transformer\.wte",
+        ),
+        (
+            "gpt2",
+            {"trainable_token_indices": {"wte": [3], "lm_head": [5]}},
+            r"rows that transformer\.wte\.weight has not",
+        ),
+    ],
+)
+def test_rows_that_would_be_made_up_or_parted_are_refused(
+    base: str, lora: dict[str, Any], words: str, bases: dict[str, Path], make_adapter: MakeAdapter, tmp_path: Path
+) -> None:
+    adapter = make_adapter(base, tables=False, **lora)
+
+    with pytest.raises(TargetError, match=words):
+        merge_one(adapter, tmp_path / "merged", GivenBase(str(bases[base])), verify=False)
+
+    assert not (tmp_path / "merged").exists()
 
 
 def test_files_are_as_large_as_asked_and_load_as_one_model(runs: dict[str, Path], tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from peftkit.adapters.target import find_target, open_target
 from peftkit.data.formats.spans import prompt_ids
 from peftkit.evaluation.generation import score_texts, write
 from peftkit.models.attention_kernels import VARLEN
-from peftkit.recipe.hyperparameters import Generation
+from peftkit.recipe.schema import Generation
 
 PROMPTS = ["The inn by the bridge", "Everyone in town knows", "If"]
 

@@ -12,7 +12,15 @@ import torch
 from bitsandbytes.nn import Linear4bit
 from peft import LoraConfig, get_peft_model
 from torch import nn
-from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, set_seed
+from transformers import (
+    Gemma3ForCausalLM,
+    Gemma3TextConfig,
+    GPT2Config,
+    GPT2LMHeadModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+    set_seed,
+)
 from transformers.activations import NewGELUActivation
 from transformers.models.gemma.modeling_gemma import GemmaRMSNorm
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
@@ -20,7 +28,15 @@ from transformers.models.qwen3.modeling_qwen3 import Qwen3RMSNorm
 
 from peftkit.models import attention_kernels
 from peftkit.models.attention_kernels import dropout_attention, keep_mask
-from peftkit.models.kernels import Dropout, RMSNorm, is_rms_norm, use_fast_kernels, use_lora_kernels
+from peftkit.models.dtypes import exact_float32
+from peftkit.models.kernels import (
+    Dropout,
+    RMSNorm,
+    is_rms_norm,
+    use_fast_kernels,
+    use_lora_kernels,
+    use_row_kernels,
+)
 from peftkit.models.outline import kept_for_backward
 from peftkit.planning.hardware import Hardware
 
@@ -293,6 +309,56 @@ def test_loss_and_gradients_are_those_of_peft(base: Callable[[], Any], dropout: 
     assert loss.item() == pytest.approx(expected.item(), rel=1e-6)
     assert found.keys() == gradients.keys()
     assert max(off(found[name], gradients[name]) for name in gradients) < 2e-5
+
+
+def gemma() -> Any:
+    sizes = {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 1, "num_attention_heads": 4}
+    return Gemma3ForCausalLM(Gemma3TextConfig(vocab_size=64, num_key_value_heads=2, head_dim=16, **sizes))
+
+
+ROWS = {
+    llama: {"model.embed_tokens": [60, 5, 3], "lm_head": [60, 5, 3]},
+    adapted_gpt2: {"transformer.wte": [60, 5, 3]},
+    gemma: {"model.embed_tokens": [60, 5, 3]},  # whose embedding is scaled
+}
+
+
+@pytest.mark.parametrize("base", ROWS)
+def test_rows_of_an_embedding_that_are_trained_alone_are_computed_as_by_peft(base: Callable[[], Any]) -> None:
+    stock, _ = with_lora(base, trainable_token_indices=ROWS[base])
+    for name, weight in stock.named_parameters():
+        if "trainable_tokens" in name:
+            nn.init.normal_(weight, std=0.5)
+    fast = copy.deepcopy(stock)
+    use_row_kernels(fast)
+
+    expected, gradients = named_gradients(stock, IDS)
+    loss, found = named_gradients(fast, IDS)
+
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-6)
+    assert found.keys() == gradients.keys()
+    assert max(off(found[name], gradients[name]) for name in gradients) < 2e-5
+    with torch.no_grad(), stock.disable_adapter(), fast.disable_adapter():
+        assert torch.equal(fast(input_ids=IDS).logits, stock(input_ids=IDS).logits)
+    merged = [model.merge_and_unload().state_dict() for model in (stock, fast)]
+    assert all(torch.equal(tensor, merged[1][name]) for name, tensor in merged[0].items())
+
+
+def test_rows_on_a_base_in_bf16_are_computed_exactly_in_float32() -> None:
+    _, model = with_lora(llama, trainable_token_indices=ROWS[llama])
+    use_row_kernels(model)
+    for weight in model.parameters():
+        weight.data = weight.data.to(torch.float32 if weight.requires_grad else torch.bfloat16)
+    model.eval()
+    wide = copy.deepcopy(model).float()
+
+    with torch.no_grad(), exact_float32(model):
+        found = model(input_ids=IDS).logits
+
+    for name, weight in wide.named_parameters():
+        if "trainable_tokens" in name:
+            weight.data = weight.data.bfloat16().float()  # as they are put among the base's
+    assert off(found, wide(input_ids=IDS).logits.detach()) < 1e-6
 
 
 def test_under_autocast_it_is_at_least_as_exact_as_peft() -> None:

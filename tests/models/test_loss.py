@@ -16,6 +16,7 @@ from transformers.trainer_pt_utils import LabelSmoother
 from peftkit.data.collator import Collator
 from peftkit.data.grammar import corpus
 from peftkit.data.prepare import Prepared, prepare
+from peftkit.models.attach import embedding_modules
 from peftkit.models.attention_kernels import BOUNDS, VARLEN
 from peftkit.models.base import LocatedBase, locate_base
 from peftkit.models.loss import Loss, compute_loss_at_labels, evaluate_loss
@@ -172,6 +173,37 @@ def test_label_smoothing_is_the_trainers_in_loss_and_gradients(kind: str, adapte
     assert output.logits is None
     assert output.loss.item() == pytest.approx(stock_loss.item(), rel=1e-5)
     assert_equal(gradients(model, output.loss), stock)
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "llama", "llama of 640 tokens"])
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_single_rows_of_a_head_have_the_stock_loss_and_gradients(kind: str, smoothing: float, tmp_path: Any) -> None:
+    kind, _, vocabulary = kind.partition(" of ")
+    config = copy.deepcopy(SHAPES[kind])
+    config.vocab_size = int(vocabulary.partition(" ")[0] or 600)
+    torch.manual_seed(0)
+    model, lora, inputs = AutoModelForCausalLM.from_config(config), Lora(r=2, lora_dropout=0.0), batch()
+    modules = embedding_modules(model)[: 1 if kind == "gpt2" else 2]
+    rows = {module: [7, 599, 3] for module in modules}
+    model = METHOD.attach(model, lora, METHOD.targets(model, lora), tmp_path, rows).eval()
+    frozen = model.get_input_embeddings().original_module.weight.clone()
+    for weight in model.parameters():
+        if weight.requires_grad:
+            torch.nn.init.normal_(weight, std=0.1)
+
+    logits = model(input_ids=inputs["input_ids"]).logits
+    stock_loss = LabelSmoother(epsilon=smoothing)({"logits": logits}, inputs["labels"], shift_labels=True)
+    stock = gradients(model, stock_loss)
+    whole = evaluate_loss(model, [inputs], "fp32")
+    assert compute_loss_at_labels(model, smoothing)
+    losses = [model(**inputs).loss for _ in range(2)]
+
+    assert [loss.item() for loss in losses] == pytest.approx([stock_loss.item()] * 2, rel=1e-5)
+    assert_equal(gradients(model, losses[1]), stock)
+    assert sum("trainable_tokens" in name for name in stock) == len(modules)
+    assert torch.equal(model.get_input_embeddings().original_module.weight, frozen)
+    by_definition = functional.cross_entropy(logits[:, :-1].flatten(0, 1), inputs["labels"][:, 1:].flatten())
+    assert whole.mean == pytest.approx(by_definition.item(), rel=1e-5)
 
 
 @pytest.mark.parametrize("adapted", [False, True])

@@ -16,16 +16,34 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from peftkit.errors import TargetError
 from peftkit.recipe.methods import METHODS
 
 __all__ = [
-    "PREFIX", "Floats", "Overlap", "Size", "TrainingMethod", "Update",
-    "kinds_of_adapters", "method_named", "method_of_type",
+    "PREFIX", "ROWS_PART", "Floats", "Overlap", "Size", "TokenRows", "TrainedRows", "TrainingMethod", "Update",
+    "kinds_of_adapters", "method_named", "method_of_type", "trained_rows",
 ]  # fmt: skip
 
 Floats = npt.NDArray[np.float32]
+TokenRows = Mapping[str, list[int]]
+"""By the name of an embedding or a head, the token ids whose rows are trained alone."""
+
 PREFIX = "base_model.model."
 """How PEFT begins the name of every tensor that it saves."""
+
+
+ROWS_PART = "token_adapter.trainable_tokens_delta"
+"""How PEFT calls the rows of an embedding that it trains alone."""
+
+
+class TrainedRows(NamedTuple):
+    """Rows of an embedding, or of a head, that were trained alone."""
+
+    ids: list[int]
+    """The tokens whose rows they are; those beyond the base's own are of a vocabulary that grew."""
+
+    values: Floats
+    """[rows, width]."""
 
 
 class Size(NamedTuple):
@@ -131,6 +149,9 @@ class TrainingMethod(ABC):
     smaller: str = ""
     """What makes it need less memory."""
 
+    trains_rows: bool = False
+    """Whether single rows of an embedding can be trained with its adapter."""
+
     def targets(self, structure: Any, settings: Any) -> list[str]:
         """The full names of the modules that it changes, from the model's structure alone (the meta device will do).
 
@@ -143,10 +164,13 @@ class TrainingMethod(ABC):
         return []
 
     @abstractmethod
-    def attach(self, model: Any, settings: Any, targets: list[str], base_folder: Path) -> Any:
+    def attach(
+        self, model: Any, settings: Any, targets: list[str], base_folder: Path, rows: TokenRows | None = None
+    ) -> Any:
         """The model to train: all that is trained is float32 and requires gradients, and the rest is frozen.
 
-        The caller has set the seed. `base_folder` is where the base was opened from.
+        The caller has set the seed. `base_folder` is where the base was opened from, and `rows` are those of its
+        embedding and head that are trained alone.
         """
 
     def state(self, model: Any) -> dict[str, Any]:
@@ -199,6 +223,24 @@ def method_named(name: str) -> TrainingMethod:
 def method_of_type(peft_type: str) -> TrainingMethod | None:
     """The method that leaves adapters of one of PEFT's types; None where there is none."""
     return next((method for method in _all() if method.peft_type == peft_type), None)
+
+
+def trained_rows(folder: Path, config: Mapping[str, Any], tensors: Mapping[str, Floats]) -> dict[str, TrainedRows]:
+    """The rows in an adapter, by the base's name of the parameter; `tensors` are those of `ROWS_PART`, by their names.
+
+    Raises:
+        TargetError: the configuration does not say which tokens they are of.
+    """
+    given, found = config.get("trainable_token_indices") or {}, {}
+    for name, values in tensors.items():
+        module = name.removeprefix(PREFIX).removesuffix(f".{ROWS_PART}")
+        named = given if isinstance(given, dict) else {module: given}
+        ids: list[int] = next((ids for key, ids in named.items() if f".{module}".endswith(f".{key}")), [])
+        if len(ids) != len(values) or not all(type(each) is int and each >= 0 for each in ids):
+            what = f"its trainable_token_indices do not say which tokens the rows of {module} are of."
+            raise TargetError(what, where=str(folder), remedy="Copy the adapter again.")
+        found[f"{module}.weight"] = TrainedRows(ids, values)
+    return found
 
 
 def kinds_of_adapters() -> list[str]:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from peftkit.models.methods import TrainingMethod
+from peftkit.models.methods import TokenRows, TrainingMethod
 
 __all__ = ["METHOD"]
 
@@ -16,8 +16,10 @@ _NUMBERS = 4096
 class _Full(TrainingMethod):
     name = "full fine-tuning"
 
-    def attach(self, model: Any, settings: Any, targets: list[str], base_folder: Path) -> Any:
-        del settings, targets, base_folder
+    def attach(
+        self, model: Any, settings: Any, targets: list[str], base_folder: Path, rows: TokenRows | None = None
+    ) -> Any:
+        del settings, targets, base_folder, rows
         return model
 
     def state(self, model: Any) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from peftkit.errors import FieldError, TargetError
-from peftkit.models.methods import Floats, Overlap, Size, TrainingMethod, Update
+from peftkit.models.methods import Floats, Overlap, Size, TokenRows, TrainingMethod, Update
 from peftkit.recipe.hyperparameters import Ia3
 
 __all__ = ["METHOD", "Scales"]
@@ -84,7 +84,10 @@ class _Ia3(TrainingMethod):
         _feedforward(structure.config.model_type, found, settings.feedforward_modules)
         return found
 
-    def attach(self, model: Any, settings: Ia3, targets: list[str], base_folder: Path) -> Any:
+    def attach(
+        self, model: Any, settings: Ia3, targets: list[str], base_folder: Path, rows: TokenRows | None = None
+    ) -> Any:
+        del rows
         from peft import IA3Config
 
         from peftkit.models.attach import adapted

@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from peftkit.errors import FieldError, TargetError
-from peftkit.models.methods import PREFIX, Floats, Overlap, Size, TrainingMethod, Update
+from peftkit.models.methods import PREFIX, Floats, Overlap, Size, TokenRows, TrainingMethod, Update
 from peftkit.recipe.hyperparameters import Lora
 from peftkit.recipe.names import LORA_BEYOND, LORA_INITS_BEYOND
 
@@ -169,6 +169,7 @@ class _Lora(TrainingMethod):
     beginning = "its B is all zeros"
     strength = "lora.lora_alpha"
     smaller = "Lower lora.r, or use a smaller base."
+    trains_rows = True
 
     def targets(self, structure: Any, settings: Lora) -> list[str]:
         from peftkit.models.attach import attention_inputs, filtered, not_adapted, resolve_targets
@@ -184,12 +185,16 @@ class _Lora(TrainingMethod):
         _check_patterns(left, extras)
         return left
 
-    def attach(self, model: Any, settings: Lora, targets: list[str], base_folder: Path) -> Any:
+    def attach(
+        self, model: Any, settings: Lora, targets: list[str], base_folder: Path, rows: TokenRows | None = None
+    ) -> Any:
         from peft import LoraConfig
 
         from peftkit.models.attach import FILTERS, adapted
 
-        arguments = settings.model_dump(exclude={"target_modules", *FILTERS})
+        arguments = settings.model_dump(exclude={"target_modules", *FILTERS}) | {
+            "trainable_token_indices": rows or None
+        }
         return adapted(model, LoraConfig, targets, base_folder, **arguments)
 
     def has_effect(self, model: Any, before: Mapping[str, Any]) -> bool:
