@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 from collections.abc import Iterator
 from importlib.metadata import version
 from pathlib import Path
@@ -175,7 +176,7 @@ def recipe_page() -> str:
         *_section_parts("recipe", schema),
     ]
     for name in dict.fromkeys(section.__name__ for _, section in all_sections(Recipe)):
-        parts += _section_parts(name.lower(), schema["$defs"][name])
+        parts += _section_parts(_title(name), schema["$defs"][name])
     parts += ["## metrics", _METRICS, "\n".join(_metric_lines())]
     return "\n\n".join(parts) + "\n"
 
@@ -184,6 +185,11 @@ def _metric_lines() -> Iterator[str]:
     yield "| metric | label | unit | better | what it is |\n|---|---|---|---|---|"
     for metric in METRICS.values():
         yield f"| `{metric.name}` | {metric.label} | {metric.unit} | {metric.better or ''} | {metric.meaning} |"
+
+
+def _title(name: str) -> str:
+    """A section's class in words, as `new token`."""
+    return re.sub(r"\B([A-Z])", r" \1", name).lower()
 
 
 def _section_parts(title: str, section: dict[str, Any]) -> Iterator[str]:
@@ -205,7 +211,8 @@ def _section_parts(title: str, section: dict[str, Any]) -> Iterator[str]:
 
 def _type(field: dict[str, Any]) -> str:
     if "$ref" in field:
-        return f"[{field['$ref'].rpartition('/')[2].lower()}](#{field['$ref'].rpartition('/')[2].lower()})"
+        title = _title(field["$ref"].rpartition("/")[2])
+        return f"[{title}](#{title.replace(' ', '-')})"
     if "enum" in field:
         return " or ".join(f"`{value}`" for value in field["enum"])
     if "const" in field:
