@@ -55,16 +55,21 @@ class Head:
     def __init__(self, head: Any) -> None:
         """Of a linear layer, or one of which PEFT trains single rows."""
         self.linear: nn.Linear = unwrapped(head)
-        self.trained: torch.Tensor = self.linear.weight
-        """The weight [vocabulary, width], or the rows [trained, width] of it that alone are trained."""
-
         self._rows: torch.Tensor | None = None
         self._kept: dict[torch.dtype, _Operands] = {}
-        if head is not self.linear:
-            layer = head.token_adapter
-            (name,) = layer.active_adapters
-            self.trained = layer.trainable_tokens_delta[name]
-            self._rows = torch.tensor(layer.token_indices[name], device=self.linear.weight.device)
+        self._layer: Any = getattr(head, "token_adapter", None)
+        if self._layer is not None:
+            (name,) = self._layer.active_adapters
+            self._rows = torch.tensor(self._layer.token_indices[name], device=self.linear.weight.device)
+
+    @property
+    def trained(self) -> torch.Tensor:
+        """The weight [vocabulary, width], or the rows [trained, width] of it that alone are trained."""
+        if self._layer is None:
+            return self.linear.weight
+        (name,) = self._layer.active_adapters
+        rows: torch.Tensor = self._layer.trainable_tokens_delta[name]
+        return rows
 
     @torch.no_grad()
     def operands(self, dtype: torch.dtype) -> _Operands:
