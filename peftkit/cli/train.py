@@ -127,4 +127,4 @@ def _tell(manifest: RunManifest) -> None:
     if metrics.checkpoints:
         waited = (metrics.checkpoint_seconds or 0.0) / (metrics.train_seconds or 1.0)
         console.info(f"{metrics.checkpoints} checkpoints, for which training waited {waited:.1%} of its time")
-    console.info(f"{metrics.train_tokens:,} tokens in {metrics.train_seconds:.0f} s; opened again and found right:")
+    console.info(f"{metrics.train_tokens:,} tokens in {metrics.train_seconds:.0f} s; saved and verified:")
