@@ -302,7 +302,7 @@ def test_combined_and_smaller_adapters_are_sound_ones(runs: dict[str, Path], pef
 def test_adapters_of_other_bases_are_not_added(runs: dict[str, Path], peftkit: Command, tmp_path: Path) -> None:
     done = peftkit("merge", str(runs["lora"]), "merged", "--also", str(runs["qlora"]), "0.5")
 
-    assert_refused(done, "held in another way")
+    assert_refused(done, "quantised in another way")
     assert list(tmp_path.iterdir()) == []
 
 
