@@ -52,7 +52,7 @@ def error_of(place: Path, expected: list[torch.Tensor], sample: Sample) -> float
     return compare(logits_of(model, sample), expected, sample).relative_error
 
 
-@pytest.mark.parametrize(("proof", "kills"), [("no-verify", 10), pytest.param("verify", 20, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(("proof", "kills"), [("no-verify", 10), pytest.param("verify", 10, marks=pytest.mark.slow)])
 def test_a_merge_killed_at_any_moment_leaves_nothing_wrong(
     proof: str, kills: int, runs: dict[str, Path], tmp_path: Path
 ) -> None:
