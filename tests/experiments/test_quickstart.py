@@ -18,6 +18,7 @@ Command = Callable[..., subprocess.CompletedProcess[str]]
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_every_method_is_clearly_better_than_the_untouched_base(peftkit: Command, tmp_path: Path) -> None:
     done = peftkit("quickstart", "--output", "quick", "--json")
 
