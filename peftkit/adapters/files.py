@@ -242,11 +242,9 @@ class Adapter:
         """Of a tensor in the file: its module and part there, or a whole parameter's name and None."""
         inner = name.removeprefix(PREFIX)
         part = next((part for part in (*self.method.parts, ROWS_PART) if inner.endswith(f".{part}")), None)
-        return (
-            inner.removesuffix(f".{part}")
-            if part
-            else inner.replace(".token_adapter.", ".").replace(".base_layer.", ".")
-        ), part
+        if part is None:
+            return inner.replace(".token_adapter.", ".").replace(".base_layer.", "."), None
+        return inner.removesuffix(f".{part}"), part
 
     @property
     def not_finite(self) -> list[str]:
