@@ -34,7 +34,7 @@ from peftkit.storage import (
 
 __all__ = ["Corpus", "Part", "Reading", "check_rows", "encoder_of", "load_corpus", "writing_of"]
 
-_VERSION = 2  # of what is kept: another one is made anew
+_VERSION = 3  # of what is kept: another one is made anew
 _READING_NAME = "reading.json"
 
 
@@ -60,6 +60,9 @@ class Reading:
     notes: dict[str, int] = field(default_factory=dict)
     """What an audit counts of the documents."""
 
+    largest_token: int = 0
+    """The greatest token id in the documents."""
+
     def add(self, batch: Encoded) -> None:
         """Count a batch of rows."""
         self.rows += batch.rows
@@ -68,6 +71,7 @@ class Reading:
         self.first_bad += batch.bad[: BAD_ROWS_SHOWN - len(self.first_bad)]
         self.ignored = dict(Counter(self.ignored) + batch.ignored)
         self.notes = dict(Counter(self.notes) + batch.notes)
+        self.largest_token = max(self.largest_token, int(batch.documents.input_ids.max(initial=0)))
 
 
 @dataclass(frozen=True)

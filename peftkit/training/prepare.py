@@ -241,7 +241,7 @@ def _check_vocabulary(data: RunData, start: Start) -> None:
     rows = start.vocabulary
     for prepared in (data.train, data.validation):
         parts = prepared.parts if prepared else []
-        largest = max((int(part.corpus.documents.input_ids.max()) for part in parts if len(part.chosen)), default=0)
+        largest = max((part.corpus.reading.largest_token for part in parts if len(part.chosen)), default=0)
         if largest >= rows:
             name = printable(start.tokenizer.convert_ids_to_tokens(largest))
             what = f"its embedding has {rows:,} rows, and the data has the token {name}, number {largest:,}."
