@@ -211,6 +211,27 @@ def test_a_file_is_trained_on_as_it_is_meant(file: str, base: str, expected: lis
     assert seen(data_of(file), base) == expected
 
 
+SPACED = (
+    "{% for m in messages %}{{ 'USER: ' if m['role'] == 'user' else 'ASSISTANT: ' }}{{ m['content'] }}"
+    "{{ eos_token if m['role'] == 'assistant' else '\\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ 'ASSISTANT: ' }}{% endif %}"
+)
+
+
+def test_a_prompt_that_ends_in_a_space_leaves_it_to_the_answer() -> None:
+    first = seen(data_of("prompt-ends-in-space.jsonl", template=SPACED), "tiny")[0]
+
+    assert first == "USER: Dish 0 was bad.\nASSISTANT:⟦ negative<|endoftext|>⟧"
+
+
+def test_the_end_of_a_turn_that_is_not_the_end_of_text_ends_generation_too() -> None:
+    tokenizer = base_tokenizer("chatml")
+    train = prepare(data_of("turn-end-is-not-eos.jsonl"), tokenizer).train
+
+    assert tokenizer.convert_ids_to_tokens(train.end_tokens) == ["<|im_end|>", "<|endoftext|>"]
+    assert train.counts.ends == train.counts.documents
+
+
 WHOLE = [(file, base) for file, base, _ in CASES if base not in ("tiny", "llama2") and file in WRITTEN_AS_THEY_ARE]
 
 
